@@ -1,0 +1,207 @@
+"""torch.export over a component: one program, every declared dimension dynamic, or the line that prevents it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from trueport.errors import CaptureError, SpecializationError
+from trueport.interface import Interface, Tensor, terms
+from trueport.patches import exportable
+from trueport.roles.component import Component, sample
+
+
+@dataclass(frozen=True)
+class Captured:
+    """An exported program whose inputs and outputs stand in the order of ``interface``."""
+
+    name: str
+    stem: str
+    program: torch.export.ExportedProgram
+    interface: Interface
+    patches: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Specialization:
+    """A symbol that became a constant, and the line of the model's or the user's source where it did."""
+
+    symbol: str
+    value: int
+    line: str
+
+
+class CheckedModule(nn.Module):
+    """A component under positional arguments that first states which axes are equal, and which are sums.
+
+    Said once here, torch need not find it again in every layer: half of the tracing time, and no shape arithmetic
+    in the graph.
+    """
+
+    def __init__(self, component: Component) -> None:
+        super().__init__()
+        self.inner = component.module
+        self.interface = component.interface
+
+    def forward(self, *args: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs in the interface's order to outputs in the interface's order."""
+        named = {tensor.name: arg for tensor, arg in zip(self.interface.inputs, args, strict=True)}
+        sizes: dict[str, Any] = {}
+        sums = []
+        for tensor in self.interface.inputs:
+            for axis, length in zip(tensor.shape, named[tensor.name].shape, strict=True):
+                parts = terms(axis)
+                if len(parts) > 1:
+                    sums.append((parts, length))
+                elif parts and parts[0] in sizes:
+                    torch._check(length == sizes[parts[0]])
+                elif parts:
+                    sizes[parts[0]] = length
+        for parts, length in sums:
+            torch._check(length == sum(sizes[part] for part in parts))
+        results = self.inner(**named)
+        return [results[tensor.name] for tensor in self.interface.outputs]
+
+
+def capture(component: Component) -> Captured:
+    """Trace the component under the patches that it needs.
+
+    Raises:
+        SpecializationError: a declared dimension became constant; the message names input, axis, value and line.
+        CaptureError: torch.export refused; the message names the line.
+    """
+    interface = component.interface
+    feeds = sample(interface, component.sizes)
+    args = tuple(feeds[tensor.name] for tensor in interface.inputs)
+    dynamic = (tuple(_dynamic_axes(tensor) for tensor in interface.inputs),)
+    module = CheckedModule(component).eval()
+    with exportable(component.module) as context, _watch_specializations() as seen, torch.no_grad():
+        try:
+            program = torch.export.export(
+                module, args, dynamic_shapes=dynamic, strict=False, prefer_deferred_runtime_asserts_over_guards=True
+            )
+        except Exception as error:
+            raise _explain(component, error, seen) from error
+    _refuse_constants(component, program, seen)
+    interface = interface.with_outputs(_output_tensors(interface, program))
+    return Captured(component.name, component.stem, program, interface, tuple(context.applied))
+
+
+def _dynamic_axes(tensor: Tensor) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, length in enumerate(tensor.shape) if isinstance(length, str)}
+
+
+def _placeholders(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+    names = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def _refuse_constants(
+    component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]
+) -> None:
+    for tensor, node in zip(component.interface.inputs, _placeholders(program), strict=True):
+        for axis, length in enumerate(node.meta["val"].shape):
+            if isinstance(tensor.shape[axis], str) and not isinstance(length, torch.SymInt):
+                raise _specialized(component, tensor, axis, int(length), seen)
+
+
+def _specialized(
+    component: Component, tensor: Tensor, axis: int, value: int, seen: list[Specialization]
+) -> SpecializationError:
+    lines = [entry.line for entry in seen if entry.value == value and entry.line]
+    where = f" at {lines[0]}" if lines else ""
+    return SpecializationError(
+        f"{component.name}: axis {axis} ({tensor.shape[axis]}) of input {tensor.name} was to be dynamic "
+        f"and became the constant {value}{where}",
+        "Compute from the tensor's own shape there, or export with a patch that does (docs/patches.md).",
+    )
+
+
+def _output_tensors(interface: Interface, program: torch.export.ExportedProgram) -> list[Tensor]:
+    """The outputs with the dtypes and symbolic shapes that the program computed."""
+    names = {}
+    for tensor, node in zip(interface.inputs, _placeholders(program), strict=True):
+        for declared, length in zip(tensor.shape, node.meta["val"].shape, strict=True):
+            if isinstance(declared, str) and isinstance(length, torch.SymInt) and len(terms(declared)) == 1:
+                names.setdefault(str(length.node.expr), declared)
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    results = []
+    for tensor, node in zip(interface.outputs, output.args[0][-len(interface.outputs) :], strict=True):
+        value = node.meta["val"]
+        shape = tuple(_axis_name(length, names) for length in value.shape)
+        if tensor.shape and len(tensor.shape) == len(shape):
+            shape = tensor.shape
+        results.append(replace(tensor, dtype=str(value.dtype).removeprefix("torch."), shape=shape))
+    return results
+
+
+def _axis_name(length: Any, names: dict[str, str]) -> int | str:
+    if not isinstance(length, torch.SymInt):
+        return int(length)
+    expression = length.node.expr
+    parts = [str(part) for part in expression.as_ordered_terms()]
+    if all(part in names for part in parts):
+        return " + ".join(sorted(names[part] for part in parts))
+    return str(expression.subs({symbol: names.get(str(symbol), str(symbol)) for symbol in expression.free_symbols}))
+
+
+@contextmanager
+def _watch_specializations() -> Iterator[list[Specialization]]:
+    """Record every symbol that torch replaces by a number, with the line that made it do so."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    seen: list[Specialization] = []
+    original = ShapeEnv._set_replacement
+
+    def watching(self: Any, symbol: Any, target: Any, *rest: Any, **named: Any) -> Any:
+        if getattr(target, "is_number", False):
+            seen.append(Specialization(str(symbol), int(target), user_line(traceback.extract_stack())))
+        return original(self, symbol, target, *rest, **named)
+
+    ShapeEnv._set_replacement = watching  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        ShapeEnv._set_replacement = original  # type: ignore[method-assign]
+
+
+FRAMEWORK = ("/torch/", "/trueport/", "/sympy/", "/contextlib.py", "/functools.py", "<frozen", "/onnxscript/")
+"""Parts of paths that are not the model's or the user's own source."""
+
+
+def user_line(stack: traceback.StackSummary) -> str:
+    """The innermost frame outside torch and Trueport, as ``file:line (code)``; empty when there is none."""
+    for frame in reversed(stack):
+        path = frame.filename.replace("\\", "/")
+        if not any(part in path for part in FRAMEWORK) and "torch.fx" not in path:
+            if "/site-packages/" in path and "/transformers/" not in path and not frame.line:
+                continue
+            return f"{path}:{frame.lineno} ({frame.line})"
+    return ""
+
+
+def _explain(component: Component, error: Exception, seen: list[Specialization]) -> CaptureError:
+    """The error as a user can act on it: what torch refused, and the line of the model's source."""
+    text = str(error)
+    line = user_line(traceback.extract_tb(error.__traceback__))
+    if "specialized" in text or "not all values" in text or "ConstraintViolation" in type(error).__name__:
+        for tensor in component.interface.inputs:
+            index = [entry.name for entry in component.interface.inputs].index(tensor.name)
+            for axis in _dynamic_axes(tensor):
+                if f"args'][{index}].size()[{axis}]" in text or f"[{index}].shape[{axis}]" in text:
+                    value = seen[-1].value if seen else component.sizes.get(str(tensor.shape[axis]), 0)
+                    return _specialized(component, tensor, axis, value, seen)
+        if seen:
+            return SpecializationError(
+                f"{component.name}: a dynamic dimension became the constant {seen[-1].value} at {seen[-1].line}",
+                "Compute from the tensor's own shape there.",
+            )
+    summary = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
+    where = f" at {line}" if line else ""
+    return CaptureError(f"{component.name}: torch.export refused{where}: {type(error).__name__}: {summary}")

@@ -1,0 +1,149 @@
+"""The one description of a component's inputs, outputs and state; everything else derives from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "int32": 4, "bool": 1}
+"""Element sizes in bytes by dtype name."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A named axis length and the range that the artefact serves.
+
+    ``maximum`` is None where nothing bounds it. ``because`` names what bounds it, for messages.
+    """
+
+    name: str
+    minimum: int = 1
+    maximum: int | None = None
+    because: str = ""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor: ``shape`` holds integers, dimension names, and sums such as ``"a + b"``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape at the given dimension sizes."""
+        return tuple(evaluate(axis, sizes) for axis in self.shape)
+
+
+@dataclass(frozen=True)
+class StatePair:
+    """At the next step, ``input`` is fed from ``output``; before the first it is empty along ``axis``."""
+
+    input: str
+    output: str
+    axis: int
+    initial: str = "empty"
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Inputs, outputs and state of one component, in the order of the graph's own signature."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    dimensions: tuple[Dimension, ...]
+    state: tuple[StatePair, ...] = field(default=())
+
+    def input(self, name: str) -> Tensor:
+        """The input called ``name``; KeyError when there is none."""
+        return _find(self.inputs, name)
+
+    def output(self, name: str) -> Tensor:
+        """The output called ``name``; KeyError when there is none."""
+        return _find(self.outputs, name)
+
+    def has_input(self, name: str) -> bool:
+        """Whether an input has this name."""
+        return any(tensor.name == name for tensor in self.inputs)
+
+    def dimension(self, name: str) -> Dimension:
+        """The dimension called ``name``; KeyError when there is none."""
+        for dimension in self.dimensions:
+            if dimension.name == name:
+                return dimension
+        raise KeyError(name)
+
+    @property
+    def state_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that carry state."""
+        return tuple(pair.input for pair in self.state)
+
+    @property
+    def plain_inputs(self) -> tuple[Tensor, ...]:
+        """The inputs that a caller feeds."""
+        state = set(self.state_inputs)
+        return tuple(tensor for tensor in self.inputs if tensor.name not in state)
+
+    @property
+    def plain_outputs(self) -> tuple[Tensor, ...]:
+        """The outputs that a caller reads."""
+        state = {pair.output for pair in self.state}
+        return tuple(tensor for tensor in self.outputs if tensor.name not in state)
+
+    def with_outputs(self, outputs: Iterable[Tensor]) -> Interface:
+        """The same interface with other outputs."""
+        return replace(self, outputs=tuple(outputs))
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that the manifest stores."""
+        return {
+            "inputs": [_tensor_json(tensor) for tensor in self.inputs],
+            "outputs": [_tensor_json(tensor) for tensor in self.outputs],
+            "state": [
+                {"input": pair.input, "output": pair.output, "axis": pair.axis, "initial": pair.initial}
+                for pair in self.state
+            ],
+            "dimensions": {
+                dimension.name: [dimension.minimum, dimension.maximum] for dimension in self.dimensions
+            },
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Interface:
+        """The interface that ``to_json`` wrote."""
+        return Interface(
+            inputs=tuple(_tensor_from_json(entry) for entry in data["inputs"]),
+            outputs=tuple(_tensor_from_json(entry) for entry in data["outputs"]),
+            dimensions=tuple(
+                Dimension(name, bounds[0], bounds[1]) for name, bounds in data["dimensions"].items()
+            ),
+            state=tuple(
+                StatePair(entry["input"], entry["output"], entry["axis"], entry["initial"]) for entry in data["state"]
+            ),
+        )
+
+
+def terms(axis: int | str) -> list[str]:
+    """The dimension names that an axis adds up; empty for an integer."""
+    return [] if isinstance(axis, int) else [term.strip() for term in axis.split("+")]
+
+
+def evaluate(axis: int | str, sizes: Mapping[str, int]) -> int:
+    """The length of an axis at the given dimension sizes."""
+    return axis if isinstance(axis, int) else sum(sizes[term] for term in terms(axis))
+
+
+def _find(tensors: Iterable[Tensor], name: str) -> Tensor:
+    for tensor in tensors:
+        if tensor.name == name:
+            return tensor
+    raise KeyError(name)
+
+
+def _tensor_json(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _tensor_from_json(entry: Mapping[str, Any]) -> Tensor:
+    return Tensor(entry["name"], entry["dtype"], tuple(entry["shape"]))

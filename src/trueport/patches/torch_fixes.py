@@ -1,0 +1,88 @@
+"""Replacements inside torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trueport.patches.registry import Patch
+
+
+def _plain_attention(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``scaled_dot_product_attention`` whose key heads are spelled out and whose output is contiguous.
+
+    query (batch, heads, query, head_size), key and value (batch, key_heads, keys, head_size), of any broadcastable
+    number of heads.
+    """
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        *rest: Any,
+        **named: Any,
+    ) -> torch.Tensor:
+        if not named.get("enable_gqa", False) and query.ndim == 4 and key.shape[1] == 1 != query.shape[1]:
+            key = key.expand(-1, query.shape[1], -1, -1)
+            value = value.expand(-1, query.shape[1], -1, -1)
+        if attn_mask is not None and attn_mask.is_floating_point() and not rest:
+            return _with_bias(query, key, value, attn_mask, **named)
+        output = original(query, key, value, attn_mask, *rest, **named)
+        return output.clone(memory_format=torch.contiguous_format)
+
+    return attention
+
+
+def _with_bias(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    """softmax(query key^T scale + bias) value, spelled out.
+
+    ONNX ``Attention`` answers a row whose bias is the lowest float everywhere with zeros; torch, and this, with the
+    mean over all keys, which a cross-attention over a wholly masked source then reads.
+    """
+    if enable_gqa and key.shape[1] != query.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.matmul(query, key.transpose(-2, -1)) * factor + bias
+    return torch.matmul(torch.softmax(scores, dim=-1), value)
+
+
+def _attention_samples() -> list[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    mask = torch.ones(2, 1, 3, 5, dtype=torch.bool).tril(2)
+    return [
+        (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8)),
+        (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), mask),
+        (draw(2, 4, 3, 8), draw(2, 1, 5, 8), draw(2, 1, 5, 8), mask),
+        (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), draw(2, 4, 3, 5)),
+        (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), torch.full((2, 1, 3, 5), torch.finfo(torch.float32).min)),
+    ]
+
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        path="torch.nn.functional.scaled_dot_product_attention",
+        symptom="its output's strides depend on the kernel: a view traced over them (T5) cannot be decomposed; "
+        "a key with one head, broadcast (Falcon), has no form in ONNX Attention; a float mask (T5) that is "
+        "lowest everywhere gives zeros there and the mean over all keys here",
+        upstream="torch/onnx/_internal/exporter/_torchlib/ops/nn.py, aten_scaled_dot_product_attention_23",
+        replacement=_plain_attention,
+        samples=_attention_samples,
+    ),
+)

@@ -1,0 +1,148 @@
+"""What every clause works with: the artefact, the original where there is one, inputs, budgets, and one comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from trueport.errors import TrueportError
+from trueport.interface import Interface
+from trueport.proof.inputs import Batch, Inputs
+from trueport.proof.reference import Reference
+from trueport.proof.result import Case
+from trueport.proof.subject import Subject
+from trueport.proof.tolerance import Tolerance
+
+
+class NotApplicableError(Exception):
+    """A clause has nothing to ask of this artefact; the message says why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One artefact under proof.
+
+    Attributes:
+        subject: the artefact, through its runtime.
+        role: its role.
+        config: the model's config.
+        inputs: draws batches.
+        outputs: the interface whose plain outputs are compared, by name.
+        padded: the interface of the side that can be padded.
+        tolerance: budgets.
+        own, exact: the original in its own dtype and in float64; None without the original.
+        runnable: the loaded artefact, with ``generate``; None where it cannot generate.
+        lengths: interesting lengths of this model: the traced one and one far past it.
+    """
+
+    subject: Subject
+    role: str
+    config: Any
+    inputs: Inputs
+    outputs: dict[str, tuple[int | str, ...]]
+    padded: Interface
+    tolerance: Tolerance
+    own: Reference | None
+    exact: Reference | None
+    runnable: Any
+    lengths: tuple[int, int]
+
+    @cached_property
+    def masked(self) -> bool:
+        """Whether the artefact takes an attention mask for its padded side."""
+        return self.padded.has_input("attention_mask")
+
+    def require_original(self) -> Reference:
+        """The float64 original.
+
+        Raises:
+            NotApplicableError: there is none.
+        """
+        if self.exact is None:
+            raise NotApplicableError("needs the original: give --against MODEL")
+        return self.exact
+
+    def require_mask(self) -> None:
+        """Raise NotApplicableError where the model itself takes no mask."""
+        if self.inputs.features is not None:
+            raise NotApplicableError("the source is speech of one fixed length, without a mask")
+        if not self.masked and self.exact is not None and "attention_mask" not in self.exact.takes:
+            raise NotApplicableError("the model takes no attention_mask")
+
+    def real(self, name: str, batch: Batch) -> np.ndarray:
+        """Which leading positions of output ``name`` must be right: (batch,) or (batch, length) booleans."""
+        rows = batch.mask.any(axis=1)
+        if self.role == "seq2seq" and name == "logits":
+            # A wholly masked source is read by the cross-attention; only the original says what then comes out.
+            decides = rows if self.exact is None else np.ones_like(rows)
+            return np.repeat(decides[:, None], batch.decoded.shape[1], axis=1)
+        if len(self.outputs[name]) > 1 and isinstance(self.outputs[name][1], str):
+            return batch.mask == 1
+        if self.role == "seq2seq":
+            return np.ones((batch.size, 1), dtype=bool) if batch.ids.ndim == 3 else batch.mask == 1
+        return rows
+
+    def ask(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The artefact's answer as float64.
+
+        Raises:
+            TrueportError: it refuses the batch.
+        """
+        return {name: value.astype(np.float64) for name, value in self.subject.forward(batch).items() if name in self.outputs}
+
+    def compare(
+        self,
+        case: str,
+        batch: Batch,
+        got: dict[str, np.ndarray],
+        truth: dict[str, np.ndarray],
+        *,
+        only: dict[str, np.ndarray] | None = None,
+        note: str = "",
+    ) -> Case:
+        """The worst output of the worst row, against its budget.
+
+        Args:
+            only: positions to compare by output, in place of all real ones.
+        """
+        worst = Case(case, 0.0, self.tolerance.budget("", 1.0), None, note)
+        for name in got:
+            real = self.real(name, batch) if only is None else only[name]
+            if not real.any() or name not in truth:
+                continue
+            value, wanted = got[name], truth[name]
+            if value.shape != wanted.shape:
+                return Case(case, None, 0.0, batch.to_json(), f"{name} has shape {value.shape}, not {wanted.shape}")
+            real = np.broadcast_to(real, value.shape[: real.ndim])
+            difference = np.where(_spread(real, value), np.abs(value - wanted), 0.0)
+            scale = float(np.abs(wanted[real]).max())
+            found = self._judged(case, name, batch, difference, scale, note)
+            if found.ratio >= worst.ratio or worst.worst_input is None:
+                worst = found
+        return worst
+
+    def _judged(self, case: str, name: str, batch: Batch, difference: np.ndarray, scale: float, note: str) -> Case:
+        rows = difference.reshape(batch.size, -1)
+        per_row = np.where(np.isnan(rows).any(axis=1), np.inf, np.nan_to_num(rows, nan=0.0).max(axis=1))
+        row = int(per_row.argmax())
+        error = None if np.isinf(per_row[row]) else float(per_row[row])
+        words = name if len(self.outputs) > 1 else ""
+        return Case(
+            case,
+            error,
+            self.tolerance.budget(name, scale),
+            batch.take([row]).to_json(),
+            "; ".join(part for part in (words, "not finite" if error is None else "", note) if part),
+        )
+
+    def refused(self, case: str, batch: Batch, error: TrueportError) -> Case:
+        """A failed case: the artefact would not run a legal batch."""
+        return Case(case, None, 0.0, batch.take([0]).to_json(), str(error))
+
+
+def _spread(real: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """``real`` with axes of length 1 appended, so that it broadcasts over ``value``."""
+    return real.reshape(real.shape + (1,) * (value.ndim - real.ndim))

@@ -1,0 +1,36 @@
+"""The clauses of a proof, one module each, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trueport.errors import TrueportError
+from trueport.proof.asked import Asked
+from trueport.proof.clauses import cache, causal, finite, generate, inert, padding, shapes, window
+from trueport.proof.result import Case
+
+CLAUSES: dict[str, Callable[[Asked], Sequence[Case]]] = {
+    "shapes": shapes.ask,
+    "padding": padding.ask,
+    "inert": inert.ask,
+    "causal": causal.ask,
+    "cache": cache.ask,
+    "window": window.ask,
+    "generate": generate.ask,
+    "finite": finite.ask,
+}
+"""Each clause's question by its name; it raises NotApplicableError where it has none."""
+
+
+def check_names(names: Sequence[str] | None) -> list[str]:
+    """The chosen clauses in their order.
+
+    Raises:
+        TrueportError: a name is none of them.
+    """
+    if names is None:
+        return list(CLAUSES)
+    for name in names:
+        if name not in CLAUSES:
+            raise TrueportError(f"There is no clause {name}", f"The clauses are: {', '.join(CLAUSES)}.")
+    return [name for name in CLAUSES if name in names]

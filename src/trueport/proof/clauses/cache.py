@@ -1,0 +1,68 @@
+"""``cache``: any split of a sequence into steps and chunks equals the whole; beams keep their cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trueport.errors import TrueportError
+from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.inputs import Batch, left, right
+from trueport.proof.result import Case
+
+
+def ask(asked: Asked) -> list[Case]:
+    """Chunkings of a ragged batch from an empty cache on, and reordered and repeated rows."""
+    if asked.role == "encoder":
+        raise NotApplicableError("an encoder has no cache")
+    length = asked.inputs.target_fits(10)
+    if length < 3:
+        raise NotApplicableError(f"the model takes {length} tokens at most")
+    batch = ragged(asked, "cache", length)
+    cases = []
+    for chunks in chunkings(length):
+        cases.append(stepped(asked, f"chunks {words(chunks)}", batch, chunks))
+    half = length // 2
+    beams = {1: [1, 1, 0], 2: [2, 0, 0]}
+    cases.append(stepped(asked, "rows reordered and repeated", batch, [half, 1, length - half - 1], beams))
+    return cases
+
+
+def chunkings(length: int) -> list[list[int]]:
+    """The whole, single steps, chunks, and a prefill with two steps."""
+    third = max(length // 3, 1)
+    candidates = [[length], [1] * length, [third, length - third], [length - 2, 1, 1], [1, length - 2, 1]]
+    return [list(chunks) for chunks in dict.fromkeys(tuple(c) for c in candidates if min(c) > 0)]
+
+
+def words(chunks: Sequence[int]) -> str:
+    """Chunks for a reader: ``10 x 1`` or ``3+7``."""
+    if len(chunks) > 3 and len(set(chunks)) == 1:
+        return f"{len(chunks)} x {chunks[0]}"
+    return "+".join(str(size) for size in chunks)
+
+
+def ragged(asked: Asked, name: str, length: int) -> Batch:
+    """Three rows, left-padded for a decoder, with padded sources for a seq2seq model."""
+    if asked.role == "seq2seq":
+        source = asked.inputs.fits(9)
+        pads = [0, min(4, source - 1), min(2, source - 1)]
+        return asked.inputs.draw(name, right(source, pads), target=length)
+    pads = [0, 3 if length > 4 else 0, 1] if asked.masked else [0, 0, 0]
+    return asked.inputs.draw(name, left(length, pads))
+
+
+def stepped(
+    asked: Asked, name: str, batch: Batch, chunks: Sequence[int], reorder: Mapping[int, Sequence[int]] | None = None
+) -> Case:
+    """Logits over the cache against the original over the whole, or against the artefact's own whole."""
+    final = batch
+    for rows in (reorder or {}).values():
+        final = final.take(rows)
+    try:
+        got = asked.subject.decode(batch, chunks, reorder).astype(np.float64)
+        truth = asked.ask(final) if asked.exact is None else asked.exact.forward(final)
+    except TrueportError as error:
+        return asked.refused(name, batch, error)
+    return asked.compare(name, final, {"logits": got}, truth)

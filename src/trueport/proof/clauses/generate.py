@@ -1,0 +1,88 @@
+"""``generate``: greedy, beam and seeded sampling equal the original's, token for token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from trueport.errors import TrueportError
+from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.inputs import Batch, left, right
+from trueport.proof.result import Case
+
+NEW_TOKENS = 10
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1, "do_sample": False},
+    "beam 3": {"num_beams": 3, "do_sample": False},
+    "sampling": {"num_beams": 1, "do_sample": True, "top_k": 20, "temperature": 1.0, "top_p": 1.0},
+}
+"""Options of ``generate`` by the case's name."""
+
+
+def ask(asked: Asked) -> list[Case]:
+    """Ragged padded prompts through both ``generate`` methods."""
+    if asked.role == "encoder":
+        raise NotApplicableError("an encoder generates nothing")
+    asked.require_original()
+    if asked.runnable is None:
+        raise NotApplicableError("the folder was written by another tool, whose files have no generate()")
+    new = asked.inputs.target_fits(NEW_TOKENS + 7) - 7
+    if new < 1:
+        raise NotApplicableError("the model takes too few tokens to generate")
+    batch = _prompts(asked)
+    cases = []
+    for name, options in WAYS.items():
+        options = {"max_new_tokens": new, "min_new_tokens": min(3, new), "use_cache": True} | options
+        cases.append(_one(asked, name, batch, options))
+    return cases
+
+
+def _prompts(asked: Asked) -> Batch:
+    if asked.role == "seq2seq":
+        length = asked.inputs.fits(9)
+        return asked.inputs.draw("prompts", right(length, [0, min(4, length - 1), min(2, length - 1), 0]))
+    return asked.inputs.draw("prompts", left(7, [0, 4, 2, 6] if asked.masked else [0, 0, 0, 0]))
+
+
+def _one(asked: Asked, name: str, batch: Batch, options: dict[str, Any]) -> Case:
+    assert asked.own is not None and asked.exact is not None
+    wanted = generate(asked.own.model, batch, options)
+    try:
+        got = generate(asked.runnable, batch, options)
+    except TrueportError as error:
+        return asked.refused(name, batch, error)
+    differing = differing_rows(got, wanted)
+    if not differing:
+        return Case(f"{name}, {batch.size} prompts", 0.0, 0.0)
+    # Where float64 disagrees with the original's own dtype, the two best were closer than rounding: a tie.
+    precise = generate(asked.exact.model, batch, options)
+    tied = set(differing_rows(wanted, precise))
+    wrong = [row for row in differing if row not in tied]
+    note = f"tie in {len(tied & set(differing))} prompts: the original in float64 differs from itself there"
+    row = (wrong or differing)[0]
+    worst = batch.take([row]).to_json() | {"got": got[row].tolist(), "wanted": wanted[row].tolist()}
+    return Case(f"{name}, {batch.size} prompts", float(len(wrong)), 0.0, worst, note if tied else "tokens differ")
+
+
+def differing_rows(got: np.ndarray, wanted: np.ndarray) -> list[int]:
+    """Rows whose tokens differ; a shorter array counts as padded by -1."""
+    width = max(got.shape[1], wanted.shape[1])
+    first, second = (np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-1) for a in (got, wanted))
+    return [int(row) for row in np.flatnonzero((first != second).any(axis=1))]
+
+
+def generate(model: Any, batch: Batch, options: dict[str, Any]) -> np.ndarray:
+    """Tokens, (prompts, length), from transformers' GenerationMixin under a fixed seed."""
+    from transformers import GenerationMixin
+
+    feeds: dict[str, Any] = {}
+    if batch.ids.ndim == 3:
+        feeds[model.main_input_name] = torch.from_numpy(batch.ids).to(model.dtype)
+    else:
+        feeds = {"input_ids": torch.from_numpy(batch.ids), "attention_mask": torch.from_numpy(batch.mask)}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        # Not model.generate: Whisper's own adds timestamps around the same loop.
+        return GenerationMixin.generate(model, **feeds, **options).numpy()

@@ -1,0 +1,68 @@
+"""``padding``: real positions do not know of padding on the left, on the right, in holes, or in other rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trueport.errors import TrueportError
+from trueport.proof.asked import Asked
+from trueport.proof.clauses.shapes import rows_alone
+from trueport.proof.inputs import Batch, holes, left, right
+from trueport.proof.result import Case
+
+
+def ask(asked: Asked) -> list[Case]:
+    """Every family of masks against the row alone, and where the original itself is not invariant, against it."""
+    asked.require_mask()
+    cases = []
+    for name, mask in masks(asked).items():
+        batch = asked.inputs.draw(f"padding {name}", mask)
+        try:
+            got = asked.ask(batch)
+            truth, note = _truth(asked, name, batch)
+        except TrueportError as error:
+            cases.append(asked.refused(name, batch, error))
+            continue
+        cases.append(asked.compare(name, batch, got, truth, note=note))
+    return cases
+
+
+def masks(asked: Asked) -> dict[str, np.ndarray]:
+    """The families, (batch, length): without the original only those that every model treats as no padding at all."""
+    length = asked.inputs.fits(12)
+    few, many = min(3, length - 1), min(7, length - 1)
+    dead = right(length, [0, few, length])
+    families = {
+        f"right 0, {few}, {many} of {length}": right(length, [0, few, many]),
+        f"one row wholly masked of {length}": dead,
+    }
+    counted = asked.exact is not None or asked.role == "decoder"
+    if counted:
+        both = left(length, [0, few, 1]) * right(length, [0, 1, few])
+        families[f"left 0, {few}, {many} of {length}"] = left(length, [0, few, many])
+        families[f"both sides of {length}"] = both
+    if asked.exact is not None:
+        families[f"holes in {length}"] = holes(length, 3, asked.inputs.rng("holes"))
+    return families
+
+
+def _truth(asked: Asked, name: str, batch: Batch) -> tuple[dict[str, np.ndarray], str]:
+    """The row alone; the original under the same padding where a hole or its own nature makes that another thing."""
+    if asked.exact is None:
+        return rows_alone(asked, batch), ""
+    padded = asked.exact.forward(batch)
+    if name.startswith(("holes", "one row")):
+        return padded, "against the original under the same mask"
+    alone = {name: value.copy() for name, value in padded.items()}
+    for row in range(batch.size):
+        for output, value in asked.exact.forward(batch.trimmed(row)).items():
+            span = batch.span(row) if _follows_source(asked, output, batch) else slice(None)
+            alone[output][row, span] = value[0]
+    if asked.compare(name, batch, padded, alone).failed:
+        return padded, "the original itself is not invariant here; against it under the same mask"
+    return alone, ""
+
+
+def _follows_source(asked: Asked, output: str, batch: Batch) -> bool:
+    real = asked.real(output, batch)
+    return real.ndim == 2 and not (asked.role == "seq2seq" and output == "logits")

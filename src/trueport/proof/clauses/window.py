@@ -1,0 +1,72 @@
+"""``window``: lengths past every sliding window, chunk and rope limit in the config."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trueport.errors import TrueportError
+from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.clauses.cache import stepped
+from trueport.proof.inputs import left
+from trueport.proof.result import Case
+from trueport.roles.windows import rope_limits, windows
+
+LONGEST = 8192
+"""Tokens: past this a single attention matrix no longer fits where proofs run."""
+
+
+def ask(asked: Asked) -> list[Case]:
+    """Each limit L at lengths past it, whole and over the cache."""
+    limits = sorted({*windows(asked.config), *rope_limits(asked.config)})
+    if not limits:
+        raise NotApplicableError("the config names no window, chunk or rope limit")
+    cases = []
+    for limit in limits:
+        length = asked.inputs.fits(2 * limit + 5 if 2 * limit + 5 <= LONGEST else limit + 3)
+        if length <= limit or length > LONGEST:
+            continue
+        cases += _past(asked, limit, length)
+    if not cases:
+        raise NotApplicableError(f"the model takes no length past its window of {limits[0]} that fits {LONGEST} tokens")
+    return cases
+
+
+def _past(asked: Asked, limit: int, length: int) -> list[Case]:
+    if asked.role != "decoder":
+        name = f"length {length} past {limit}"
+        batch = asked.inputs.full(name, 2, length, target=asked.inputs.target_fits(length))
+        try:
+            got = asked.ask(batch)
+            return [asked.compare(name, batch, got, asked.require_original().forward(batch))]
+        except TrueportError as error:
+            return [asked.refused(name, batch, error)]
+    mask = left(length, [0, min(3, limit)] if asked.masked else [0, 0])
+    batch = asked.inputs.draw(f"window {limit}", mask)
+    step = max(limit - 1, 1)
+    cases = [
+        stepped(asked, f"{length} tokens past {limit}", batch, [length]),
+        stepped(asked, f"{step}+1+1+1+{length - step - 3} past {limit}", batch, [step, 1, 1, 1, length - step - 3]),
+    ]
+    if asked.exact is None:
+        cases += _receptive(asked, limit)
+    return cases
+
+
+def _receptive(asked: Asked, limit: int) -> list[Case]:
+    """Where every layer slides, a token farther back than all windows together cannot be seen."""
+    kinds = getattr(asked.config, "layer_types", None) or []
+    layers = getattr(asked.config, "num_hidden_layers", 0)
+    length = layers * limit + 2
+    if any(kind != "sliding_attention" for kind in kinds) or not layers or asked.inputs.fits(length) < length:
+        return []
+    if getattr(asked.config, "sliding_window", None) != limit or length > LONGEST:
+        return []
+    name = f"token 0 unseen {length - 1} tokens later"
+    batch = asked.inputs.full(name, 1, length)
+    other = asked.inputs.with_other_future(f"other {name}", batch, 0)
+    ids = batch.ids.copy()
+    ids[:, 0] = other.ids[:, 0]
+    changed = type(batch)(ids, batch.mask, None, batch.types)
+    last = np.zeros((1, length), dtype=bool)
+    last[:, -1] = True
+    return [asked.compare(name, changed, asked.ask(changed), asked.ask(batch), only={"logits": last})]

@@ -1,0 +1,193 @@
+"""What the proof asks: seeded token batches with every kind of padding."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One question.
+
+    Attributes:
+        ids: (batch, length) int64, the side that can be padded: an encoder's or decoder's tokens, a seq2seq source;
+            or (batch, features, frames) float for speech.
+        mask: (batch, length) int64, 1 where ``ids`` is real.
+        target: (batch, target_length) int64, the decoder's tokens of a seq2seq model.
+        types: (batch, length) int64 token types, where the model reads them.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    target: np.ndarray | None = None
+    types: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self.ids)
+
+    @property
+    def decoded(self) -> np.ndarray:
+        """The tokens that a decoder steps over."""
+        return self.ids if self.target is None else self.target
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(batch, length) position of each token among the real ones, as ``generate`` counts them."""
+        return np.maximum(self.mask.cumsum(-1) - 1, 0)
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """The batch whose row i is this batch's row ``rows[i]``."""
+        index = list(rows)
+        return Batch(*(None if part is None else part[index] for part in (self.ids, self.mask, self.target, self.types)))
+
+    def trimmed(self, row: int) -> Batch:
+        """One row from its first to its last real token."""
+        real = np.flatnonzero(self.mask[row])
+        span = slice(real[0], real[-1] + 1)
+        types = None if self.types is None else self.types[row : row + 1, span]
+        target = None if self.target is None else self.target[row : row + 1]
+        return Batch(self.ids[row : row + 1, span], self.mask[row : row + 1, span], target, types)
+
+    def span(self, row: int) -> slice:
+        """Where ``trimmed`` cuts."""
+        real = np.flatnonzero(self.mask[row])
+        return slice(int(real[0]), int(real[-1]) + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The arrays as lists, speech features left out."""
+        parts: dict[str, Any] = {}
+        if self.ids.ndim == 2:
+            parts |= {"input_ids": self.ids.tolist(), "attention_mask": self.mask.tolist()}
+        else:
+            parts["input_features"] = f"seeded normal of shape {self.ids.shape}"
+        if self.types is not None:
+            parts["token_type_ids"] = self.types.tolist()
+        if self.target is not None:
+            parts["decoder_input_ids"] = self.target.tolist()
+        return parts
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the proof's inputs may be: bounds of the padded side and of the target; None for unbounded."""
+
+    length: int | None = None
+    target: int | None = None
+
+
+class Inputs:
+    """Draws batches; the same seed and case give the same batch, whatever was drawn before.
+
+    Args:
+        config: the model's config.
+        role: ``encoder``, ``decoder`` or ``seq2seq``.
+        seed: of all draws.
+        limits: bounds on lengths.
+        features: (features, frames) where the source is speech.
+        typed: whether the model reads token types.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        role: str,
+        seed: int,
+        limits: Limits,
+        *,
+        features: tuple[int, int] | None = None,
+        typed: bool = False,
+    ) -> None:
+        self.config, self.role, self.seed, self.limits = config, role, seed, limits
+        self.features, self.typed = features, typed
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.vocabulary = int(text.vocab_size) if getattr(text, "vocab_size", None) else 1000
+        self.special = special_ids(config)
+        self.pad = next((i for i in (getattr(config, "pad_token_id", None), 0) if isinstance(i, int) and i >= 0), 0)
+        self.ordinary = np.array([i for i in range(self.vocabulary) if i not in self.special], dtype=np.int64)
+
+    def rng(self, case: str) -> np.random.Generator:
+        """A generator of its own for each case."""
+        return np.random.default_rng([self.seed, zlib.crc32(case.encode())])
+
+    def fits(self, length: int) -> int:
+        """``length``, or the bound where that is smaller."""
+        return length if self.limits.length is None else min(length, self.limits.length)
+
+    def target_fits(self, length: int) -> int:
+        """The same for the decoder's side."""
+        bound = self.limits.target if self.role == "seq2seq" else self.limits.length
+        return length if bound is None else min(length, bound)
+
+    def draw(self, case: str, mask: np.ndarray, target: int = 5) -> Batch:
+        """A batch under ``mask``, (batch, length): random tokens, the pad token where the mask is 0."""
+        rng = self.rng(case)
+        rows, length = mask.shape
+        if self.features is not None:
+            ids = rng.standard_normal((rows, *self.features)).astype(np.float32)
+            mask = np.ones((rows, 1), dtype=np.int64)
+        else:
+            ids = np.where(mask == 1, rng.choice(self.ordinary, (rows, length)), self.pad)
+        types = None
+        if self.typed:
+            split = rng.integers(0, length + 1, (rows, 1))
+            types = (np.arange(length) >= split).astype(np.int64) * mask
+        drawn = None
+        if self.role == "seq2seq":
+            drawn = rng.choice(self.ordinary, (rows, self.target_fits(target)))
+            start = getattr(self.config, "decoder_start_token_id", None)
+            drawn[:, 0] = start if isinstance(start, int) else self.pad
+        return Batch(ids, mask.astype(np.int64), drawn, types)
+
+    def full(self, case: str, rows: int, length: int, target: int = 5) -> Batch:
+        """A batch without padding."""
+        return self.draw(case, np.ones((rows, self.fits(length)), dtype=np.int64), target)
+
+    def scrambled(self, case: str, batch: Batch) -> Batch:
+        """The same batch with other tokens wherever the mask is 0."""
+        other = self.rng(case).choice(self.ordinary, batch.ids.shape)
+        return replace(batch, ids=np.where(batch.mask == 1, batch.ids, other))
+
+    def with_other_future(self, case: str, batch: Batch, position: int) -> Batch:
+        """The same batch with other tokens from ``position`` of the decoder's side on."""
+        tokens = batch.decoded.copy()
+        fresh = self.rng(case).choice(self.ordinary, tokens.shape)
+        fresh = np.where(fresh == tokens, np.roll(self.ordinary, 1)[np.searchsorted(self.ordinary, fresh)], fresh)
+        tokens[:, position:] = fresh[:, position:]
+        return replace(batch, ids=tokens) if batch.target is None else replace(batch, target=tokens)
+
+
+def special_ids(config: Any) -> set[int]:
+    """Ids that the config gives a meaning, such as padding and end of sequence."""
+    parts = [config, getattr(config, "text_config", None), getattr(config, "decoder", None)]
+    found: set[int] = set()
+    for part in parts:
+        for name, value in (part.to_dict() if hasattr(part, "to_dict") else {}).items():
+            if name.endswith("_token_id") and value is not None:
+                found.update(entry for entry in np.atleast_1d(value).tolist() if isinstance(entry, int))
+    return found
+
+
+def left(length: int, pads: Sequence[int]) -> np.ndarray:
+    """A mask with ``pads[i]`` zeros at the left of row i."""
+    return (np.arange(length) >= np.array(pads)[:, None]).astype(np.int64)
+
+
+def right(length: int, pads: Sequence[int]) -> np.ndarray:
+    """A mask with ``pads[i]`` zeros at the right of row i."""
+    return left(length, pads)[:, ::-1].copy()
+
+
+def holes(length: int, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """A mask with about a third of zeros strewn in; the first and the last token of each row are real."""
+    mask = (rng.random((rows, length)) > 0.35).astype(np.int64)
+    mask[:, [0, -1]] = 1
+    if length > 3:
+        mask[:, 1] = 0
+    return mask

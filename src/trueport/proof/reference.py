@@ -1,0 +1,88 @@
+"""The original: the unpatched PyTorch model, in its own dtype and in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trueport.proof.inputs import Batch
+from trueport.roles.component import signature
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Reference:
+    """The original as a subject, one pass and no cache.
+
+    Args:
+        model: the unpatched model, in eval mode.
+        role: its role.
+        names: the outputs to give.
+    """
+
+    def __init__(self, model: PreTrainedModel, role: str, names: Sequence[str]) -> None:
+        self.model, self.role, self.names = model, role, tuple(names)
+        self.takes = signature(model)
+
+    def exact(self) -> Reference:
+        """The same model in float64."""
+        return Reference(copy.deepcopy(self.model).double(), self.role, self.names)
+
+    def forward(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Outputs by name, float64 arrays.
+
+        Eager attention in float64 gives NaN where a query sees no key at all, and that NaN reaches real rows in the
+        next layer: the softmax is taken in float32, where the float64 fill value is -inf. Leading padding is invisible
+        to a causal model with explicit positions, so such rows are asked again without it.
+        """
+        results = self._run(batch)
+        if self.role == "decoder" and not all(np.isfinite(results[name][batch.mask == 1]).all() for name in results):
+            for row in range(batch.size):
+                if batch.mask[row].any():
+                    alone = self._run(batch.trimmed(row))
+                    for name, value in alone.items():
+                        results[name][row, batch.span(row)] = value[0]
+        return results
+
+    def decode(
+        self, batch: Batch, chunks: Sequence[int], reorder: Mapping[int, Sequence[int]] | None = None
+    ) -> np.ndarray:
+        """The same logits whatever the chunks: the original is asked once, over the whole."""
+        for rows in (reorder or {}).values():
+            batch = batch.take(rows)
+        return self.forward(batch)["logits"]
+
+    def _run(self, batch: Batch) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            result = self.model(**self._feeds(batch), return_dict=True)
+        values = {
+            name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names
+        }
+        return {name: value.to(torch.float64).numpy().copy() for name, value in values.items()}
+
+    def _is_state(self, name: str) -> bool:
+        return self.role == "seq2seq" and name == "last_hidden_state"
+
+    def _feeds(self, batch: Batch) -> dict[str, Any]:
+        feeds: dict[str, Any] = {}
+        if batch.ids.ndim == 3:
+            dtype = next(self.model.parameters()).dtype
+            feeds[self.model.main_input_name] = torch.from_numpy(batch.ids).to(dtype)
+        else:
+            feeds["input_ids"] = torch.from_numpy(batch.ids)
+            if "attention_mask" in self.takes:
+                feeds["attention_mask"] = torch.from_numpy(batch.mask)
+        if batch.types is not None:
+            feeds["token_type_ids"] = torch.from_numpy(batch.types)
+        if self.role == "decoder" and "position_ids" in self.takes:
+            feeds["position_ids"] = torch.from_numpy(batch.positions)
+        if batch.target is not None:
+            feeds["decoder_input_ids"] = torch.from_numpy(batch.target)
+        if "use_cache" in self.takes:
+            feeds["use_cache"] = False
+        return feeds

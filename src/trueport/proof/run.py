@@ -1,0 +1,153 @@
+"""From an artefact's sessions, and the original where there is one, to a proof."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.clauses import CLAUSES, check_names
+from trueport.proof.inputs import Inputs, Limits, left
+from trueport.proof.reference import Reference
+from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
+from trueport.proof.subject import Session, subject_of
+from trueport.proof.tolerance import Tolerance, measured, modelled
+from trueport.roles.windows import windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SEED = 7
+Progress = Callable[[str], None]
+"""Called with each clause's name as it starts."""
+
+
+def prove(
+    sessions: Mapping[str, Session],
+    *,
+    role: str,
+    config: Any,
+    original: PreTrainedModel | None,
+    dtype: str,
+    depth: int,
+    runnable: Any = None,
+    clauses: Sequence[str] | None = None,
+    seed: int = SEED,
+    progress: Progress | None = None,
+) -> Proof:
+    """Ask every clause.
+
+    Args:
+        sessions: the artefact's components by name, through their runtime.
+        role: its role.
+        config: the model's config.
+        original: the unpatched model; None judges the artefact by itself.
+        dtype: the artefact's float dtype.
+        depth: operators in a row, for the tolerance without the original.
+        runnable: the loaded artefact with ``generate``.
+        clauses: names of those to ask; None asks all.
+        seed: of all inputs.
+        progress: told each clause's name.
+    """
+    asked = _asked(sessions, role, config, original, dtype, depth, runnable, seed)
+    component = "encoder, decoder" if role == "seq2seq" else "model"
+    results = []
+    for name in check_names(clauses):
+        if progress is not None:
+            progress(name)
+        results.append(_judge(name, component, asked))
+    return Proof(seed, tuple(results), _describe(original), _tolerance_json(asked.tolerance))
+
+
+def _judge(name: str, component: str, asked: Asked) -> ClauseResult:
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            cases = tuple(CLAUSES[name](asked))
+    except NotApplicableError as reason:
+        return ClauseResult(name, component, NOT_APPLICABLE, str(reason))
+    failed = [case for case in cases if case.failed]
+    if failed:
+        return ClauseResult(name, component, FAIL, _in_words(max(failed, key=lambda case: case.ratio)), cases)
+    notes = list(dict.fromkeys(case.note for case in cases if "original" in case.note))
+    return ClauseResult(name, component, PASS, "; ".join(notes), cases)
+
+
+def _in_words(case: Case) -> str:
+    if case.error is None:
+        return f"{case.case}: {case.note or 'not finite'}"
+    note = f" ({case.note})" if case.note else ""
+    return f"{case.case}: error {case.error:.3g} against a budget of {case.budget:.3g}{note}"
+
+
+def _asked(
+    sessions: Mapping[str, Session],
+    role: str,
+    config: Any,
+    original: PreTrainedModel | None,
+    dtype: str,
+    depth: int,
+    runnable: Any,
+    seed: int,
+) -> Asked:
+    padded = sessions["encoder" if role == "seq2seq" else "model"].interface
+    outputs = {tensor.name: tensor.shape for session in sessions.values() for tensor in session.interface.plain_outputs}
+    last = sessions["decoder" if role == "seq2seq" else "model"].interface
+    side = "encoder_sequence_length" if role == "seq2seq" else "sequence_length"
+    limits = Limits(_maximum(padded, side), _maximum(last, "sequence_length"))
+    source = padded.inputs[0]
+    features = tuple(source.shape[1:]) if len(source.shape) == 3 else None
+    typed = padded.has_input("token_type_ids")
+    inputs = Inputs(config, role, seed, limits, features=features, typed=typed)  # type: ignore[arg-type]
+    own = exact = None
+    if original is not None:
+        own = Reference(original, role, list(outputs))
+        exact = own.exact()
+    widest = max([0, *windows(config)])
+    lengths = (7 if widest == 0 else min(2 * widest + 3, 64), 33)
+    tolerance = _tolerance(inputs, own, exact, dtype, depth, padded.has_input("attention_mask"))
+    return Asked(
+        subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths
+    )
+
+
+def _maximum(interface: Any, name: str) -> int | None:
+    return next((dimension.maximum for dimension in interface.dimensions if dimension.name == name), None)
+
+
+def _tolerance(
+    inputs: Inputs, own: Reference | None, exact: Reference | None, dtype: str, depth: int, masked: bool
+) -> Tolerance:
+    """The noise floor on batches like those that the clauses ask."""
+    if own is None or exact is None:
+        return modelled(dtype, depth)
+    floors: dict[str, float] = {}
+    length = inputs.fits(24)
+    for name, mask in {
+        "floor whole": left(length, [0] * 4),
+        "floor padded": left(length, [0, min(2, length - 1), min(5, length - 1), 0] if masked else [0] * 4),
+    }.items():
+        batch = inputs.draw(name, mask, target=12)
+        rough, fine = own.forward(batch), exact.forward(batch)
+        for output, value in fine.items():
+            real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
+            scale = float(np.abs(value[real]).max()) or 1.0
+            floors[output] = max(floors.get(output, 0.0), float(np.abs(rough[output] - value)[real].max()) / scale)
+    return measured(floors, dtype, depth)
+
+
+def _tolerance_json(tolerance: Tolerance) -> dict[str, Any]:
+    return {"multiple": tolerance.multiple, "noise_floor": tolerance.floor(), "words": tolerance.words}
+
+
+def _describe(original: PreTrainedModel | None) -> dict[str, Any] | None:
+    if original is None:
+        return None
+    return {
+        "class": type(original).__name__,
+        "dtype": str(original.dtype).removeprefix("torch."),
+        "attention": str(getattr(original.config, "_attn_implementation", None)),
+    }

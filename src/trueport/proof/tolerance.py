@@ -1,0 +1,66 @@
+"""How far an artefact may lie from the truth, derived from what PyTorch's own dtype costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+MULTIPLE = 10.0
+"""The artefact sums in another order than PyTorch, so its error is another draw from the same distribution; the largest
+of many draws exceeds the largest of as many others by ten only when something else is at work."""
+
+EPSILONS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Unit roundoff by dtype (IEEE 754)."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Budgets by output.
+
+    Attributes:
+        floors: noise floor of each output, relative to the output's largest magnitude.
+        default: the floor of an output that has none.
+        multiple: how many noise floors an artefact may be off.
+        words: how the floor was found.
+    """
+
+    floors: Mapping[str, float]
+    default: float
+    multiple: float
+    words: str
+
+    def budget(self, name: str, scale: float) -> float:
+        """The largest allowed absolute error of output ``name`` whose largest magnitude is ``scale``."""
+        return self.multiple * self.floors.get(name, self.default) * scale
+
+    def floor(self) -> float:
+        """The largest noise floor, relative."""
+        return max([*self.floors.values()], default=self.default)
+
+
+def measured(floors: Mapping[str, float], dtype: str, depth: int) -> Tolerance:
+    """From measured differences between the reference's own dtype and float64, at least one rounding each."""
+    return Tolerance(
+        {name: max(floor, EPSILONS[dtype]) for name, floor in floors.items()},
+        random_walk(dtype, depth),
+        MULTIPLE,
+        f"the original in {dtype} against itself in float64, on the proof's own inputs",
+    )
+
+
+def modelled(dtype: str, depth: int) -> Tolerance:
+    """Without the original: rounding errors of ``depth`` operators in a row as a random walk."""
+    return Tolerance(
+        {},
+        random_walk(dtype, depth),
+        MULTIPLE,
+        f"unit roundoff of {dtype} times the square root of the {depth} operators of the graph, as rounding errors add "
+        "up like a random walk (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019)",
+    )
+
+
+def random_walk(dtype: str, depth: int) -> float:
+    """Unit roundoff times the square root of the number of roundings."""
+    return EPSILONS.get(dtype, EPSILONS["float32"]) * float(np.sqrt(max(depth, 1)))

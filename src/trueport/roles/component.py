@@ -1,0 +1,120 @@
+"""What a role hands to capture: a module with named inputs and outputs, and sizes to trace it at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trueport.interface import Interface, Tensor, terms
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TRACE_SIZES = {
+    "batch_size": 2,
+    "sequence_length": 3,
+    "past_sequence_length": 5,
+    "encoder_sequence_length": 11,
+    "past_encoder_sequence_length": 4,
+}
+"""Sizes of the traced sample: pairwise different, none of them 0 or 1, which torch.export specialises."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph to be: ``module(**inputs)`` returns a dict of tensors, named as in ``interface``.
+
+    ``stem`` is the file's name without its ending. ``sizes`` are the dimension sizes of the traced sample.
+    """
+
+    name: str
+    stem: str
+    module: nn.Module
+    interface: Interface
+    sizes: Mapping[str, int]
+
+
+def sample(interface: Interface, sizes: Mapping[str, int], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Inputs of the given sizes that any model accepts: ids 0, masks 1, positions counted, floats N(0, 1)."""
+    generator = torch.Generator().manual_seed(0)
+    feeds = {}
+    for tensor in interface.inputs:
+        shape = tensor.concrete(sizes)
+        if tensor.name.endswith("attention_mask"):
+            feeds[tensor.name] = torch.ones(shape, dtype=getattr(torch, tensor.dtype))
+        elif tensor.name == "position_ids":
+            feeds[tensor.name] = torch.arange(shape[-1]).expand(shape).contiguous()
+        elif tensor.dtype.startswith("int"):
+            feeds[tensor.name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+        else:
+            feeds[tensor.name] = torch.randn(shape, generator=generator).to(getattr(torch, tensor.dtype))
+    return feeds
+
+
+def trace_sizes(interface: Interface, **overrides: int) -> dict[str, int]:
+    """The sizes in ``TRACE_SIZES`` of those dimensions that the interface has."""
+    used = {term for tensor in interface.inputs for axis in tensor.shape for term in terms(axis)}
+    return {name: overrides.get(name, size) for name, size in TRACE_SIZES.items() if name in used}
+
+
+def float_dtype(model: nn.Module) -> str:
+    """The dtype that the model computes in, as a name."""
+    return str(next(p for p in model.parameters() if p.is_floating_point()).dtype).removeprefix("torch.")
+
+
+def position_bound(model: PreTrainedModel) -> tuple[int | None, str]:
+    """The length past which a model has no position to give, and the module that bounds it.
+
+    Found from the modules: an ``nn.Embedding`` whose name speaks of positions and that holds as many rows as the config
+    has positions (plus an offset, which OPT and BART keep in ``offset`` and RoBERTa in ``padding_idx``) is a table
+    indexed by absolute position. Rotary, ALiBi and relative positions have no such table and no bound.
+    """
+    best: tuple[int | None, str] = (None, "")
+    limits = _position_limits(model.config)
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding) or not _speaks_of_positions(name):
+            continue
+        rows = module.num_embeddings
+        offset = getattr(module, "offset", None)
+        if offset is None:
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+        usable = max((limit for limit in limits if limit in (rows, rows - offset)), default=None)
+        if usable is None:
+            continue
+        usable = rows - offset
+        if best[0] is None or usable < best[0]:
+            best = (usable, f"{name} has {rows} rows")
+    return best
+
+
+def _speaks_of_positions(name: str) -> bool:
+    leaf = name.rsplit(".", 1)[-1]
+    return "position" in leaf or leaf == "wpe"
+
+
+def _position_limits(config: Any) -> set[int]:
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings",
+             "max_target_positions", "n_positions")
+    return {value for name in names if isinstance(value := getattr(config, name, None), int)}
+
+
+def signature(module: nn.Module) -> set[str]:
+    """Names that ``module.forward`` takes."""
+    import inspect
+
+    return set(inspect.signature(module.forward).parameters)
+
+
+def text_inputs(config: Any, names: set[str], length: str) -> list[Tensor]:
+    """``input_ids`` and, where the model reads them, ``attention_mask`` and ``token_type_ids``, (batch, length)."""
+    shape = ("batch_size", length)
+    inputs = [Tensor("input_ids", "int64", shape)]
+    if "attention_mask" in names:
+        inputs.append(Tensor("attention_mask", "int64", shape))
+    if "token_type_ids" in names and (getattr(config, "type_vocab_size", 0) or 0) > 1:
+        inputs.append(Tensor("token_type_ids", "int64", shape))
+    return inputs

@@ -1,0 +1,73 @@
+"""Encoders: one graph from a padded batch to hidden states or a head's logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trueport.interface import Dimension, Interface, Tensor
+from trueport.roles.component import Component, position_bound, sample, signature, text_inputs, trace_sizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NOT_OUTPUTS = {"loss", "past_key_values", "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states"}
+"""Entries of a ModelOutput that are not a result: state, or intermediate values on request."""
+
+
+class EncoderModule(nn.Module):
+    """The whole model's forward, keyed by the interface's names."""
+
+    def __init__(self, model: nn.Module, outputs: tuple[str, ...], constants: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = outputs
+        self.constants = constants
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name to outputs by name."""
+        result = self.model(**inputs, **self.constants, return_dict=True)
+        return {name: result[name] for name in self.outputs}
+
+
+def components(model: PreTrainedModel, *, untrained: tuple[str, ...] = ()) -> list[Component]:
+    """The one component of an encoder.
+
+    Args:
+        model: the model with its head.
+        untrained: outputs that no checkpoint trained (a pooler without weights); they are left out.
+    """
+    constants = {"use_cache": False} if "use_cache" in signature(model) else {}
+    bound, because = position_bound(model)
+    interface = Interface(
+        inputs=tuple(text_inputs(model.config, signature(model), "sequence_length")),
+        outputs=(),
+        dimensions=(Dimension("batch_size"), Dimension("sequence_length", 1, bound, because)),
+    )
+    names = _outputs(model, interface, constants, untrained)
+    interface = interface.with_outputs(Tensor(name, "float32", ()) for name in names)
+    module = EncoderModule(model, names, constants)
+    sizes = trace_sizes(interface, sequence_length=trace_length(model.config))
+    return [Component("model", "model", module, interface, sizes)]
+
+
+def trace_length(config: Any) -> int:
+    """A traced length that lies past a local attention window, so that blocks are traced as blocks."""
+    from trueport.roles.windows import windows
+
+    return max([7, *(2 * window + 3 for window in windows(config))])
+
+
+def _outputs(
+    model: PreTrainedModel, interface: Interface, constants: dict[str, Any], untrained: tuple[str, ...]
+) -> tuple[str, ...]:
+    feeds = sample(interface, {"batch_size": 1, "sequence_length": 4})
+    with torch.no_grad():
+        result = model(**feeds, **constants, return_dict=True)
+    return tuple(
+        name
+        for name, value in result.items()
+        if isinstance(value, torch.Tensor) and name not in NOT_OUTPUTS and name not in untrained
+    )

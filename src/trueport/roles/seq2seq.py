@@ -1,0 +1,157 @@
+"""Encoder-decoder models: an encoder, and one decoder without ``If`` for every step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from trueport.interface import Dimension, Interface, StatePair, Tensor
+from trueport.roles.caches import cache_tensors, graph_cross_cache
+from trueport.roles.component import Component, float_dtype, position_bound, signature, text_inputs, trace_sizes
+from trueport.roles.encoder import trace_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Seq2SeqEncoderModule(nn.Module):
+    """The model's own encoder."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name to ``last_hidden_state``, (batch, encoder_sequence, hidden)."""
+        return {"last_hidden_state": self.encoder(**inputs, return_dict=True).last_hidden_state}
+
+
+class Seq2SeqDecoderModule(nn.Module):
+    """The whole model's forward from the encoder's states on.
+
+    The cross cache holds the keys of the first ``past_encoder_sequence_length`` states; the rest is projected and
+    appended: everything at the first step, a slice of length 0 afterwards, which costs nothing.
+    """
+
+    def __init__(self, model: nn.Module, own: tuple[StatePair, ...], cross: tuple[StatePair, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.own = own
+        self.cross = cross
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name to ``logits`` and both grown caches."""
+        own = [inputs[pair.input] for pair in self.own]
+        cross = [inputs[pair.input] for pair in self.cross]
+        states = inputs["encoder_hidden_states"][:, cross[0].shape[2] :]
+        mask = {"attention_mask": inputs["encoder_attention_mask"]} if "encoder_attention_mask" in inputs else {}
+        result = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=inputs["input_ids"],
+            past_key_values=graph_cross_cache(own, cross),
+            use_cache=True,
+            return_dict=True,
+            **mask,
+        )
+        cache = result.past_key_values
+        outputs = {"logits": result.logits}
+        for pairs, part in ((self.own, cache.self_attention_cache), (self.cross, cache.cross_attention_cache)):
+            outputs |= {pair.output: tensor for pair, tensor in zip(pairs, cache_tensors(part), strict=True)}
+        return outputs
+
+
+def components(model: PreTrainedModel) -> list[Component]:
+    """Encoder and decoder, sharing the model's weights."""
+    encoder = _encoder(model)
+    return [encoder, _decoder(model, masked=encoder.interface.has_input("attention_mask"))]
+
+
+def _encoder(model: PreTrainedModel) -> Component:
+    encoder = model.get_encoder()
+    names = signature(encoder)
+    dtype = float_dtype(model)
+    length = "encoder_sequence_length"
+    states = Tensor("last_hidden_state", dtype, ())
+    if encoder.main_input_name == "input_ids":
+        bound, because = position_bound(encoder)
+        inputs = text_inputs(model.config, names, length)
+        dimensions = [Dimension("batch_size"), Dimension(length, 1, bound, because)]
+    else:
+        inputs = [_features(model, encoder.main_input_name)]
+        dimensions = [Dimension("batch_size")]
+    interface = Interface(tuple(inputs), (states,), tuple(dimensions))
+    sizes = trace_sizes(interface, encoder_sequence_length=trace_length(model.config))
+    return Component("encoder", "encoder_model", Seq2SeqEncoderModule(encoder), interface, sizes)
+
+
+def _features(model: PreTrainedModel, name: str) -> Tensor:
+    """Log-mel features of the one length that the encoder's position table serves, (batch, mels, frames)."""
+    encoder = model.get_encoder()
+    frames = model.config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+    return Tensor(name, float_dtype(model), ("batch_size", model.config.num_mel_bins, frames))
+
+
+def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
+    dtype = float_dtype(model)
+    own_shapes, cross_shapes, width = _probe(model)
+    inputs = []
+    if masked:
+        inputs.append(Tensor("encoder_attention_mask", "int64", ("batch_size", "encoder_sequence_length")))
+    inputs.append(Tensor("input_ids", "int64", ("batch_size", "sequence_length")))
+    inputs.append(Tensor("encoder_hidden_states", dtype, ("batch_size", "encoder_sequence_length", width)))
+    outputs = [Tensor("logits", dtype, ("batch_size", "sequence_length", model.config.vocab_size))]
+    own, cross = [], []
+    kinds = (
+        ("decoder", own, own_shapes, "past_sequence_length", "past_sequence_length + sequence_length"),
+        ("encoder", cross, cross_shapes, "past_encoder_sequence_length", "encoder_sequence_length"),
+    )
+    for layer in range(len(own_shapes) // 2):
+        for kind, pairs, shapes, past, total in kinds:
+            for offset, part in enumerate(("key", "value")):
+                heads, size = shapes[2 * layer + offset]
+                name = f"{layer}.{kind}.{part}"
+                inputs.append(Tensor(f"past_key_values.{name}", dtype, ("batch_size", heads, past, size)))
+                outputs.append(Tensor(f"present.{name}", dtype, ("batch_size", heads, total, size)))
+                pairs.append(StatePair(f"past_key_values.{name}", f"present.{name}", axis=2))
+    bound, because = position_bound(model.get_decoder())
+    interface = Interface(
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        dimensions=(
+            Dimension("batch_size"),
+            Dimension("sequence_length", 1, bound, because),
+            Dimension("past_sequence_length", 0, None if bound is None else bound - 1, because),
+            Dimension("encoder_sequence_length"),
+            Dimension("past_encoder_sequence_length", 0),
+        ),
+        state=tuple(pair for layer in zip(own[::2], own[1::2], cross[::2], cross[1::2], strict=True) for pair in layer),
+    )
+    module = Seq2SeqDecoderModule(model, tuple(own), tuple(cross))
+    return Component("decoder", "decoder_model_merged", module, interface, trace_sizes(interface))
+
+
+def _probe(model: PreTrainedModel) -> tuple[list[tuple[int, int]], list[tuple[int, int]], int]:
+    """(heads, head_size) of the self and cross caches, in turn, and the width of the encoder's states."""
+    encoder = model.get_encoder()
+    if encoder.main_input_name == "input_ids":
+        feeds = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
+    else:
+        features = _features(model, encoder.main_input_name)
+        feeds = {features.name: torch.zeros(features.concrete({"batch_size": 1}), dtype=getattr(torch, features.dtype))}
+    with torch.no_grad():
+        states = encoder(**feeds, return_dict=True).last_hidden_state
+        result = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=torch.zeros(1, 2, dtype=torch.long),
+            use_cache=True,
+            return_dict=True,
+        )
+    cache = result.past_key_values
+    shapes = [
+        [(tensor.shape[1], tensor.shape[3]) for tensor in cache_tensors(part)]
+        for part in (cache.self_attention_cache, cache.cross_attention_cache)
+    ]
+    return shapes[0], shapes[1], states.shape[-1]

@@ -1,0 +1,1 @@
+"""The runtimes that Trueport exports to."""

@@ -1,0 +1,181 @@
+"""From a captured program to an ONNX graph under the interface's names."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trueport.capture import Captured
+from trueport.errors import LoweringError, SpecializationError
+from trueport.interface import Interface
+from trueport.targets.onnx.translations import translations
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_OPSET = 23
+"""The first opset with ``Attention``, whose masks ONNX Runtime gets right on every row."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX model of one component, its weights still in memory."""
+
+    name: str
+    stem: str
+    model: ir.Model
+    interface: Interface
+
+
+def lower(captured: Captured, *, opset: int = DEFAULT_OPSET) -> Graph:
+    """Convert, name, optimise.
+
+    Raises:
+        LoweringError: an operator has no ONNX form; the message names it and its source line.
+        SpecializationError: an input lost a dynamic axis on the way.
+    """
+    from trueport.graphs.optimize import optimize
+    from trueport.graphs.widen import widen_bfloat16
+
+    model = _convert(captured, opset)
+    _name_values(model, captured.interface)
+    weights = _name_weights(model)
+    optimize(model, weights)
+    widen_bfloat16(model)
+    _strip(model)
+    _refuse_constants(model, captured)
+    return Graph(captured.name, captured.stem, model, captured.interface)
+
+
+def _convert(captured: Captured, opset: int) -> ir.Model:
+    import torch
+
+    quiet = io.StringIO()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(quiet), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program: torch.onnx.ONNXProgram | None = torch.onnx.export(
+                captured.program,
+                dynamo=True,
+                optimize=False,
+                opset_version=opset,
+                verbose=False,
+                custom_translation_table=translations(),
+            )
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise LoweringError(
+            f"{captured.name}: no ONNX form at opset {opset}: {type(cause).__name__}: {' '.join(lines[:3])}"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    return program.model
+
+
+def _name_values(model: ir.Model, interface: Interface) -> None:
+    """Give inputs, outputs and their axes the interface's names."""
+    graph = model.graph
+    for values, tensors in ((graph.inputs, interface.inputs), (graph.outputs, interface.outputs)):
+        if len(values) != len(tensors):
+            raise LoweringError(f"The graph has {len(values)} values where the interface has {len(tensors)}")
+    _separate_outputs(graph)
+    for value, tensor in zip(graph.inputs, interface.inputs, strict=True):
+        value.name = tensor.name
+        _refuse_static(value, tensor.shape)
+        value.shape = ir.Shape(tensor.shape)
+    for value, tensor in zip(graph.outputs, interface.outputs, strict=True):
+        value.name = tensor.name
+        value.shape = ir.Shape(tensor.shape)
+
+
+def _name_weights(model: ir.Model) -> set[str]:
+    """Strip the wrappers' prefixes from the names of parameters and buffers; returns the names."""
+    graph = model.graph
+    names = set()
+    for value in list(graph.initializers.values()):
+        name = value.name or ""
+        if name.startswith("inner."):
+            name = name.removeprefix("inner.").removeprefix("model.")
+            while name in graph.initializers:
+                name = f"shared.{name}"
+            value.name = name
+            names.add(name)
+    return names
+
+
+def _separate_outputs(graph: ir.Graph) -> None:
+    """An input or a value that is given out twice goes through an Identity, so that each name is its own."""
+    seen: set[int] = {id(value) for value in graph.inputs} | {id(v) for v in graph.initializers.values()}
+    for index, value in enumerate(graph.outputs):
+        if id(value) in seen:
+            node = ir.node("Identity", [value])
+            node.outputs[0].type = value.type
+            graph.append(node)
+            graph.outputs[index] = node.outputs[0]
+        seen.add(id(graph.outputs[index]))
+
+
+def _refuse_static(value: ir.Value, shape: tuple[int | str, ...]) -> None:
+    for axis, (got, wanted) in enumerate(zip(value.shape or (), shape, strict=True)):
+        if isinstance(wanted, str) and isinstance(got, int):
+            raise SpecializationError(
+                f"Axis {axis} ({wanted}) of input {value.name} became the constant {got} in the conversion to ONNX"
+            )
+
+
+def _refuse_constants(model: ir.Model, captured: Captured) -> None:
+    """The mask must still reach the graph: an input that nothing reads was dropped on the way."""
+    for value in model.graph.inputs:
+        if value.name and value.name.endswith("attention_mask") and not value.uses():
+            raise SpecializationError(
+                f"{captured.name}: {value.name} reaches nothing in the graph",
+                "The model takes the mask and does not read it; check its attention implementation.",
+            )
+
+
+MODULE_KEY = "trueport.module"
+"""Metadata key of a node's module path; all else that torch notes holds paths of this machine."""
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop what differs from machine to machine, and the shapes that every runtime infers again."""
+    from trueport import __version__
+
+    model.producer_name, model.producer_version = "trueport", __version__
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    named = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        path = _module_path(node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+        node.metadata_props.clear()
+        if path:
+            node.metadata_props[MODULE_KEY] = path
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if id(value) not in named:
+                value.shape = None
+                value.type = None
+
+
+def _module_path(scopes: str) -> str:
+    """The innermost module of torch's list of scopes, whose last entry is the operation itself."""
+    names = ast.literal_eval(scopes) if scopes.startswith("[") else []
+    path = names[-2] if len(names) > 1 else ""
+    return path.removeprefix("inner.").removeprefix("model.") if path.startswith("inner.") else ""

@@ -1,0 +1,48 @@
+"""ONNX forms of operators that torch.onnx does not know."""
+
+# No `from __future__ import annotations`: onnxscript reads the annotations as types.
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import onnxscript
+from onnxscript import BFLOAT16, FLOAT, FLOAT16, INT32, INT64
+from onnxscript import opset18 as op
+
+Real = TypeVar("Real", FLOAT, FLOAT16, BFLOAT16)
+Integer = TypeVar("Integer", INT32, INT64)
+
+
+@onnxscript.script(onnxscript.values.Opset("trueport.functions", 1), default_opset=op)
+def grouped_matmul(rows: Real, weight: Real, ends: Integer) -> Real:  # type: ignore[no-untyped-def]
+    """Rows sorted by expert times their expert's matrix, as one loop over experts.
+
+    (rows, in), (experts, in, out), cumulative row counts (experts,) -> (rows, out). Each row meets only its own
+    expert, and the graph's size does not grow with the number of experts.
+    """
+    zero = op.Constant(value_ints=[0])
+    last = op.Constant(value_ints=[-1])
+    first = op.Constant(value_int=0)
+    one = op.Constant(value_int=1)
+    stops = op.Cast(ends, to=7)
+    starts = op.Concat(zero, op.Slice(stops, zero, last, zero), axis=0)
+    parts = op.SplitToSequence(rows, stops - starts, axis=0)
+    others = op.Squeeze(op.Shape(ends)) - one
+    # Expert 0 stands outside the loop so that the sequence has its element type from the start.
+    products = op.SequenceConstruct(op.MatMul(op.SequenceAt(parts, first), op.Gather(weight, first, axis=0)))
+    for index in range(others):
+        expert = index + one
+        part = op.SequenceAt(parts, expert)
+        matrix = op.Gather(weight, expert, axis=0)
+        products = op.SequenceInsert(products, op.MatMul(part, matrix))
+    return op.ConcatFromSequence(products, axis=0)
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Translations by torch operator, for those operators that exist in this process."""
+    import torch
+    import transformers.integrations.moe  # noqa: F401  (registers its operators)
+
+    table: dict[Callable[..., Any], Callable[..., Any]] = {}
+    if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+        table[torch.ops.transformers.grouped_mm_fallback.default] = grouped_matmul
+    return table
