@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 SEED = 20240711
-STEPS = 1000
+STEPS = 1400
 BATCH = 64
 VOCABULARY = 256
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

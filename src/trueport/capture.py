@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,37 +173,45 @@ def _watch_specializations() -> Iterator[list[Specialization]]:
         ShapeEnv._set_replacement = original  # type: ignore[method-assign]
 
 
-FRAMEWORK = ("/torch/", "/trueport/", "/sympy/", "/contextlib.py", "/functools.py", "<frozen", "/onnxscript/")
-"""Parts of paths that are not the model's or the user's own source."""
+def _framework() -> tuple[str, ...]:
+    """Folders whose code is neither the model's nor the user's."""
+    import contextlib as standard
+
+    import onnxscript
+    import sympy
+
+    homes = [Path(module.__file__).parent for module in (torch, sympy, onnxscript) if module.__file__]
+    return tuple(f"{home}/" for home in (*homes, Path(__file__).parent, Path(standard.__file__).parent))
 
 
 def user_line(stack: traceback.StackSummary) -> str:
-    """The innermost frame outside torch and Trueport, as ``file:line (code)``; empty when there is none."""
+    """The innermost frame outside torch, the standard library and Trueport, as ``file:line (code)``; or empty."""
+    framework = _framework()
     for frame in reversed(stack):
-        path = frame.filename.replace("\\", "/")
-        if not any(part in path for part in FRAMEWORK) and "torch.fx" not in path:
-            if "/site-packages/" in path and "/transformers/" not in path and not frame.line:
-                continue
-            return f"{path}:{frame.lineno} ({frame.line})"
+        own = "site-packages" not in frame.filename and frame.filename.startswith(framework[-1])
+        if frame.filename.startswith(framework[:-1]) or own or frame.filename.startswith("<"):
+            continue
+        return f"{frame.filename}:{frame.lineno} ({frame.line})"
     return ""
+
+
+STATIC = re.compile(r"static shape of (\d+) for dimension inputs\['args'\]\[(\d+)\]\.shape\[(\d+)\]")
+"""How torch.export says that an axis which was to be dynamic became constant."""
 
 
 def _explain(component: Component, error: Exception, seen: list[Specialization]) -> CaptureError:
     """The error as a user can act on it: what torch refused, and the line of the model's source."""
     text = str(error)
     line = user_line(traceback.extract_tb(error.__traceback__))
-    if "specialized" in text or "not all values" in text or "ConstraintViolation" in type(error).__name__:
-        for tensor in component.interface.inputs:
-            index = [entry.name for entry in component.interface.inputs].index(tensor.name)
-            for axis in _dynamic_axes(tensor):
-                if f"args'][{index}].size()[{axis}]" in text or f"[{index}].shape[{axis}]" in text:
-                    value = seen[-1].value if seen else component.sizes.get(str(tensor.shape[axis]), 0)
-                    return _specialized(component, tensor, axis, value, seen)
-        if seen:
-            return SpecializationError(
-                f"{component.name}: a dynamic dimension became the constant {seen[-1].value} at {seen[-1].line}",
-                "Compute from the tensor's own shape there.",
-            )
+    if found := STATIC.search(text):
+        value, index, axis = (int(group) for group in found.groups())
+        return _specialized(component, component.interface.inputs[index], axis, value, seen)
+    constants = [entry for entry in seen if entry.line and entry.value not in (0, 1)]
+    if "onstraint" in text and constants:
+        return SpecializationError(
+            f"{component.name}: a dynamic dimension became the constant {constants[-1].value} at {constants[-1].line}",
+            "Compute from the tensor's own shape there.",
+        )
     summary = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
     where = f" at {line}" if line else ""
     return CaptureError(f"{component.name}: torch.export refused{where}: {type(error).__name__}: {summary}")

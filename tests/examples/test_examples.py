@@ -30,7 +30,7 @@ import train_dates  # noqa: E402
 import train_llama  # noqa: E402
 
 # Not a seed of the training scripts, so these samples took no part in any choice made there.
-SEED = 977
+SEED = 4242
 FOLDERS = ("t5-dates", "llama-tales", "bert-sentiment")
 GENERATORS: tuple[Callable[..., Iterator[Any]], ...] = (
     dates_data.samples,

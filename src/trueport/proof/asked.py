@@ -129,14 +129,10 @@ class Asked:
         per_row = np.where(np.isnan(rows).any(axis=1), np.inf, np.nan_to_num(rows, nan=0.0).max(axis=1))
         row = int(per_row.argmax())
         error = None if np.isinf(per_row[row]) else float(per_row[row])
-        words = name if len(self.outputs) > 1 else ""
-        return Case(
-            case,
-            error,
-            self.tolerance.budget(name, scale),
-            batch.take([row]).to_json(),
-            "; ".join(part for part in (words, "not finite" if error is None else "", note) if part),
-        )
+        budget = self.tolerance.budget(name, scale)
+        failed = error is None or error > budget
+        words = [name if failed and len(self.outputs) > 1 else "", "not finite" if error is None else "", note]
+        return Case(case, error, budget, batch.take([row]).to_json(), "; ".join(part for part in words if part))
 
     def refused(self, case: str, batch: Batch, error: TrueportError) -> Case:
         """A failed case: the artefact would not run a legal batch."""

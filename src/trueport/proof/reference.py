@@ -30,8 +30,11 @@ class Reference:
         self.takes = signature(model)
 
     def exact(self) -> Reference:
-        """The same model in float64."""
-        return Reference(copy.deepcopy(self.model).double(), self.role, self.names)
+        """The same model in float64; experts are looped over, as the grouped kernel knows no float64."""
+        wide = copy.deepcopy(self.model).double()
+        if getattr(wide, "_can_set_experts_implementation", lambda: False)():
+            wide.set_experts_implementation("eager")
+        return Reference(wide, self.role, self.names)
 
     def forward(self, batch: Batch) -> dict[str, np.ndarray]:
         """Outputs by name, float64 arrays.

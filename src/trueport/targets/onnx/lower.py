@@ -42,13 +42,14 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET) -> Graph:
         SpecializationError: an input lost a dynamic axis on the way.
     """
     from trueport.graphs.optimize import optimize
-    from trueport.graphs.widen import widen_bfloat16
+    from trueport.graphs.widen import double_transforms, widen_bfloat16
 
     model = _convert(captured, opset)
     _name_values(model, captured.interface)
     weights = _name_weights(model)
     optimize(model, weights)
     widen_bfloat16(model)
+    double_transforms(model)
     _strip(model)
     _refuse_constants(model, captured)
     return Graph(captured.name, captured.stem, model, captured.interface)

@@ -13,6 +13,7 @@ from trueport.interface import Dimension, Interface, StatePair, Tensor
 
 if TYPE_CHECKING:
     import onnxruntime
+    import torch
 
 ORT_DTYPES = {
     "tensor(float)": "float32",
@@ -27,7 +28,7 @@ ORT_DTYPES = {
 
 
 class State:
-    """The tensors that one step hands to the next, in the runtime's own buffers.
+    """The tensors that one step hands to the next, in the runtime's own buffers; never changed in place.
 
     Attributes:
         values: OrtValues by input name.
@@ -36,21 +37,28 @@ class State:
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> State:
+    def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> State:
         """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
-        import onnxruntime
+        import torch
 
-        index = np.asarray(rows)
-        return State(
-            {
-                name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[index]))
-                for name, value in self.values.items()
-            }
-        )
+        index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
+        return State({name: from_torch(to_torch(value).index_select(0, index)) for name, value in self.values.items()})
+
+    def shorten(self, axes: Mapping[str, int], count: int) -> State:
+        """The state without the last ``count`` entries along ``axes[name]``; tensors that it does not name stay."""
+        values = dict(self.values)
+        for name, axis in axes.items():
+            tensor = to_torch(values[name])
+            values[name] = from_torch(tensor.narrow(axis, 0, max(tensor.shape[axis] - count, 0)))
+        return State(values)
 
     def length(self, name: str, axis: int) -> int:
         """Length of one tensor's axis."""
         return int(self.values[name].shape()[axis])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Views of the buffers by input name."""
+        return {name: to_torch(value) for name, value in self.values.items()}
 
 
 class OnnxSession:
@@ -85,18 +93,19 @@ class OnnxSession:
             reason = " ".join(str(error).split())
             raise ArtifactError(f"ONNX Runtime cannot open {path.name}: {reason[:300]}") from error
         self.interface = interface if interface is not None else read_interface(self.runtime)
+        self._inputs = {tensor.name for tensor in self.interface.inputs}
         self._outputs = [tensor.name for tensor in self.interface.outputs]
         self._plain = [tensor.name for tensor in self.interface.plain_outputs]
 
     def empty_state(self, batch: int) -> State:
         """State before the first step: every tensor with length 0 along its state axis."""
-        import onnxruntime
+        import torch
 
         values = {}
         for pair in self.interface.state:
             tensor = self.interface.input(pair.input)
-            shape = [batch if axis == 0 else size if isinstance(size, int) else 0 for axis, size in enumerate(tensor.shape)]
-            values[pair.input] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, numpy_dtype(tensor.dtype)))
+            shape = [size if isinstance(size, int) else 0 for size in tensor.shape]
+            values[pair.input] = from_torch(torch.zeros([batch, *shape[1:]], dtype=getattr(torch, tensor.dtype)))
         return State(values)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -105,30 +114,85 @@ class OnnxSession:
         Raises:
             RunError: the runtime refuses; the message names the shapes.
         """
-        return self._guard(feeds, lambda: dict(zip(self._outputs, self.runtime.run(self._outputs, dict(feeds)), strict=True)))
+        results = self._execute({name: from_numpy(array) for name, array in feeds.items()}, feeds)
+        return {name: to_numpy(value) for name, value in results.items()}
 
     def step(self, feeds: Mapping[str, np.ndarray], state: State) -> tuple[dict[str, np.ndarray], State]:
         """Plain inputs and a state to plain outputs and the next state, whose buffers stay in the runtime."""
-        import onnxruntime
+        results = self._execute(state.values | {name: from_numpy(array) for name, array in feeds.items()}, feeds)
+        return {name: to_numpy(results[name]) for name in self._plain}, self._following(results)
 
-        values = dict(state.values)
-        for name, array in feeds.items():
-            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-        results = self._guard(feeds, lambda: self.runtime.run_with_ort_values(self._outputs, values))
-        named = dict(zip(self._outputs, results, strict=True))
-        following = State({pair.input: named[pair.output] for pair in self.interface.state})
-        return {name: named[name].numpy() for name in self._plain}, following
+    def advance(self, feeds: Mapping[str, torch.Tensor], state: State | None) -> tuple[dict[str, torch.Tensor], State]:
+        """``step`` on torch tensors; nothing is copied on the way in or out.
 
-    def _guard(self, feeds: Mapping[str, np.ndarray], call: Any) -> Any:
-        unknown = set(feeds) - {tensor.name for tensor in self.interface.inputs}
-        if unknown:
-            raise RunError(f"{self.path.name} has no input {sorted(unknown)[0]}")
+        The runtime reads the feeds' own memory, and the outputs are views of its buffers that keep them alive.
+        """
+        values = dict(state.values) if state is not None else {}
+        for name, tensor in feeds.items():
+            values[name] = from_torch(tensor)
+        results = self._execute(values, feeds)
+        return {name: to_torch(results[name]) for name in self._plain}, self._following(results)
+
+    def _execute(self, values: dict[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """OrtValues by name to OrtValues by name; ``feeds`` is what the message of an error tells."""
+        for name in feeds:
+            if name not in self._inputs:
+                raise RunError(f"{self.path.name} has no input {name}")
+        binding = self.runtime.io_binding()
         try:
-            return call()
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self._outputs:
+                binding.bind_output(name)
+            self.runtime.run_with_iobinding(binding)
+            results = binding.get_outputs()
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
             reason = " ".join(str(error).split())
             raise RunError(f"{self.path.name} refuses {shapes}: {reason[:400]}") from error
+        return dict(zip(self._outputs, results, strict=True))
+
+    def _following(self, results: Mapping[str, Any]) -> State:
+        return State({pair.input: results[pair.output] for pair in self.interface.state})
+
+
+def from_torch(tensor: torch.Tensor) -> Any:
+    """An OrtValue over the tensor's memory, which it keeps alive; a copy of what is scattered or not on the CPU."""
+    import onnxruntime
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bool:  # DLPack's bool is newer than the one that ONNX Runtime reads
+        return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
+    return onnxruntime.OrtValue.from_dlpack(tensor)
+
+
+def to_torch(value: Any) -> torch.Tensor:
+    """A tensor over the OrtValue's memory, which it keeps alive."""
+    import torch
+
+    tensor = torch.from_dlpack(value)
+    return tensor.view(torch.bool) if tensor.dtype == torch.uint8 and value.data_type() == "tensor(bool)" else tensor
+
+
+def from_numpy(array: np.ndarray) -> Any:
+    """An OrtValue of the array, bfloat16 included."""
+    import onnxruntime
+    import torch
+
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return from_torch(torch.from_numpy(array.view(np.int16)).view(torch.bfloat16))
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """The OrtValue as an array; bfloat16 is ml_dtypes' own."""
+    if value.data_type() == "tensor(bfloat16)":
+        import torch
+
+        return to_torch(value).view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+    return value.numpy()
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -157,7 +221,8 @@ def read_interface(runtime: onnxruntime.InferenceSession) -> Interface:
 
 def state_output(name: str, outputs: set[str]) -> str | None:
     """The output that feeds state input ``name`` at the next step, among the spellings in use; None for no state."""
-    for past, presents in (("past_key_values.", ("present.", "present_key_values.", "present_")), ("past_", ("present_",))):
+    caches = ("present.", "present_key_values.", "present_")
+    for past, presents in (("past_key_values.", caches), ("past_", ("present_",))):
         if name.startswith(past):
             for present in presents:
                 if present + name.removeprefix(past) in outputs:

@@ -1,0 +1,5 @@
+"""``python -m trueport``."""
+
+from trueport.cli import main
+
+main()

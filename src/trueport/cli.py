@@ -1,0 +1,217 @@
+"""The command line: one command for each public function, with its names and options."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trueport import __version__
+from trueport.errors import TrueportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trueport.proof.result import Proof
+
+app = typer.Typer(
+    name="trueport",
+    help="Carry transformer models to ONNX Runtime, with a proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the proof's inputs.")]
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    to: Annotated[str, typer.Option("--to", help="The target: onnx.")] = "onnx",
+    task: Annotated[str | None, typer.Option("--task", help="What the model is for, such as text-generation.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32 (default), float16 or bfloat16.")] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset (default 23).")] = None,
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the tokenizer goes along.")
+    ] = True,
+    proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Whether to prove the export.")] = True,
+    allow_unproven: Annotated[
+        bool, typer.Option("--allow-unproven", help="Keep a folder whose proof failed, stamped so.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")] = None,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Export MODEL to the folder OUT, and prove that what arrived is the model that left."""
+    from trueport import pipeline
+
+    with _progress() as tell:
+        try:
+            artifact = pipeline.export(
+                model,
+                out,
+                to=to,
+                task=task,
+                dtype=dtype,
+                opset=opset,
+                tokenizer="auto" if tokenizer else None,
+                proof=proof,
+                allow_unproven=allow_unproven,
+                force=force,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                seed=seed,
+                progress=tell,
+            )
+            content, failure = artifact.proof, None
+        except TrueportError as error:
+            if getattr(error, "proof", None) is None:
+                raise
+            content, failure = error.proof.to_json(), error  # type: ignore[attr-defined]
+    _show(content)
+    if failure is not None:
+        raise failure
+    if content is None:
+        typer.echo(f"{out}: written, unproven (--no-proof).")
+    else:
+        typer.echo(f"{out}: written. The report: {out / 'report.html'}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The folder to judge, whoever wrote it.")],
+    against: Annotated[str | None, typer.Option("--against", help="The original: a hub id or a folder.")] = None,
+    clauses: Annotated[
+        str | None, typer.Option("--clauses", help="Clauses to ask, separated by commas; all by default.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the proof to this file too.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Judge FOLDER: with the original every clause, without it those that need none."""
+    from trueport import pipeline
+    from trueport.artifact import write_json
+
+    chosen = [name.strip() for name in clauses.split(",")] if clauses else None
+    with _progress() as tell:
+        proof: Proof = pipeline.verify(
+            folder, against=against, clauses=chosen, trust_remote_code=trust_remote_code, seed=seed, progress=tell
+        )
+    _show(proof.to_json())
+    if json_file is not None:
+        write_json(json_file, proof.to_json())
+    if not proof.proven:
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A folder that `trueport export` wrote.")],
+    text: Annotated[str, typer.Argument(help="The prompt, or a seq2seq model's source.")],
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="At most so many new tokens.")] = None,
+    num_beams: Annotated[int, typer.Option("--num-beams", help="Beams; more than 1 cannot be streamed.")] = 1,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Of the sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Of the sampling.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Of the sampling.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sampling.")] = 0,
+    memory: Annotated[str, typer.Option("--memory", help="fast (default) or map.")] = "fast",
+    debug: Debug = False,
+) -> None:
+    """Stream what the exported model says to TEXT."""
+    from trueport.runtime.text import stream
+
+    options: dict[str, Any] = {"num_beams": num_beams, "do_sample": sample}
+    for name, value in (
+        ("max_new_tokens", max_new_tokens),
+        ("temperature", temperature),
+        ("top_k", top_k),
+        ("top_p", top_p),
+    ):
+        if value is not None:
+            options[name] = value
+    stream(folder, text, options, seed=seed, memory=memory)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"trueport {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal's stderr, silent elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("start", total=None)
+        yield lambda phase: bar.update(task, description=phase)
+
+
+def _show(content: dict[str, Any] | None) -> None:
+    if content is None:
+        return
+    from rich.console import Console
+
+    from trueport.proof.report import headline, table
+
+    console = Console()
+    console.print(table(content))
+    console.print(headline(content), soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; every error becomes one line on stderr and an exit code."""
+    import click
+
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except TrueportError as error:
+        _fail(str(error), error.exit_code, debug)
+    except click.exceptions.Abort:
+        _fail("Interrupted; nothing was written.", 130, debug)
+    except KeyboardInterrupt:
+        _fail("Interrupted; nothing was written.", 130, debug)
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "trueport"
+        _fail(f"{error.format_message()} See `{where} --help`.", 2, debug)
+    except BrokenPipeError:
+        sys.exit(0)
+    except MemoryError:
+        _fail("Out of memory. Close other programs, or use a machine with more.", 2, debug)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        _fail(f"{type(error).__name__}: {reason}. This is a fault of Trueport's; --debug shows where.", 2, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"trueport: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

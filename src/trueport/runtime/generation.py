@@ -1,0 +1,158 @@
+"""Decoders and encoder-decoders under transformers' own ``generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, Seq2SeqLMOutput
+from transformers.utils import logging
+
+from trueport.errors import RunError
+from trueport.runtime.cache import RuntimeCache
+from trueport.runtime.model import Component, TrueportModel, with_signature
+
+logger = logging.get_logger(__name__)
+
+
+class GenerativeModel(TrueportModel, GenerationMixin):
+    """What decoders and encoder-decoders share: ``GenerationMixin`` over a cache that the runtime holds."""
+
+    base_model_prefix = ""
+    _is_stateful = False
+    _auto_class = None
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """``transformers.GenerationMixin.generate``, with all that it takes."""
+        return GenerationMixin.generate(self, *args, **kwargs)  # type: ignore[arg-type]  # typed for PreTrainedModel
+
+    def can_generate(self) -> bool:
+        """Whether ``generate`` works."""
+        return True
+
+    def new_cache(self) -> RuntimeCache:
+        """An empty cache, to pass as ``past_key_values``."""
+        return RuntimeCache(self.main.session)
+
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        """Nothing of the model's own code runs."""
+        return False
+
+    def get_experts_implementation(self) -> dict[str, str]:
+        """The graph is what it is: there is no implementation to switch."""
+        return {}
+
+    def get_input_embeddings(self) -> None:
+        """The graph keeps its embeddings to itself."""
+
+    def get_output_embeddings(self) -> None:
+        """The graph keeps its head to itself."""
+
+    def _prepare_cache_for_generation(  # type: ignore[override]  # transformers declares bool and returns None
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Put an empty RuntimeCache where transformers would put a DynamicCache."""
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None:
+            self._own(cache)
+            cache._is_user_defined = True
+        elif generation_config.use_cache is not False:
+            if generation_config.cache_implementation not in (None, "dynamic"):
+                kind = generation_config.cache_implementation
+                logger.warning_once(f"cache_implementation={kind!r} is ignored: the runtime keeps the cache")
+            model_kwargs["past_key_values"] = self.new_cache()
+
+    def _own(self, cache: Any) -> RuntimeCache:
+        if not isinstance(cache, RuntimeCache) or cache.session is not self.main.session:
+            kind = type(cache).__name__
+            raise RunError(f"past_key_values is a {kind} that is not this model's", "Begin with model.new_cache().")
+        return cache
+
+    def _decode(self, inputs: dict[str, Any], cache: Any, use_cache: bool | None) -> tuple[torch.Tensor, Any]:
+        """Logits (batch, new, vocabulary), and the grown cache where one is wanted."""
+        cache = None if cache is None else self._own(cache)
+        outputs, state = self.main.run(inputs, None if cache is None else cache.state)
+        if cache is None and use_cache is not False:
+            cache = self.new_cache()
+        if cache is not None:
+            cache.state = state
+        return outputs["logits"], cache
+
+
+class DecoderModel(GenerativeModel):
+    """A causal language model."""
+
+    def _signature(self) -> list[str]:
+        return [*super()._signature(), "past_key_values", "use_cache"]
+
+    def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
+        logits, cache = self._decode(inputs, inputs.pop("past_key_values", None), inputs.pop("use_cache", None))
+        result = CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return result if return_dict else result.to_tuple()
+
+
+class Encoder:
+    """The encoder of an encoder-decoder, as ``get_encoder`` gives it to transformers."""
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+        names = [tensor.name for tensor in component.session.interface.plain_inputs]
+        self.main_input_name = next((name for name in names if not name.endswith("mask")), names[0])
+        self.forward = with_signature(self._forward, names)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BaseModelOutput:
+        """Sources to ``last_hidden_state``, (batch, source, hidden); a missing ``attention_mask`` is all ones."""
+        return self.forward(*args, **kwargs)
+
+    def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
+        if self.main_input_name != "input_ids" and not self.component.feeder.interface.has_input("attention_mask"):
+            inputs.pop("attention_mask", None)  # of features: their encoder reads every frame, padded or not
+        outputs, _ = self.component.run(inputs)
+        result = BaseModelOutput(last_hidden_state=outputs["last_hidden_state"])
+        return result if return_dict else result.to_tuple()
+
+
+class Seq2SeqModel(GenerativeModel):
+    """An encoder-decoder."""
+
+    def __init__(self, folder: Path, *args: Any, **kwargs: Any) -> None:
+        super().__init__(folder, *args, **kwargs)
+        self.encoder = Encoder(self.components["encoder"])
+        self.main_input_name = self.encoder.main_input_name
+        self._masked = self.main.session.interface.has_input("encoder_attention_mask")
+
+    def get_encoder(self, modality: str | None = None) -> Encoder:
+        """The encoder."""
+        return self.encoder
+
+    def _signature(self) -> list[str]:
+        names = [tensor.name for tensor in self.components["encoder"].session.interface.plain_inputs]
+        if "attention_mask" not in names:
+            names.append("attention_mask")
+        names += ["decoder_input_ids", "decoder_attention_mask", "encoder_outputs", "past_key_values", "use_cache"]
+        return names
+
+    def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
+        cache, use_cache = inputs.pop("past_key_values", None), inputs.pop("use_cache", None)
+        feeds = {"input_ids": inputs.pop("decoder_input_ids", None)}
+        if feeds["input_ids"] is None:
+            raise RunError(f"{self.folder.name} needs decoder_input_ids", "Give them, or call generate().")
+        mask = inputs.pop("decoder_attention_mask", None)
+        if mask is not None and not bool((mask == 1).all()):
+            raise RunError(f"{self.main.feeder.name} takes no decoder_attention_mask", "Give targets without padding.")
+        encoded = inputs.pop("encoder_outputs", None)
+        mask = inputs.get("attention_mask")
+        if encoded is None:
+            encoded = self.encoder(**inputs)
+        states = encoded[0]
+        feeds["encoder_hidden_states"] = states
+        if self._masked:
+            feeds["encoder_attention_mask"] = mask
+        elif self.main_input_name == "input_ids":
+            feeds["attention_mask"] = mask
+        logits, cache = self._decode(feeds, cache, use_cache)
+        result = Seq2SeqLMOutput(logits=logits, past_key_values=cache, encoder_last_hidden_state=states)
+        return result if return_dict else result.to_tuple()

@@ -1,0 +1,100 @@
+"""From a folder on disk to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+
+from trueport.artifact import MANIFEST, read_manifest
+from trueport.errors import ArtifactError
+from trueport.interface import Interface
+from trueport.runtime.generation import DecoderModel, Seq2SeqModel
+from trueport.runtime.model import TrueportModel
+from trueport.runtime.protocol import Session
+
+RUNTIMES = ("onnx",)
+MEMORY = ("fast", "map")
+
+
+def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None) -> TrueportModel:
+    """See ``trueport.runtime.load``."""
+    if runtime is not None and runtime not in RUNTIMES:
+        raise ArtifactError(f"There is no runtime {runtime!r}", f"Choose from {', '.join(RUNTIMES)}.")
+    if memory not in MEMORY:
+        raise ArtifactError(f"There is no memory mode {memory!r}", f"Choose from {', '.join(MEMORY)}.")
+    manifest = read_manifest(folder)
+    if not isinstance(manifest.get("components"), dict) or not manifest["components"]:
+        raise ArtifactError(f"{folder / MANIFEST} names no components", "Export again.")
+    sessions = {
+        name: _open(folder, name, entry, runtime, memory, threads) for name, entry in manifest["components"].items()
+    }
+    source = manifest.get("source") or {}
+    role = source.get("role") or _role(sessions)
+    kind: type[TrueportModel] = {"decoder": DecoderModel, "seq2seq": Seq2SeqModel}.get(role, TrueportModel)
+    _check_components(folder, role, sessions)
+    config = _config(folder)
+    return kind(folder, config, _generation_config(folder, config), sessions, source.get("task"))
+
+
+def _open(
+    folder: Path, name: str, entry: Mapping[str, Any], runtime: str | None, memory: str, threads: int | None
+) -> Session:
+    try:
+        target, file = entry["target"], PurePosixPath(entry["file"])
+        interface = Interface.from_json(entry)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} describes the component {name} incompletely: {error!r}") from error
+    if target not in RUNTIMES:
+        raise ArtifactError(f"{folder.name} was exported to {target}, which this Trueport cannot run")
+    if runtime is not None and target != runtime:
+        raise ArtifactError(f"{folder.name} was exported to {target}, not to {runtime}")
+    if file.is_absolute() or ".." in file.parts:
+        raise ArtifactError(f"{folder / MANIFEST} points out of its folder: {file}")
+    path = folder / file
+    if not path.is_file():
+        raise ArtifactError(f"{folder} lacks {file}", "Export again.")
+    from trueport.targets.onnx.session import OnnxSession
+
+    return OnnxSession(path, interface, memory=memory, threads=threads)
+
+
+def _role(sessions: Mapping[str, Session]) -> str:
+    """The role that the components tell, for a manifest that does not."""
+    if "encoder" in sessions and "decoder" in sessions:
+        return "seq2seq"
+    interface = next(iter(sessions.values())).interface
+    return "decoder" if interface.state and interface.has_input("input_ids") else "encoder"
+
+
+def _check_components(folder: Path, role: str, sessions: Mapping[str, Session]) -> None:
+    for name in {"seq2seq": ("encoder", "decoder"), "decoder": ("model",)}.get(role, ()):
+        if name not in sessions:
+            raise ArtifactError(f"{folder / MANIFEST} says {role} and has no component {name}")
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    """The original's config; a bare one for a module that had none, or whose class only its own code knows."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return PreTrainedConfig()
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError):
+        pass
+    try:
+        return PreTrainedConfig.from_json_file(path)
+    except (ValueError, OSError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def _generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    if not (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{folder / 'generation_config.json'} cannot be read: {reason}") from error

@@ -1,0 +1,176 @@
+"""A model that an artefact's sessions make."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig
+
+from trueport.errors import RunError
+from trueport.interface import Interface, terms
+from trueport.runtime.feeds import Feeder
+from trueport.runtime.outputs import make_output, output_kind
+from trueport.runtime.protocol import Session, State
+
+NOT_GIVEN_OUT = ("output_attentions", "output_hidden_states", "output_router_logits")
+"""What transformers' models give out on request and a graph does not."""
+
+
+class Component:
+    """A session with what it takes to feed it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.feeder = Feeder(session.path.name, session.interface)
+        self._lengths = {
+            terms(axis)[0]: (pair.input, index)
+            for pair in session.interface.state
+            for index, axis in enumerate(session.interface.input(pair.input).shape)
+            if index and len(terms(axis)) == 1
+        }
+
+    def run(self, given: Mapping[str, Any], state: State | None = None) -> tuple[dict[str, torch.Tensor], State]:
+        """Inputs by name and a state to outputs by name and the next state; None is the state before the first step."""
+        feeds = self.feeder(given, self._past(state))
+        if state is None and self.session.interface.state:
+            state = self.session.empty_state(len(next(iter(feeds.values()))))
+        return self.session.advance(feeds, state)
+
+    def _past(self, state: State | None) -> dict[str, int]:
+        """Sizes of the state's dimensions."""
+        if state is None:
+            return dict.fromkeys(self._lengths, 0)
+        sizes = {name: state.length(*place) for name, place in self._lengths.items()}
+        if self.session.interface.state:
+            sizes["batch_size"] = state.length(self.session.interface.state[0].input, 0)
+        return sizes
+
+
+class TrueportModel:
+    """An artefact that runs: an encoder, or any module with or without a state.
+
+    Attributes:
+        config: transformers' configuration of the original.
+        generation_config: its generation defaults.
+        sessions: the open sessions by component name.
+        task: what the artefact was exported for; None where the manifest does not say.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: PreTrainedConfig,
+        generation_config: GenerationConfig,
+        sessions: Mapping[str, Session],
+        task: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.name_or_path = str(folder)
+        self.config = config
+        self.generation_config = generation_config
+        self.sessions = dict(sessions)
+        self.task = task
+        self.device = torch.device("cpu")
+        self.components = {name: Component(session) for name, session in self.sessions.items()}
+        self.main = self.components[next((n for n in ("model", "decoder") if n in sessions), next(iter(sessions)))]
+        outputs = self.main.session.interface.plain_outputs
+        self.dtype: torch.dtype = getattr(torch, outputs[0].dtype) if outputs else torch.float32
+        ranks = {tensor.name: len(tensor.shape) for tensor in outputs}
+        self.output_kind = output_kind(frozenset(ranks), ranks, task)
+        first = self.components.get("encoder", self.main).session.interface.plain_inputs
+        self.main_input_name = first[0].name if first else "input_ids"
+        self.forward = with_signature(self._forward, self._signature())
+
+    @property
+    def interfaces(self) -> dict[str, Interface]:
+        """Inputs, outputs and state by component name."""
+        return {name: session.interface for name, session in self.sessions.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}, components={list(self.sessions)})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tensors by name, or in the order of the interface, to transformers' output of the model's kind.
+
+        A missing ``attention_mask`` is all ones, also where ``input_ids`` hold padding; missing ``token_type_ids`` are
+        zeros; missing ``position_ids`` of a decoder count the mask's ones from 0.
+        """
+        return self.forward(*args, **kwargs)
+
+    def step(
+        self, feeds: Mapping[str, Any], state: State | None = None, *, component: str | None = None
+    ) -> tuple[dict[str, torch.Tensor], State]:
+        """One run of one component.
+
+        Args:
+            feeds: plain inputs by name; what ``__call__`` completes is completed.
+            state: from the step before; None before the first.
+            component: its name; the model or the decoder where not given.
+
+        Returns:
+            The plain outputs by name and the next state, which stays in the runtime's buffers.
+        """
+        if component is not None and component not in self.components:
+            raise RunError(f"{self.folder.name} has no component {component}; it has {', '.join(self.components)}")
+        return (self.main if component is None else self.components[component]).run(feeds, state)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Only decoders and encoder-decoders generate."""
+        raise RunError(f"{self.folder.name} has no decoder to generate with", "Call the model itself.")
+
+    def can_generate(self) -> bool:
+        """Whether ``generate`` works."""
+        return False
+
+    def to(self, *args: Any, **kwargs: Any) -> TrueportModel:
+        """The same model: the runtime decides where it runs and on which dtype."""
+        return self
+
+    def eval(self) -> TrueportModel:
+        """The same model: there is no other mode."""
+        return self
+
+    def _signature(self) -> list[str]:
+        """Names that ``forward`` takes, in order."""
+        return [tensor.name for tensor in self.main.session.interface.plain_inputs]
+
+    def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
+        outputs, _ = self.main.run(inputs)
+        result = make_output(self.output_kind, outputs)
+        return result if return_dict else result.to_tuple()
+
+
+def with_signature(call: Callable[[dict[str, Any], bool], Any], names: list[str]) -> Callable[..., Any]:
+    """A function that takes tensors by these names or in this order, and transformers' flags besides.
+
+    transformers reads a model's signature to know what to prepare for it and to refuse a mistyped argument.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names):
+            raise RunError(f"At most {len(names)} inputs can be given by place: {', '.join(names)}")
+        inputs = dict(zip(names, args, strict=False))
+        for name, value in kwargs.items():
+            if name in inputs:
+                raise RunError(f"{name} is given twice")
+            if value is not None:
+                inputs[name] = value
+        return_dict = inputs.pop("return_dict", True)
+        for name in NOT_GIVEN_OUT:
+            if inputs.pop(name, False):
+                refuse_output(name)
+        return call(inputs, return_dict)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, default=None) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return forward
+
+
+def refuse_output(name: str) -> NoReturn:
+    """Say that a graph gives out only what it was exported with."""
+    raise RunError(f"{name} asks for values that the artefact's graph does not give out", f"Leave {name} out.")

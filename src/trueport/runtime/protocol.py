@@ -1,0 +1,41 @@
+"""What a model needs of a target's session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trueport.interface import Interface
+
+if TYPE_CHECKING:
+    import torch
+
+
+class State(Protocol):
+    """The tensors between two steps, in the runtime's own buffers; never changed in place."""
+
+    def take(self, rows: torch.Tensor) -> State:
+        """The state whose row i is this state's row ``rows[i]``."""
+
+    def shorten(self, axes: Mapping[str, int], count: int) -> State:
+        """The state without the last ``count`` entries along ``axes[name]``."""
+
+    def length(self, name: str, axis: int) -> int:
+        """Length of one tensor's axis."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Views of the buffers by input name."""
+
+
+class Session(Protocol):
+    """One component in its runtime."""
+
+    path: Path
+    interface: Interface
+
+    def empty_state(self, batch: int) -> State:
+        """The state before the first step."""
+
+    def advance(self, feeds: Mapping[str, torch.Tensor], state: Any) -> tuple[dict[str, torch.Tensor], Any]:
+        """Plain inputs and a state of this session, or None, to plain outputs and the next state, without copies."""

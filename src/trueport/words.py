@@ -1,0 +1,122 @@
+"""Numbers, names and interfaces in words, for the report and the model card."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def clean(value: Any) -> Any:
+    """The same structure with every unprintable character of its strings replaced.
+
+    ``verify`` judges strangers' folders: a name may hold terminal escapes or marks that reverse the text.
+    """
+    if isinstance(value, str):
+        return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in value)
+    if isinstance(value, Mapping):
+        return {clean(key): clean(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(entry) for entry in value]
+    return value
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A short form: ``0.21``, ``3.7``, ``120``, ``2.1e-5``."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if float(value).is_integer() and abs(value) < 1e5:
+        return f"{value:,.0f}"
+    if 1e-3 <= abs(value) < 1e5:
+        places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        return f"{value:,.{places}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def size_words(size: int) -> str:
+    """A file size in decimal units."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def range_words(bounds: Sequence[int | None]) -> str:
+    """A dimension's range: ``1 to 512``, ``0 and up``."""
+    low, high = bounds
+    return f"{low} and up" if high is None else f"{low} to {high:,}"
+
+
+def grouped(tensors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tensors whose names differ in their layer alone share one line: ``past_key_values.{0–11}.key``.
+
+    Each line has ``name``, ``dtype``, ``shape`` and ``count``.
+    """
+    lines: dict[tuple[str, str, str], list[int | None]] = {}
+    for tensor in tensors:
+        name = tensor["name"]
+        found = re.search(r"(?<=\.)\d{1,6}(?=\.|$)", name)
+        template = name if found is None else f"{name[: found.start()]}\0{name[found.end() :]}"
+        shape = ", ".join(str(axis) for axis in tensor["shape"])
+        lines.setdefault((template, tensor["dtype"], shape), []).append(int(found.group()) if found else None)
+    return [
+        {"name": _fill(template, layers), "dtype": dtype, "shape": shape, "count": len(layers)}
+        for (template, dtype, shape), layers in lines.items()
+    ]
+
+
+def _fill(template: str, layers: Sequence[int | None]) -> str:
+    """The template with its layers in the hole, runs of them as ranges."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if layer is None:
+            return template
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    spans = ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in runs)
+    return template.replace("\0", f"{{{spans}}}" if len(layers) > 1 else spans)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def count_words(count: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{count} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def model_name(manifest: Mapping[str, Any]) -> str:
+    """The model's name; of a path its last part alone, since the rest belongs to a machine."""
+    source = manifest.get("source", {})
+    name = str(source.get("name") or source.get("id") or source.get("class") or "model")
+    return name if source.get("kind") == "hub" else re.split(r"[\\/]", name.rstrip("\\/"))[-1] or "model"
+
+
+def component_view(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A component of the manifest, ready for tables."""
+    return {
+        "name": name,
+        "target": entry.get("target", "onnx"),
+        "file": entry.get("file", ""),
+        "tables": [("Inputs", grouped(entry.get("inputs", []))), ("Outputs", grouped(entry.get("outputs", [])))],
+        "state": _state(entry.get("state", [])),
+        "dimensions": [(axis, range_words(bounds)) for axis, bounds in entry.get("dimensions", {}).items()],
+    }
+
+
+def _state(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(output, input) names, those that differ in their layer alone on one line."""
+    outputs, inputs = (
+        grouped({"name": pair[side], "dtype": "", "shape": ()} for pair in pairs) for side in ("output", "input")
+    )
+    if [line["count"] for line in outputs] != [line["count"] for line in inputs]:
+        return [(pair["output"], pair["input"]) for pair in pairs]
+    return [(output["name"], fed["name"]) for output, fed in zip(outputs, inputs, strict=True)]

@@ -1,0 +1,163 @@
+"""The folder: refused places, whole or not at all, and a manifest that vouches for every file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trueport.artifact import MANIFEST, changed_files, check_place, list_files, read_manifest, staged, write_json
+from trueport.errors import ArtifactError
+
+
+def ours(folder: Path, text: str = "old") -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_text(text)
+    write_json(folder / MANIFEST, {"schema_version": 1, "files": list_files(folder)})
+    return folder
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if ".trueport-" in path.name]
+
+
+def test_a_new_place_appears_whole(tmp_path: Path) -> None:
+    with staged(tmp_path / "deep" / "out") as staging:
+        (staging / "a").write_text("x")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert (tmp_path / "deep" / "out" / "a").read_text() == "x"
+    assert leftovers(tmp_path / "deep") == []
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    with pytest.raises(RuntimeError), staged(out) as staging:
+        (staging / "a").write_text("x")
+        raise RuntimeError
+    assert (out / "model.onnx").read_text() == "old"
+    assert leftovers(tmp_path) == []
+
+
+def test_replacement_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    with staged(out) as staging:
+        (staging / "b").write_text("new")
+    assert sorted(path.name for path in out.iterdir()) == ["b"]
+    assert leftovers(tmp_path) == []
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from trueport.artifact import staged
+with staged(Path(sys.argv[1])) as staging:
+    (staging / "half").write_text("x" * 1000)
+    print("staged", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_sigkill_leaves_the_old_folder_and_the_next_export_sweeps(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(out)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "staged\n"
+        process.kill()
+    assert (out / "model.onnx").read_text() == "old"
+    assert len(leftovers(tmp_path)) == 1
+    with staged(out) as staging:
+        (staging / "b").write_text("new")
+    assert leftovers(tmp_path) == []
+
+
+SWAPPER = """
+import sys
+from pathlib import Path
+from trueport.artifact import staged
+for turn in range(10_000):
+    with staged(Path(sys.argv[1])) as staging:
+        (staging / "first").write_text(str(turn))
+        (staging / "second").write_text(str(turn))
+    print(turn, flush=True)
+"""
+
+
+def test_a_folder_that_is_replaced_over_and_over_is_whole_whenever_the_writer_dies(tmp_path: Path) -> None:
+    for delay in (0.0, 0.003, 0.011, 0.017, 0.023):
+        out = tmp_path / f"out{delay}"
+        with subprocess.Popen([sys.executable, "-c", SWAPPER, str(out)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "0\n"
+            time.sleep(delay)
+            process.kill()
+        assert (out / "first").read_text() == (out / "second").read_text()
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel refuse the write, as a full disk does."""
+    script = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom trueport.artifact import staged\n"
+        "from trueport.errors import ArtifactError\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    with staged(Path(sys.argv[1])) as s: (s / 'big').write_bytes(b'x' * 5000)\n"
+        "except ArtifactError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], capture_output=True, text=True)
+    assert "No space left" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(foreign)
+    for place in (file, foreign, link):
+        for force in (False, True):
+            with pytest.raises(ArtifactError):
+                check_place(place, force=force)
+    with pytest.raises(ArtifactError, match="--force"):
+        check_place(ours(tmp_path / "out"), force=False)
+    check_place(tmp_path / "out", force=True)
+    check_place(tmp_path / "nothing", force=False)
+    (tmp_path / "empty").mkdir()
+    check_place(tmp_path / "empty", force=False)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError), staged(tmp_path / "file" / "out"):
+        pytest.fail("the block must not run")
+
+
+def test_changed_files_are_named(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    manifest = read_manifest(out)
+    assert changed_files(out, manifest) == []
+    (out / "model.onnx").write_text("new")
+    assert "sha256 differs" in changed_files(out, manifest)[0]
+    (out / "model.onnx").unlink()
+    assert changed_files(out, manifest) == ["model.onnx is missing"]
+    manifest["files"]["../../etc/passwd"] = {"sha256": "", "size": 0}
+    assert any("outside the folder" in words for words in changed_files(out, manifest))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": 99}', "\udcff"])
+def test_a_broken_manifest_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST).write_bytes(os.fsencode(content))
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_the_same_bytes_for_the_same_content(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"b": 1, "ä": [0.1]})
+    write_json(tmp_path / "b", {"b": 1, "ä": [0.1]})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert json.loads((tmp_path / "a").read_text()) == {"b": 1, "ä": [0.1]}

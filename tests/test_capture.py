@@ -1,0 +1,107 @@
+"""Nothing specialised in silence: the refusal names input, axis, value and line."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from trueport.capture import capture
+from trueport.errors import CaptureError, SpecializationError
+from trueport.interface import Dimension, Interface, Tensor
+from trueport.roles.component import Component
+
+INTERFACE = Interface(
+    inputs=(
+        Tensor("input_ids", "int64", ("batch_size", "sequence_length")),
+        Tensor("attention_mask", "int64", ("batch_size", "sequence_length")),
+    ),
+    outputs=(Tensor("states", "float32", ()),),
+    dimensions=(Dimension("batch_size"), Dimension("sequence_length")),
+)
+SIZES = {"batch_size": 2, "sequence_length": 7}
+
+
+class Embeds(nn.Module):
+    """A module whose ``shape`` decides what it does to its embedding's shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"states": self.shape(self.table(input_ids) * attention_mask[..., None])}
+
+    def shape(self, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+
+class BakedLength(Embeds):
+    def shape(self, states: torch.Tensor) -> torch.Tensor:
+        return states.reshape(states.shape[0], int(states.shape[1]), 4) + torch.zeros(1, 7, 4)
+
+
+class BakedBatch(Embeds):
+    def shape(self, states: torch.Tensor) -> torch.Tensor:
+        return states.reshape(2, -1, 4)
+
+
+class ReadsValues(Embeds):
+    def shape(self, states: torch.Tensor) -> torch.Tensor:
+        return states * 2 if states.sum() > 0 else states
+
+
+def component(module: nn.Module) -> Component:
+    return Component("model", "model", module, INTERFACE, SIZES)
+
+
+def line_of(cls: type, text: str) -> int:
+    lines, start = inspect.getsourcelines(cls)
+    return start + next(index for index, line in enumerate(lines) if text in line)
+
+
+def test_a_right_module_keeps_both_axes() -> None:
+    captured = capture(component(Embeds()))
+    assert captured.interface.output("states").shape == ("batch_size", "sequence_length", 4)
+    assert captured.interface.output("states").dtype == "float32"
+
+
+def test_an_output_that_adds_two_dimensions_is_named_so() -> None:
+    class Doubles(Embeds):
+        def shape(self, states: torch.Tensor) -> torch.Tensor:
+            return states.transpose(0, 1).sum(1)
+
+    assert capture(component(Doubles())).interface.output("states").shape == ("sequence_length", 4)
+
+
+@pytest.mark.parametrize(
+    ("module", "axis", "value", "text"),
+    [(BakedLength(), 1, 7, "torch.zeros(1, 7, 4)"), (BakedBatch(), 0, 2, "states.reshape(2, -1, 4)")],
+)
+def test_a_baked_axis_is_refused_with_its_line(module: nn.Module, axis: int, value: int, text: str) -> None:
+    with pytest.raises(SpecializationError) as caught:
+        capture(component(module))
+    message = str(caught.value)
+    assert f"axis {axis}" in message
+    assert "input_ids" in message or "attention_mask" in message
+    assert f"constant {value}" in message
+    assert f"test_capture.py:{line_of(type(module), text)}" in message
+    assert "\n" not in message
+
+
+def test_a_value_read_by_python_is_refused_with_its_line() -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(component(ReadsValues()))
+    assert f"test_capture.py:{line_of(ReadsValues, 'states.sum() > 0')}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_hook_stays_after_a_failure() -> None:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    before = ShapeEnv._set_replacement
+    with pytest.raises(CaptureError):
+        capture(component(BakedBatch()))
+    assert ShapeEnv._set_replacement is before
