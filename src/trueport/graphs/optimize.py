@@ -2,27 +2,93 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 import onnx_ir as ir
+
+ROUNDS = 2
+"""How often folding and rewriting alternate; the second round sees what the first one exposed."""
 
 
 def optimize(model: ir.Model, weights: Collection[str]) -> None:
     """Fold what is constant, drop what is unused; in place.
+
+    The passes are those of ``onnxscript.optimizer.optimize_ir``, in its order, and so is the graph that comes out.
+    What differs is the time: its rewriter scans the whole graph for every node, ours looks at a node's operator first.
 
     Args:
         model: a freshly converted graph.
         weights: names of the initializers that are the model's weights. Nothing computed from one is folded: a folded
             transpose would be a second copy, and the runtime folds at load anyway.
     """
-    from onnxscript.optimizer import optimize_ir
+    from onnx_ir.passes import Sequential
+    from onnx_ir.passes import common as passes
 
     names = set(weights)
 
     def should_fold(node: ir.Node) -> bool | None:
         return False if any(value is not None and value.name in names for value in node.inputs) else None
 
+    clean_up = Sequential(
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimize_ir(model, should_fold=should_fold)
+        passes.InlinePass()(model)
+        _simplify(model, should_fold)
+        clean_up(model)
+
+
+def _simplify(model: ir.Model, should_fold: Any) -> None:
+    """Fold and rewrite until nothing changes, ``ROUNDS`` times at most."""
+    from onnx_ir.passes import common as passes
+    from onnxscript.optimizer import fold_constants_ir
+    from onnxscript.rewriter import RewritePass
+
+    for _ in range(ROUNDS):
+        steps = [
+            fold_constants_ir(model, onnx_shape_inference=True, should_fold=should_fold),
+            RewritePass(_rules())(model),
+            passes.RemoveUnusedNodesPass()(model),
+            passes.RemoveUnusedFunctionsPass()(model),
+            passes.RemoveUnusedOpsetsPass()(model),
+        ]
+        if not any(step.modified for step in steps):
+            break
+
+
+@functools.cache
+def _rules() -> tuple[Any, ...]:
+    """onnxscript's default rules, each behind a look at the operators that it needs."""
+    from onnxscript import rewriter
+
+    return tuple(_prefiltered(rule) for rule in rewriter._DEFAULT_REWRITE_RULES)
+
+
+def _prefiltered(rule: Any) -> Any:
+    """The rule, tried only on nodes at which its pattern can end."""
+    patterns = rule._target_pattern.output_nodes  # the matcher starts at the first, for several too
+    wanted = patterns[0].op_identifier()
+    if wanted is None:
+        return rule
+    first = wanted[:2]
+    rule = copy.copy(rule)
+    full = rule.try_rewrite
+
+    def try_rewrite(model: ir.Model, graph: Any, node: ir.Node, **options: Any) -> Any:
+        if (node.domain, node.op_type) != first:
+            return None
+        return full(model, graph, node, **options)
+
+    rule.try_rewrite = try_rewrite
+    return rule

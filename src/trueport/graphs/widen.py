@@ -58,7 +58,8 @@ def _round_output(node: ir.Node, value: ir.Value) -> None:
         user.replace_input_with(index, rounded)
     for index, output in enumerate(graph.outputs):
         if output is value:
-            rounded.name, value.name = value.name, None
+            name = value.name
+            rounded.name, value.name = name, f"{name}_wide"
             rounded.shape = value.shape
             graph.outputs[index] = rounded
     value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -219,7 +219,7 @@ def _facts(proof: Mapping[str, Any], source: Mapping[str, Any], manifest: Mappin
         ("Model class", source.get("class")),
         ("Task", source.get("task") or manifest.get("task")),
         ("Weights", source.get("dtype") or manifest.get("dtype")),
-        ("Judged against", original),
+        ("Judged against", original if proof["clauses"] else None),
         ("Components", ", ".join(f"{name} ({entry.get('target', 'onnx')})" for name, entry in entries.items())),
         ("Seed of the inputs", proof.get("seed")),
     ]
@@ -250,6 +250,7 @@ def _clause_view(index: int, clause: Mapping[str, Any], proof: Mapping[str, Any]
         "reason": clause.get("reason") or "",
         "count": count_words(len(clause["cases"]), "case"),
         "worst": None if worst is None else _case_view(*worst),
+        "where": "" if worst is None else worst[1]["case"] if ratio(worst[1]) else "every case",
         "cases": [
             _case_view(clause, case) | {"open": worst is not None and case is worst[1] and case_failed(clause, case)}
             for case in clause["cases"]

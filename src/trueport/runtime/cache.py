@@ -91,7 +91,7 @@ class RuntimeCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes what row ``beam_idx[i]`` was."""
-        if not torch.equal(beam_idx, torch.arange(len(beam_idx))):  # half of all beam steps keep the order
+        if not torch.equal(beam_idx, torch.arange(len(beam_idx))):  # beams often keep their order
             self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:

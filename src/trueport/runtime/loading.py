@@ -81,13 +81,13 @@ def _config(folder: Path) -> PreTrainedConfig:
     if not path.is_file():
         return PreTrainedConfig()
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError):
-        pass
-    try:
-        return PreTrainedConfig.from_json_file(path)
+        bare = PreTrainedConfig.from_json_file(path)
     except (ValueError, OSError, TypeError) as error:
         raise ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError):
+        return bare
 
 
 def _generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:

@@ -12,7 +12,13 @@ from trueport.runtime import load
 
 
 def stream(
-    folder: Path, text: str, options: Mapping[str, Any], *, seed: int = 0, memory: str = "fast", file: IO[str] | None = None
+    folder: Path,
+    text: str,
+    options: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    memory: str = "fast",
+    file: IO[str] | None = None,
 ) -> str:
     """Generate from ``text``, writing each piece as soon as it is certain; returns the whole.
 

@@ -77,7 +77,7 @@ class OnnxSession:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised as an error, not printed
         if threads is not None:
             options.intra_op_num_threads = threads
         if memory == "map":

@@ -2,14 +2,14 @@
 
 # No `from __future__ import annotations`: onnxscript reads the annotations as types.
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 import onnxscript
 from onnxscript import BFLOAT16, FLOAT, FLOAT16, INT32, INT64
 from onnxscript import opset18 as op
 
-Real = TypeVar("Real", FLOAT, FLOAT16, BFLOAT16)
-Integer = TypeVar("Integer", INT32, INT64)
+Real = TypeVar("Real", bound=Union[FLOAT, FLOAT16, BFLOAT16])  # noqa: UP007  (onnxscript reads no |)
+Integer = TypeVar("Integer", bound=Union[INT32, INT64])  # noqa: UP007
 
 
 @onnxscript.script(onnxscript.values.Opset("trueport.functions", 1), default_opset=op)

@@ -1,0 +1,398 @@
+"""What is exported: a model from the hub, a folder or memory, with its task, its name and its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from trueport.assets import load_tokenizer, save_config, save_tokenizer
+from trueport.checkpoint import AGAIN, HUB_ID, check_weights, fetch, first_line, read_config, refuse, weights_digest
+from trueport.tasks import (
+    DEFAULTS,
+    TASKS,
+    can,
+    class_named,
+    is_bare_seq2seq,
+    known_task,
+    offers_of,
+    task_by_role,
+    task_of,
+)
+from trueport.words import count_words, listed
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that is ready to be exported.
+
+    Attributes:
+        model: in eval mode, on the CPU, in the export's dtype; a live module is the caller's own object.
+        role: ``encoder``, ``decoder`` or ``seq2seq``.
+        task: what it is for, by optimum's names.
+        name: the hub id, the folder's own name, or the class of a live module.
+        kind: ``hub``, ``folder`` or ``module``.
+        untrained: outputs that no weight of the checkpoint trained.
+        tokenizer: a tokenizer or processor, or None.
+        revision: the commit of a hub model.
+    """
+
+    model: PreTrainedModel
+    role: str
+    task: str
+    name: str
+    kind: str
+    untrained: tuple[str, ...] = ()
+    tokenizer: Any = None
+    revision: str | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that the model computes in."""
+        from trueport.roles.component import float_dtype
+
+        return float_dtype(self.model)
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: the same on every machine and at any time."""
+        facts = {
+            "kind": self.kind,
+            "name": self.name,
+            "revision": self.revision,
+            "class": type(self.model).__name__,
+            "model_type": self.model.config.model_type,
+            "role": self.role,
+            "task": self.task,
+            "dtype": self.dtype,
+            "weights_sha256": weights_digest(self.model),
+            "untrained": list(self.untrained),
+        }
+        return {key: value for key, value in facts.items() if value is not None}
+
+    def save_assets(self, folder: Path) -> None:
+        """Write config, generation config, and what the tokenizer or processor consists of, into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            save_config(self.model, self.dtype, folder)
+            if self.tokenizer is not None:
+                save_tokenizer(self.tokenizer, folder)
+
+
+def load_source(
+    model: str | Path | nn.Module,
+    *,
+    task: str | None = None,
+    dtype: str | None = None,
+    tokenizer: Any = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Source:
+    """The model that a user means.
+
+    Args:
+        model: a folder that ``save_pretrained`` wrote, a hub id, or a live PreTrainedModel, which is left as it is.
+        task: one of ``TASKS``; None takes what the checkpoint's class does.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; None is float32, for a live module its own.
+        tokenizer: ``auto`` takes the checkpoint's (a live module has none), None does without, or an object.
+        trust_remote_code: run Python files that lie in the checkpoint.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        SourceError: it cannot be had; one line says why, and what to do.
+    """
+    task = known_task(task)
+    if dtype is not None and dtype not in DTYPES:
+        refuse(f"There is no dtype {dtype} here", f"The dtypes are: {', '.join(DTYPES)}.")
+    if tokenizer not in ("auto", None) and (isinstance(tokenizer, str) or not hasattr(tokenizer, "save_pretrained")):
+        refuse(f"The tokenizer is a {type(tokenizer).__name__}", "Give auto, None, or an object with save_pretrained.")
+    if not isinstance(model, str | os.PathLike):
+        return _live(model, task, dtype, None if tokenizer == "auto" else tokenizer)
+    where, kind, commit = os.fspath(model), "folder", None
+    folder = Path(where)
+    with quiet():
+        if not os.path.isdir(where):
+            _check_hub_id(where, path=not isinstance(model, str))
+            folder, commit = fetch(where, revision, python=trust_remote_code)
+            kind = "hub"
+        elif revision is not None:
+            refuse(f"{where} is a folder, which has no revisions", "Leave --revision out.")
+        loaded, task, untrained = _load(folder, where, task, dtype or "float32", trust_remote_code)
+        if tokenizer == "auto":
+            tokenizer = load_tokenizer(folder, loaded, where, trust_remote_code=trust_remote_code)
+    name = where if kind == "hub" else os.path.basename(os.path.abspath(where)) or type(loaded).__name__
+    return Source(loaded, _role(loaded, task), task, name, kind, untrained, tokenizer, commit)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines, warnings or progress bars of transformers and the hub; what matters becomes an error of ours."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as transformers_logging
+
+    hub = logging.getLogger("huggingface_hub")
+    level, hub_level = transformers_logging.get_verbosity(), hub.level
+    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    hub.setLevel(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        hub.setLevel(hub_level)
+        if bars and hub_bars:  # one switch of transformers moves both
+            transformers_logging.enable_progress_bar()
+
+
+def _check_hub_id(where: str, *, path: bool) -> None:
+    if os.path.isfile(where):
+        refuse(f"{where} is a file", "Give the folder that holds it and its config.json.")
+    if path or not HUB_ID.fullmatch(where) or ".." in where or "--" in where:
+        refuse(f"There is no folder {where!r}", "Give a folder that save_pretrained wrote, or a hub id like org/name.")
+
+
+def _load(
+    folder: Path, where: str, task: str | None, dtype: str, trust: bool
+) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
+    """The model in the folder, its task, and its outputs that no weight trained."""
+    import torch
+
+    content = read_config(folder)
+    _check_code(content, where, trust)
+    config = _config(folder, content, where, trust)
+    kind, task = _choose(folder, where, content, config, task, trust)
+    _check_inputs(kind, where)
+    check_weights(folder, content)
+    try:
+        with torch.random.fork_rng(devices=[]):  # missing weights are drawn at random, from the caller's generator
+            model, info = cast("Any", kind).from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are told below, with their shapes
+                output_loading_info=True,
+            )
+    except Exception as error:
+        refuse(f"{where} cannot be loaded as a {kind.__name__}: {first_line(error)}", AGAIN, error)
+    _check_quantized(model, where)
+    untrained = _check_loaded(model, info, where, task)
+    return model.eval().requires_grad_(False), task, untrained
+
+
+def _check_code(content: Mapping[str, Any], where: str, trust: bool) -> None:
+    """Refuse what only Python files from the checkpoint can build, and what this transformers does not know."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind, references = content["model_type"], _references(content)
+    known = kind in CONFIG_MAPPING
+    architecture = _architecture(content)
+    if references and not trust and not (known and (architecture is None or class_named(architecture) is not None)):
+        files = listed(sorted({f"{ref.rpartition('.')[0].replace('--', ': ')}.py" for ref in references.values()}))
+        refuse(
+            f"{where} is a {kind} model that only its own Python code can build ({files})",
+            "Read it, then give --trust-remote-code (trust_remote_code=True) to run it.",
+        )
+    if not known and not references:
+        refuse(
+            f"{where} is a {kind} model, which transformers {transformers.__version__} does not know",
+            "Check model_type in its config.json, or install a newer transformers; it brings no code of its own that "
+            "--trust-remote-code could run.",
+        )
+
+
+def _references(content: Mapping[str, Any]) -> dict[str, str]:
+    """The Python classes that a config's auto_map names, by auto class: ``modeling_x.XModel``."""
+    found = content.get("auto_map")
+    return {key: ref for key, ref in found.items() if isinstance(ref, str)} if isinstance(found, dict) else {}
+
+
+def _architecture(content: Mapping[str, Any]) -> str | None:
+    names = content.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
+def _config(folder: Path, content: Mapping[str, Any], where: str, trust: bool) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+    except Exception as error:
+        problem = f"{where}/config.json is no valid config of a {content['model_type']} model: {first_line(error)}"
+        refuse(problem, "Correct it, or download it again.", error)
+
+
+def _choose(
+    folder: Path, where: str, content: Mapping[str, Any], config: PreTrainedConfig, task: str | None, trust: bool
+) -> tuple[type[PreTrainedModel], str]:
+    """The class to build and the task it does."""
+    import transformers
+
+    architecture, references = _architecture(content), _references(content) if trust else {}
+    remote = {name: references[entry.auto] for name, entry in TASKS.items() if entry.auto in references}
+    offers = remote or offers_of(config)
+    named = None if remote or architecture is None else class_named(architecture)
+    if named is not None and is_bare_seq2seq(named):
+        named = None
+    does = task_of(named) if named is not None else None
+    if remote:
+        does = next((name for name, ref in remote.items() if ref.rpartition(".")[2] == architecture), None)
+    if task is None and named is not None and does is None:
+        refuse(f"{where} holds a {architecture}, which does none of Trueport's tasks", can(offers))
+    task = task or does or next((name for name in DEFAULTS if name in offers), None)
+    if task not in offers:
+        refuse(f"{where}: a {type(config).__name__} model cannot do {task or 'any task of Trueport'}", can(offers))
+    if remote:
+        return _remote_class(folder, where, remote[task]), task
+    if named is not None and does == task and isinstance(config, named.config_class or ()):
+        return named, task
+    return getattr(transformers, offers[task]), task
+
+
+def _remote_class(folder: Path, where: str, reference: str) -> type[PreTrainedModel]:
+    from transformers import PreTrainedModel
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    try:
+        kind = get_class_from_dynamic_module(reference, folder)
+    except Exception as error:
+        refuse(f"{where}: {reference} cannot be imported: {first_line(error)}", cause=error)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        refuse(f"{where}: {reference} is no PreTrainedModel")
+    return kind
+
+
+def _check_inputs(kind: type[PreTrainedModel], where: str) -> None:
+    """Refuse what reads neither text nor, to write text, speech."""
+    from trueport.roles.component import signature
+
+    names = signature(cast("Any", kind))
+    other: str | None = next(
+        (name for name in ("pixel_values", "input_values", "pixel_values_videos") if name in names), None
+    )
+    if kind.main_input_name not in ("input_ids", "input_features"):
+        other = kind.main_input_name
+    if kind.main_input_name == "input_features" and not {"decoder_input_ids", "input_features"} <= names:
+        other = "input_features"
+    if kind.__name__.endswith("ForMultipleChoice"):
+        other = "input_ids of three dimensions"
+    if other is not None:
+        refuse(f"{where}: a {kind.__name__} reads {other}", "This version exports text models, and speech to text.")
+
+
+def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str, task: str) -> tuple[str, ...]:
+    """Refuse weights that do not fit or are not there; the names of the outputs that nothing trained."""
+    import torch
+
+    kind = type(model).__name__
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        remedy = "Correct config.json, or save the model again with save_pretrained."
+        refuse(f"{where}: {name} has shape {list(found)}, where its config.json wants {list(expected)}", remedy)
+    missing = sorted(info["missing_keys"])
+    pooler = [name for name in missing if name.startswith("pooler.") and model.base_model is model]
+    lacking = [name for name in missing if name not in pooler]
+    if lacking:
+        names = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        refuse(
+            f"{where} has no weights for {names} ({count_words(len(lacking), 'tensor')} of {kind}); "
+            f"it was not trained for {task}",
+            "Give --task with what it was trained for, or a checkpoint that was trained for this.",
+        )
+    with torch.no_grad():
+        for name in pooler:  # drawn at random, which no two exports would share
+            model.get_parameter(name).zero_()
+    return ("pooler_output",) if pooler else ()
+
+
+def _check_quantized(model: PreTrainedModel, where: str) -> None:
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        refuse(f"{where} is quantised already", "Give the checkpoint that it was made from.")
+
+
+def _role(model: PreTrainedModel, task: str) -> str:
+    from trueport.roles import role_of
+
+    role = role_of(model)
+    if TASKS[task].role != role:
+        kind = type(model).__name__
+        if TASKS[task].role == "decoder":
+            refuse(
+                f"A {kind} keeps a state that is not a key-value cache", "This version cannot export it to generate."
+            )
+        refuse(f"A {kind} is a {role}, which cannot do {task}", "Give another --task, or leave it out.")
+    return role
+
+
+def _live(model: Any, task: str | None, dtype: str | None, tokenizer: Any) -> Source:
+    """A module in memory: the caller's own object, or where another dtype is asked for, a converted copy."""
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from trueport.roles.component import float_dtype
+
+    kind = type(model)
+    if not isinstance(model, nn.Module):
+        refuse(f"The model is a {kind.__name__}", "Give a hub id, a folder, or a transformers PreTrainedModel.")
+    if not isinstance(model, PreTrainedModel):
+        refuse(
+            f"{kind.__name__} is not a transformers PreTrainedModel, and this version exports no other modules",
+            "Put it into a PreTrainedModel with the forward of an encoder, a decoder or a seq2seq model.",
+        )
+    if any(module.training for module in model.modules()):
+        refuse(
+            f"The {kind.__name__} is in training mode, where dropout changes its outputs", "Call model.eval() first."
+        )
+    devices = sorted({tensor.device.type for tensor in model.parameters()} - {"cpu"})
+    if devices:
+        refuse(f"The {kind.__name__} has weights on {listed(devices)}", "Load it onto the CPU first.")
+    _check_inputs(kind, "The model")
+    _check_quantized(model, f"The {kind.__name__}")
+    if is_bare_seq2seq(kind):
+        refuse(f"A {kind.__name__} has no head to generate with", "Give the class with a head, or its encoder.")
+    does = task_of(kind) or task_by_role(model)
+    if task not in (None, does):
+        refuse(f"The {kind.__name__} does {does}, not {task}", "Leave --task out, or give a model of another class.")
+    role = _role(model, does)
+    own = float_dtype(model)
+    if dtype is None and own not in DTYPES:
+        refuse(f"The {kind.__name__} computes in {own}", f"Give --dtype (dtype=) {', '.join(DTYPES)}.")
+    if dtype not in (None, own):
+        with quiet():
+            model = _converted(model, str(dtype))
+    return Source(model, role, does, kind.__name__, "module", (), tokenizer)
+
+
+def _converted(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """A copy whose weights have the dtype that ``from_pretrained(dtype=...)`` gives them.
+
+    ``model.to(dtype)`` would round what is computed and not learned as well, such as rotary frequencies.
+    """
+    import torch
+
+    copied, target = copy.deepcopy(model), getattr(torch, dtype)
+    plan = copied._get_dtype_plan(target)
+    saved = set(copied.state_dict(keep_vars=True))
+    tensors = [*copied.named_parameters(), *(pair for pair in copied.named_buffers() if pair[0] in saved)]
+    for name, tensor in tensors:
+        if tensor.is_floating_point():
+            kept = next((to for part, to in plan.items() if re.search(rf"(^|\.){part}(\.|$)", name)), target)
+            tensor.data = tensor.data.to(kept)
+    copied.config.dtype = target
+    return copied.eval().requires_grad_(False)

@@ -1,0 +1,63 @@
+"""Exports that tests share: each model is exported once for all workers of a run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+import trueport
+from tests import zoo
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples" / "models"
+
+Exported = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Two workers share two cores; torch's own logs would fill every report."""
+    torch.set_num_threads(1)
+    logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this run see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(shared_folder: Path) -> Exported:
+    """The folder of a zoo model or of an example, proven, exported on first use; do not change it."""
+
+    def get(name: str) -> Path:
+        out = shared_folder / name
+        with FileLock(f"{out}.lock"):
+            if not out.exists():
+                if (EXAMPLES / name).is_dir():
+                    trueport.export(EXAMPLES / name, out)
+                else:
+                    trueport.export(zoo.build(name), out, tokenizer=None)
+        return out
+
+    return get
+
+
+@pytest.fixture
+def copied(exported: Exported, tmp_path: Path) -> Exported:
+    """A copy of an exported folder that the test may change."""
+
+    def get(name: str) -> Path:
+        return Path(shutil.copytree(exported(name), tmp_path / name))
+
+    return get

@@ -1,0 +1,122 @@
+"""Folders that load, and one clear line for those that do not."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import trueport
+from tests.runtime.test_generate import generate
+from trueport.errors import ArtifactError, RunError
+from trueport.runtime import TrueportModel, load
+from trueport.runtime.text import stream
+
+pytestmark = pytest.mark.xdist_group("runtime")
+
+
+@pytest.fixture
+def copied(artefact, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artefact("llama"), tmp_path / "llama"))
+
+
+def edit(folder: Path, change) -> None:
+    manifest = json.loads((folder / "trueport.json").read_text())
+    change(manifest)
+    (folder / "trueport.json").write_text(json.dumps(manifest))
+
+
+def test_load(pair, artefact):
+    _, model = pair("t5")
+    assert isinstance(model, TrueportModel) and isinstance(trueport.load(artefact("t5")), TrueportModel)
+    assert set(model.sessions) == set(model.interfaces) == {"encoder", "decoder"}
+    assert model.config.model_type == "t5" and model.generation_config.decoder_start_token_id == 0
+    assert (model.dtype, model.device, model.can_generate()) == (torch.float32, torch.device("cpu"), True)
+    assert model.to("cpu") is model.eval() is model
+
+
+@pytest.mark.parametrize("memory", ["fast", "map"])
+def test_memory(pair, artefact, memory: str):
+    original, _ = pair("llama")
+    inputs = {"input_ids": torch.arange(5, 12)[None]}
+    model = load(artefact("llama"), memory=memory, threads=1, runtime="onnx")
+    assert torch.equal(generate(model, inputs, do_sample=False), generate(original, inputs, do_sample=False))
+
+
+def test_role_from_the_components(copied):
+    """Folders whose manifest names no role."""
+    edit(copied, lambda manifest: manifest.pop("source"))
+    (copied / "generation_config.json").unlink()
+    assert load(copied).can_generate()
+
+
+def test_config_of_an_unknown_kind(copied):
+    """A class that only its own code knows: the graph runs all the same, and no code is run."""
+    config = json.loads((copied / "config.json").read_text())
+    config |= {"model_type": "never_heard_of", "auto_map": {"AutoConfig": "evil.Config"}}
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "evil.py").write_text("raise SystemExit('code from the folder ran')")
+    model = load(copied)
+    assert model.config.vocab_size == 99
+    model.generate(torch.arange(5, 12)[None], max_new_tokens=2)
+
+
+def _component(**changes):
+    return lambda manifest: manifest["components"]["model"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "is not a folder"),
+        (lambda f: (f / "trueport.json").unlink(), "holds no trueport.json"),
+        (lambda f: (f / "trueport.json").write_text("{"), "is not a manifest"),
+        (lambda f: edit(f, lambda m: m.update(schema_version=2)), "schema version 2"),
+        (lambda f: edit(f, lambda m: m.update(components={})), "names no components"),
+        (lambda f: edit(f, lambda m: m["components"]["model"].pop("inputs")), "describes the component model incomp"),
+        (lambda f: edit(f, _component(target="tpu")), "was exported to tpu"),
+        (lambda f: edit(f, _component(file="../model.onnx")), "points out of its folder"),
+        (lambda f: edit(f, lambda m: m["source"].update(role="seq2seq")), "says seq2seq and has no component encoder"),
+        (lambda f: (f / "onnx/model.onnx").unlink(), "lacks onnx/model.onnx"),
+        (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "ONNX Runtime cannot open model.onnx"),
+        (lambda f: (f / "config.json").write_text("["), "config.json cannot be read"),
+        (lambda f: (f / "generation_config.json").write_text("["), "generation_config.json cannot be read"),
+    ],
+)
+def test_spoilt_folders(copied, spoil, message: str):
+    spoil(copied)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_choices(artefact):
+    with pytest.raises(ArtifactError, match=r"no runtime 'abacus'\. Choose from onnx"):
+        load(artefact("llama"), runtime="abacus")
+    with pytest.raises(ArtifactError, match=r"no memory mode 'none'\. Choose from fast, map"):
+        load(artefact("llama"), memory="none")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}])
+def test_stream(pair, copied, tokenizer, options):
+    original, _ = pair("llama")
+    tokenizer.save_pretrained(copied)
+    out = io.StringIO()
+    text = stream(copied, "w5 w6 w7", {"max_new_tokens": 6, "min_new_tokens": 6} | options, seed=3, file=out)
+    assert out.getvalue().strip() == text.strip()
+    wanted = generate(original, {"input_ids": torch.tensor([[5, 6, 7]])}, new=6, **options)
+    assert text == tokenizer.decode(wanted[0, 3:], skip_special_tokens=True)
+
+
+def test_stream_refusals(copied, artefact, tokenizer):
+    with pytest.raises(ArtifactError, match="holds no tokenizer"):
+        stream(copied, "w5", {})
+    with pytest.raises(RunError, match="holds an encoder"):
+        stream(artefact("bert"), "w5", {})
+    tokenizer.save_pretrained(copied)
+    with pytest.raises(RunError, match="no tokens"):
+        stream(copied, "", {})

@@ -1,0 +1,59 @@
+"""The interface survives its own JSON, and shapes evaluate."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trueport.interface import Dimension, Interface, StatePair, Tensor, evaluate, terms
+
+names = st.text("abcdefgh_.0123456789", min_size=1, max_size=12)
+dimension_names = st.sampled_from(["batch_size", "sequence_length", "past_sequence_length"])
+axes = st.one_of(
+    st.integers(0, 99), dimension_names, st.tuples(dimension_names, dimension_names).map(" + ".join)
+)
+tensors = st.builds(
+    Tensor, names, st.sampled_from(["float32", "int64", "bfloat16"]), st.lists(axes, max_size=4).map(tuple)
+)
+interfaces = st.builds(
+    Interface,
+    st.lists(tensors, max_size=4).map(tuple),
+    st.lists(tensors, max_size=4).map(tuple),
+    st.lists(st.builds(Dimension, dimension_names, st.integers(0, 1), st.none() | st.integers(2, 512)),
+             max_size=3, unique_by=lambda d: d.name).map(tuple),
+    st.lists(st.builds(StatePair, names, names, st.integers(0, 3)), max_size=2).map(tuple),
+)
+
+
+@given(interfaces)
+def test_json_round_trip(interface: Interface) -> None:
+    assert Interface.from_json(json.loads(json.dumps(interface.to_json()))) == interface
+
+
+@given(axes, st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_an_axis_is_the_sum_of_its_terms(axis: int | str, batch: int, length: int, past: int) -> None:
+    sizes = {"batch_size": batch, "sequence_length": length, "past_sequence_length": past}
+    expected = axis if isinstance(axis, int) else sum(sizes[term] for term in terms(axis))
+    assert evaluate(axis, sizes) == expected
+
+
+def test_state_is_no_business_of_the_caller() -> None:
+    ids, past, present = (Tensor(name, "int64", (1,)) for name in ("input_ids", "mems.0", "present_mems.0"))
+    interface = Interface((ids, past), (present,), (), (StatePair("mems.0", "present_mems.0", 1),))
+    assert interface.plain_inputs == (ids,)
+    assert interface.plain_outputs == ()
+    assert interface.has_input("mems.0") and not interface.has_input("mask")
+    with pytest.raises(KeyError):
+        interface.input("mask")
+
+
+def test_import_is_cheap() -> None:
+    """What makes ``import trueport`` slow is torch and its like: none of them is imported."""
+    code = "import sys, trueport; print([m for m in ('torch', 'transformers', 'onnx', 'onnxruntime') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
