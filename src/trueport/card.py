@@ -51,12 +51,12 @@ def card(manifest: Mapping[str, Any], proof: Mapping[str, Any] | None) -> str:
         role=kind,
         runtimes=listed(sorted({_RUNTIMES.get(c.get("target", "onnx"), c.get("target")) for c in components.values()})),
         verdict=_verdict(manifest, proof),
-        reported="report.html" in manifest.get("files", {}) or proof is not None,
+        reported=proof is not None,
         tokenizer=_has_tokenizer(manifest),
         snippet=snippet(manifest),
         ort_class=ORT_CLASSES.get(task) if _onnx(components) else None,
         javascript=_runs_in_javascript(task, components),
-        external=any(path.endswith(".onnx_data") for path in manifest.get("files", {})),
+        external=_external(manifest),
         components=[component_view(name, entry) for name, entry in components.items()],
         files=[(path, size_words(entry["size"]), entry["sha256"]) for path, entry in manifest.get("files", {}).items()],
         versions=manifest.get("versions", {}),
@@ -124,6 +124,13 @@ def _runs_in_javascript(task: str, components: Mapping[str, Any]) -> bool:
     """transformers.js makes its empty cache in float32 unless the config tells otherwise."""
     floats = {tensor["dtype"] for entry in components.values() for tensor in entry.get("inputs", [])} - {"int64"}
     return task in ORT_CLASSES and _onnx(components) and floats <= {"float32"}
+
+
+def _external(manifest: Mapping[str, Any]) -> dict[str, bool]:
+    """The graphs with a weights file of their own name, as transformers.js asks for them one by one."""
+    files = manifest.get("files", {})
+    graphs = [str(entry.get("file", "")) for entry in manifest.get("components", {}).values()]
+    return {file.rpartition("/")[2]: True for file in graphs if f"{file}_data" in files}
 
 
 # Code for plain ONNX Runtime
@@ -198,7 +205,7 @@ def _zeros(tensor: Mapping[str, Any], length: str) -> str:
     axes = [
         str(size) if isinstance(size, int) else length if index else "1" for index, size in enumerate(tensor["shape"])
     ]
-    return f"np.zeros(({', '.join(axes)},), np.{_numpy(tensor['dtype'])})"
+    return f"np.zeros([{', '.join(axes)}], np.{_numpy(tensor['dtype'])})"
 
 
 def _quoted(text: str) -> str:

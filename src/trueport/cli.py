@@ -28,6 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the proof's inputs.")]
@@ -186,26 +189,26 @@ def _show(content: dict[str, Any] | None) -> None:
 
 def main() -> None:
     """Run the command; every error becomes one line on stderr and an exit code."""
-    import click
-
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except TrueportError as error:
         _fail(str(error), error.exit_code, debug)
-    except click.exceptions.Abort:
-        _fail("Interrupted; nothing was written.", 130, debug)
-    except KeyboardInterrupt:
-        _fail("Interrupted; nothing was written.", 130, debug)
-    except click.ClickException as error:
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "trueport"
-        _fail(f"{error.format_message()} See `{where} --help`.", 2, debug)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Interrupted; nothing was written.", INTERRUPTED, debug)
     except BrokenPipeError:
         sys.exit(0)
     except MemoryError:
         _fail("Out of memory. Close other programs, or use a machine with more.", 2, debug)
     except Exception as error:
+        # typer brings its own click: what the user mistyped is known by this method, not by a public class.
+        if hasattr(error, "format_message"):
+            context = getattr(error, "ctx", None)
+            message = error.format_message().rstrip(".?")
+            _fail(f"{message}. See `{context.command_path if context else 'trueport'} --help`.", 2, debug)
         reason = " ".join(str(error).split())[:300]
         _fail(f"{type(error).__name__}: {reason}. This is a fault of Trueport's; --debug shows where.", 2, debug)
 

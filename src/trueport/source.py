@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trueport.assets import load_tokenizer, save_config, save_tokenizer
 from trueport.checkpoint import AGAIN, HUB_ID, check_weights, fetch, first_line, read_config, refuse, weights_digest
+from trueport.dtypes import DTYPES, converted
 from trueport.tasks import (
     DEFAULTS,
     TASKS,
@@ -31,8 +30,6 @@ from trueport.words import count_words, listed
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -375,24 +372,5 @@ def _live(model: Any, task: str | None, dtype: str | None, tokenizer: Any) -> So
         refuse(f"The {kind.__name__} computes in {own}", f"Give --dtype (dtype=) {', '.join(DTYPES)}.")
     if dtype not in (None, own):
         with quiet():
-            model = _converted(model, str(dtype))
+            model = converted(model, str(dtype))
     return Source(model, role, does, kind.__name__, "module", (), tokenizer)
-
-
-def _converted(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
-    """A copy whose weights have the dtype that ``from_pretrained(dtype=...)`` gives them.
-
-    ``model.to(dtype)`` would round what is computed and not learned as well, such as rotary frequencies.
-    """
-    import torch
-
-    copied, target = copy.deepcopy(model), getattr(torch, dtype)
-    plan = copied._get_dtype_plan(target)
-    saved = set(copied.state_dict(keep_vars=True))
-    tensors = [*copied.named_parameters(), *(pair for pair in copied.named_buffers() if pair[0] in saved)]
-    for name, tensor in tensors:
-        if tensor.is_floating_point():
-            kept = next((to for part, to in plan.items() if re.search(rf"(^|\.){part}(\.|$)", name)), target)
-            tensor.data = tensor.data.to(kept)
-    copied.config.dtype = target
-    return copied.eval().requires_grad_(False)

@@ -10,23 +10,13 @@ from typing import TYPE_CHECKING, Any
 from trueport.artifact import MANIFEST, changed_files, read_manifest
 from trueport.errors import ArtifactError, TrueportError
 from trueport.proof.result import FAIL, PASS, Case, ClauseResult, Proof
-from trueport.proof.run import SEED, prove
+from trueport.proof.run import SEED, model_class, prove
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
     from trueport.interface import Interface
-
-GRAPHS = {
-    "seq2seq": {
-        "encoder": ("encoder_model.onnx",),
-        "decoder": ("decoder_model_merged.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"),
-    },
-    "single": {"model": ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx")},
-}
-"""File names in use for each component, the best first."""
-
 
 def judge(
     folder: Path,
@@ -89,52 +79,39 @@ def judge_foreign(
     seed: int | None,
     progress: Callable[[str], None],
 ) -> Proof:
-    """The proof of a folder that another tool wrote."""
-    from trueport.roles import role_of
+    """The proof of a folder that another tool wrote.
+
+    Raises:
+        ArtifactError: its files are laid out or named as by no tool that Trueport knows.
+    """
+    from trueport.foreign import find_graphs, open_component
 
     config = _config(folder, original)
-    files = find_graphs(folder, seq2seq=bool(getattr(config, "is_encoder_decoder", False)))
-    sessions = {name: _open(path, original) for name, path in files.items()}
-    if "encoder" in sessions:
-        role = "seq2seq"
-    else:
-        role = "decoder" if sessions["model"].interface.state or _generates(original, role_of) else "encoder"
-    floats = [tensor.dtype for s in sessions.values() for tensor in s.interface.outputs if "float" in tensor.dtype]
+    files = find_graphs(folder, seq2seq=_is_seq2seq(folder, config, original))
+    sessions = {name: open_component(paths, side=name) for name, paths in files.items()}
+    role = _role(sessions, config, original)
+    dtype = _float_dtype(sessions)
+    if original is not None:
+        original = _in_dtype(original, dtype)
+    for name, session in sessions.items():
+        session.interface = _bounded(_compared(session.interface, name, role, original), name, config, original)
     return prove(
         sessions,
         role=role,
         config=config,
         original=original,
-        dtype=floats[0] if floats else "float32",
-        depth=max(_nodes(path) for path in files.values()),
+        dtype=dtype,
+        depth=max(_nodes(path) for paths in files.values() for path in paths),
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,
     )
 
 
-def find_graphs(folder: Path, *, seq2seq: bool) -> dict[str, Path]:
-    """The component files of a folder, at its root or under ``onnx/``.
-
-    Raises:
-        ArtifactError: one is missing.
-    """
-    found = {}
-    for name, candidates in GRAPHS["seq2seq" if seq2seq else "single"].items():
-        paths = [place / file for file in candidates for place in (folder, folder / "onnx")]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise ArtifactError(
-                f"{folder} holds no {' or '.join(candidates)}", "Give the folder that an export to ONNX wrote."
-            )
-        found[name] = path
-    return found
-
-
 def _files_clause(folder: Path, manifest: dict[str, Any]) -> ClauseResult:
     """Every file is the one that was exported."""
     found = changed_files(folder, manifest)
-    cases = (Case("sha256 of every file", float(len(found)), 0.0, None, "; ".join(found)),)
+    cases = tuple(Case(words, 1.0, 0.0) for words in found) or (Case("sha256 of every file", 0.0, 0.0),)
     return ClauseResult("files", "folder", FAIL if found else PASS, "; ".join(found), cases)
 
 
@@ -167,32 +144,81 @@ def _config(folder: Path, original: PreTrainedModel | None) -> Any:
         ) from error
 
 
-def _open(path: Path, original: PreTrainedModel | None) -> Any:
-    """A session whose dimensions carry the original's bounds."""
-    from trueport.roles.component import position_bound
-    from trueport.targets.onnx.session import OnnxSession
+def _is_seq2seq(folder: Path, config: Any, original: PreTrainedModel | None) -> bool:
+    """By the original, else by the config; T5's encoder alone keeps the config of the whole."""
+    from trueport.roles import role_of
 
-    session = OnnxSession(path)
     if original is not None:
-        bound, because = position_bound(original)
-        session.interface = _bounded(session.interface, bound, because)
-    return session
+        return role_of(original) == "seq2seq"
+    alone = any((place / "model.onnx").is_file() for place in (folder, folder / "onnx"))
+    return bool(getattr(config, "is_encoder_decoder", False)) and not alone
 
 
-def _bounded(interface: Interface, bound: int | None, because: str) -> Interface:
+def _role(sessions: Mapping[str, Any], config: Any, original: PreTrainedModel | None) -> str:
+    from trueport.foreign import SteppedSession
+    from trueport.roles import role_of
+    from trueport.tasks import TASKS, task_of
+
+    if original is not None:
+        return role_of(original)
+    if "encoder" in sessions:
+        return "seq2seq"
+    kind = model_class(config)
+    task = task_of(kind) if kind is not None else None
+    generates = task is not None and TASKS[task].role == "decoder"
+    return "decoder" if generates or isinstance(sessions["model"], SteppedSession) else "encoder"
+
+
+def _float_dtype(sessions: Mapping[str, Any]) -> str:
+    floats = [tensor.dtype for s in sessions.values() for tensor in s.interface.outputs if "float" in tensor.dtype]
+    return floats[0] if floats else "float32"
+
+
+def _in_dtype(original: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """The original in the dtype of the export, whose weights are rounded the same."""
+    from trueport.roles.component import float_dtype
+    from trueport.source import DTYPES, load_source
+
+    if dtype == float_dtype(original) or dtype not in DTYPES:
+        return original
+    return load_source(original, dtype=dtype, tokenizer=None).model
+
+
+def _compared(interface: Interface, name: str, role: str, original: PreTrainedModel | None) -> Interface:
+    """The interface with those outputs that the original gives too.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    from trueport.roles import components
+
+    wanted = {"encoder": "last_hidden_state", "decoder": "logits"}.get(name, "logits" if role == "decoder" else None)
+    names = {tensor.name for tensor in interface.plain_outputs}
+    known = names if wanted is None else names & {wanted}
+    if wanted is None and original is not None:
+        known = names & {tensor.name for tensor in components(original)[0].interface.outputs}
+    if not known:
+        gives = wanted or f"what a {type(original).__name__} gives"
+        raise ArtifactError(
+            f"The graph of the {name} gives out {', '.join(sorted(names)) or 'nothing'}, not {gives}",
+            "Give --against with the class and the head that were exported.",
+        )
+    state = {pair.output for pair in interface.state}
+    return interface.with_outputs(t for t in interface.outputs if t.name in known or t.name in state)
+
+
+def _bounded(interface: Interface, name: str, config: Any, original: PreTrainedModel | None) -> Interface:
+    """The interface with bounds on its lengths: the original's position table, else what the config says."""
     from trueport.interface import Dimension
+    from trueport.roles.component import position_bound, position_limits
 
-    length = interface.inputs[0].shape[-1] if interface.inputs else None
-    names = {dimension.name for dimension in interface.dimensions} | {"sequence_length", "encoder_sequence_length"}
-    kept = tuple(
-        Dimension(name, 0, bound if name in (length, "sequence_length", "encoder_sequence_length") else None, because)
-        for name in sorted(names)
-    )
-    return replace(interface, dimensions=kept)
-
-
-def _generates(original: PreTrainedModel | None, role_of: Callable[[Any], str]) -> bool:
-    return original is not None and role_of(original) == "decoder"
+    if original is None:
+        bound, because = min(position_limits(config), default=None), "the config"
+    else:
+        parts = {"encoder": original.get_encoder, "decoder": original.get_decoder}
+        bound, because = position_bound(parts[name]() if name in parts else original)
+    lengths = ("sequence_length", "encoder_sequence_length")
+    return replace(interface, dimensions=tuple(Dimension(length, 1, bound, because) for length in lengths))
 
 
 def _nodes(path: Path) -> int:

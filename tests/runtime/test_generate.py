@@ -59,7 +59,7 @@ def test_tokens(pair, name: str, rows: int, mode: str):
     original, model = pair(name)
     inputs = prompts(original, rows)
     wanted = generate(original, inputs, **MODES[mode])
-    assert len(wanted.unique()) > 4
+    assert len(wanted.unique()) > 2
     assert torch.equal(generate(model, inputs, **MODES[mode]), wanted)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from trueport.patches.registry import Patch
@@ -22,7 +21,7 @@ LED = "transformers.models.led.modeling_led"
 
 
 def _padding_to(window: int, length: int) -> int:
-    """Tokens up to the next multiple; in this form a symbolic sum is provably a multiple, unlike ``-length % window``."""
+    """Tokens up to the next multiple, written so that torch.export proves the padded length to be one."""
     return (length + window - 1) // window * window - length
 
 
@@ -35,7 +34,7 @@ def _pad_longformer(original: Callable[..., Any]) -> Callable[..., Any]:
     """``_pad_to_window_size`` without ``if padding_len > 0``; padding by 0 is no padding."""
 
     def pad(
-        self: nn.Module,
+        self: Any,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor,
@@ -44,9 +43,7 @@ def _pad_longformer(original: Callable[..., Any]) -> Callable[..., Any]:
         pad_token_id: int,
     ) -> tuple[Any, ...]:
         if input_ids is None:
-            return original(
-                self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, pad_token_id
-            )
+            return original(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, pad_token_id)
         padding = _padding_to(_window(self.config), input_ids.shape[1])
         if position_ids is not None:
             position_ids = functional.pad(position_ids, (0, padding), value=pad_token_id)
@@ -66,7 +63,7 @@ def _pad_led(original: Callable[..., Any]) -> Callable[..., Any]:
     """The encoder on tokens padded beforehand: its own ``[:, :-padding_len]`` is empty where ``padding_len`` is 0."""
 
     def forward(
-        self: nn.Module,
+        self: Any,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         global_attention_mask: torch.Tensor | None = None,
@@ -105,11 +102,11 @@ def _pad_led(original: Callable[..., Any]) -> Callable[..., Any]:
 def _attention(original: Callable[..., Any]) -> Callable[..., Any]:
     """The self-attention over blocks of keys, its global part over the tokens that are global, be they none.
 
-    The original counts its chunks in tensors and asks ``if is_global_attn``; here the number of global tokens is a size.
+    The original counts its chunks in tensors and asks ``if is_global_attn``; here the count of global tokens is a size.
     """
 
     def forward(
-        self: nn.Module,
+        self: Any,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         is_index_masked: torch.Tensor,
@@ -137,7 +134,7 @@ def _attention(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _heads(attention: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+def _heads(attention: Any, tensor: torch.Tensor) -> torch.Tensor:
     """(batch, tokens, width) to (batch, heads, tokens, head size)."""
     return tensor.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
@@ -159,7 +156,7 @@ def _take(tensor: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(tensor: torch.Tensor, width: int) -> torch.Tensor:
-    """(batch, heads, blocks * width, size) to (batch, heads, blocks, 3 * width, size): each block and its neighbours."""
+    """Each block with its neighbours: (batch, heads, tokens, size) to (batch, heads, blocks, 3 * width, size)."""
     length = tensor.shape[2]
     padded = functional.pad(tensor, (0, 0, width, width))
     shifted = [padded[:, :, start : start + length].unflatten(2, (-1, width)) for start in (0, width, 2 * width)]
@@ -167,7 +164,7 @@ def _blocks(tensor: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _window_attention(
-    attention: nn.Module,
+    attention: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -193,9 +190,7 @@ def _window_attention(
     return context.transpose(1, 2).reshape(batch, length, heads * size)
 
 
-def _global_attention(
-    attention: nn.Module, hidden: torch.Tensor, masked: torch.Tensor, chosen: torch.Tensor
-) -> torch.Tensor:
+def _global_attention(attention: Any, hidden: torch.Tensor, masked: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Global tokens over the whole sequence, through projections of their own: (batch, most global tokens, width)."""
     queries = hidden.gather(1, chosen.clamp(max=hidden.shape[1] - 1)[:, :, None].expand(-1, -1, hidden.shape[2]))
     query = _heads(attention, attention.query_global(queries) / math.sqrt(attention.head_dim))
@@ -211,9 +206,105 @@ def _global_attention(
     return (chances @ value).transpose(1, 2).flatten(2)
 
 
+def _ids_and_masks() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Lengths within, at and past a window of 4; masks of ones, with padding, with padding and global tokens."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for length in (1, 3, 4, 5, 8, 11):
+        mask = torch.randint(3, (2, length), generator=generator)
+        mask[0, 0] = 1
+        for masks in (torch.ones_like(mask), mask.clamp(max=1), mask):
+            pairs.append((torch.randint(2, 20, (2, length), generator=generator), masks))
+    return pairs
+
+
+def _longformer_samples() -> list[tuple[Any, ...]]:
+    from transformers import LongformerConfig, LongformerModel
+
+    config = LongformerConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        attention_window=[4],
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        model = LongformerModel(config).eval()
+    samples = [(model, ids, mask, torch.zeros_like(ids), None, None, 1) for ids, mask in _ids_and_masks()]
+    return [*samples, (model, ids := samples[-1][1], ids * 0 + 1, ids * 0, ids + 2, None, 1)]
+
+
+def _led_samples() -> list[tuple[Any, ...]]:
+    from transformers import LEDConfig
+    from transformers.models.led.modeling_led import LEDEncoder
+
+    config = LEDConfig(
+        vocab_size=20, d_model=8, encoder_layers=1, num_hidden_layers=1, encoder_attention_heads=2, encoder_ffn_dim=8,
+        attention_window=[4],
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = LEDEncoder(config).eval()
+    samples: list[tuple[Any, ...]] = [(encoder, *pair) for pair in _ids_and_masks()]
+    ids, mask = samples[-1][1:]
+    return [*samples, (encoder, ids), (encoder, ids, mask.clamp(max=1), mask // 2)]
+
+
+def _attention_samples(path: str) -> Callable[[], list[tuple[Any, ...]]]:
+    """For either class: hidden states of whole windows, and masks as the models turn them into."""
+
+    def samples() -> list[tuple[Any, ...]]:
+        from importlib import import_module
+
+        from transformers import LongformerConfig
+
+        module, _, name = path.rpartition(".")
+        config = LongformerConfig(hidden_size=8, num_attention_heads=2, attention_window=[4])
+        generator = torch.Generator().manual_seed(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layer = getattr(import_module(module), name)(config, 0).eval()
+        results = []
+        for _, mask in _ids_and_masks():
+            mask = functional.pad(mask, (0, -mask.shape[1] % 4))
+            hidden = torch.randn(*mask.shape, 8, generator=generator)
+            score = (mask - 1) * torch.finfo(torch.float32).max
+            results.append((layer, hidden, score, mask == 0, mask == 2, bool((mask == 2).any())))
+        return results
+
+    return samples
+
+
+BLOCKS = "counts its chunks in tensors, which torch.export refuses, and `if is_global_attn` reads the mask's values"
+
 PATCHES: tuple[Patch, ...] = (
-    Patch(f"{LONGFORMER}.LongformerModel._pad_to_window_size", "s", "u", _pad_longformer, list, LONGFORMER),
-    Patch(f"{LONGFORMER}.LongformerSelfAttention.forward", "s", "u", _attention, list, LONGFORMER),
-    Patch(f"{LED}.LEDEncoder.forward", "s", "u", _pad_led, list, LED),
-    Patch(f"{LED}.LEDEncoderSelfAttention.forward", "s", "u", _attention, list, LED),
+    Patch(
+        f"{LONGFORMER}.LongformerModel._pad_to_window_size",
+        symptom="`if padding_len > 0` makes the exported program claim that no length is a multiple of the window",
+        upstream="https://github.com/huggingface/transformers/pull/20292",
+        replacement=_pad_longformer,
+        samples=_longformer_samples,
+        needed_by=LONGFORMER,
+    ),
+    Patch(
+        f"{LONGFORMER}.LongformerSelfAttention.forward",
+        symptom=BLOCKS,
+        upstream="https://github.com/huggingface/optimum/issues/503",
+        replacement=_attention,
+        samples=_attention_samples(f"{LONGFORMER}.LongformerSelfAttention"),
+        needed_by=LONGFORMER,
+    ),
+    Patch(
+        f"{LED}.LEDEncoder.forward",
+        symptom="`hidden_states[:, :-padding_len]`, traced with padding, is empty at every multiple of the window",
+        upstream="https://github.com/huggingface/transformers/pull/20292",
+        replacement=_pad_led,
+        samples=_led_samples,
+        needed_by=LED,
+    ),
+    Patch(
+        f"{LED}.LEDEncoderSelfAttention.forward",
+        symptom=BLOCKS,
+        upstream="https://github.com/huggingface/optimum/issues/503",
+        replacement=_attention,
+        samples=_attention_samples(f"{LED}.LEDEncoderSelfAttention"),
+        needed_by=LED,
+    ),
 )

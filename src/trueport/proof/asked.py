@@ -36,6 +36,8 @@ class Asked:
         own, exact: the original in its own dtype and in float64; None without the original.
         runnable: the loaded artefact, with ``generate``; None where it cannot generate.
         lengths: interesting lengths of this model: the traced one and one far past it.
+        maskable: whether the model itself, though perhaps not its graph, takes a mask.
+        cached: whether the decoder's graph can go on from an earlier step.
     """
 
     subject: Subject
@@ -49,6 +51,8 @@ class Asked:
     exact: Reference | None
     runnable: Any
     lengths: tuple[int, int]
+    maskable: bool = True
+    cached: bool = True
 
     @cached_property
     def masked(self) -> bool:
@@ -69,7 +73,7 @@ class Asked:
         """Raise NotApplicableError where the model itself takes no mask."""
         if self.inputs.features is not None:
             raise NotApplicableError("the source is speech of one fixed length, without a mask")
-        if not self.masked and self.exact is not None and "attention_mask" not in self.exact.takes:
+        if not self.masked and not self.maskable:
             raise NotApplicableError("the model takes no attention_mask")
 
     def real(self, name: str, batch: Batch) -> np.ndarray:

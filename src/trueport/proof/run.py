@@ -15,6 +15,7 @@ from trueport.proof.reference import Reference
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.subject import Session, subject_of
 from trueport.proof.tolerance import Tolerance, measured, modelled
+from trueport.roles.component import signature
 from trueport.roles.windows import windows
 
 if TYPE_CHECKING:
@@ -110,8 +111,23 @@ def _asked(
     lengths = (7 if widest == 0 else min(2 * widest + 3, 64), 33)
     tolerance = _tolerance(inputs, own, exact, dtype, depth, padded.has_input("attention_mask"))
     return Asked(
-        subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths
-    )
+        subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
+        maskable=_takes_mask(config, original), cached=bool(last.state),
+    )  # fmt: skip
+
+
+def model_class(config: Any) -> type[PreTrainedModel] | None:
+    """The class that a config says it was saved from, where transformers has it."""
+    from trueport.tasks import class_named
+
+    names = getattr(config, "architectures", None) or [""]
+    return class_named(names[0])
+
+
+def _takes_mask(config: Any, original: PreTrainedModel | None) -> bool:
+    """Whether the model itself takes a mask; taken for granted where its class is not known."""
+    kind = original if original is not None else model_class(config)
+    return kind is None or "attention_mask" in signature(kind)
 
 
 def _maximum(interface: Any, name: str) -> int | None:

@@ -74,7 +74,7 @@ def position_bound(model: PreTrainedModel) -> tuple[int | None, str]:
     indexed by absolute position. Rotary, ALiBi and relative positions have no such table and no bound.
     """
     best: tuple[int | None, str] = (None, "")
-    limits = _position_limits(model.config)
+    limits = position_limits(model.config)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding) or not _speaks_of_positions(name):
             continue
@@ -96,7 +96,8 @@ def _speaks_of_positions(name: str) -> bool:
     return "position" in leaf or leaf == "wpe"
 
 
-def _position_limits(config: Any) -> set[int]:
+def position_limits(config: Any) -> set[int]:
+    """Numbers of positions that a config names."""
     names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings",
              "max_target_positions", "n_positions")
     return {value for name in names if isinstance(value := getattr(config, name, None), int)}

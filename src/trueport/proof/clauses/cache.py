@@ -16,6 +16,8 @@ def ask(asked: Asked) -> list[Case]:
     """Chunkings of a ragged batch from an empty cache on, and reordered and repeated rows."""
     if asked.role == "encoder":
         raise NotApplicableError("an encoder has no cache")
+    if not asked.cached:
+        raise NotApplicableError("the graph takes no past")
     length = asked.inputs.target_fits(10)
     if length < 3:
         raise NotApplicableError(f"the model takes {length} tokens at most")

@@ -27,8 +27,12 @@ def ask(asked: Asked) -> list[Case]:
     return cases
 
 
-def masks(asked: Asked) -> dict[str, np.ndarray]:
-    """The families, (batch, length): without the original only those that every model treats as no padding at all."""
+def masks(asked: Asked, *, whole: bool = False) -> dict[str, np.ndarray]:
+    """The families, (batch, length): without the original only those that every model treats as no padding at all.
+
+    Args:
+        whole: give all of them, for a question that has an answer without the original.
+    """
     length = asked.inputs.fits(12)
     few, many = min(3, length - 1), min(7, length - 1)
     dead = right(length, [0, few, length])
@@ -36,12 +40,12 @@ def masks(asked: Asked) -> dict[str, np.ndarray]:
         f"right 0, {few}, {many} of {length}": right(length, [0, few, many]),
         f"one row wholly masked of {length}": dead,
     }
-    counted = asked.exact is not None or asked.role == "decoder"
-    if counted:
+    whole = whole or asked.exact is not None
+    if whole or asked.role == "decoder":
         both = left(length, [0, few, 1]) * right(length, [0, 1, few])
         families[f"left 0, {few}, {many} of {length}"] = left(length, [0, few, many])
         families[f"both sides of {length}"] = both
-    if asked.exact is not None:
+    if whole:
         families[f"holes in {length}"] = holes(length, 3, asked.inputs.rng("holes"))
     return families
 

@@ -43,10 +43,10 @@ def _past(asked: Asked, limit: int, length: int) -> list[Case]:
     mask = left(length, [0, min(3, limit)] if asked.masked else [0, 0])
     batch = asked.inputs.draw(f"window {limit}", mask)
     step = max(limit - 1, 1)
-    cases = [
-        stepped(asked, f"{length} tokens past {limit}", batch, [length]),
-        stepped(asked, f"{step}+1+1+1+{length - step - 3} past {limit}", batch, [step, 1, 1, 1, length - step - 3]),
-    ]
+    cases = [stepped(asked, f"{length} tokens past {limit}", batch, [length])]
+    if asked.cached:
+        chunks = [size for size in (step, 1, 1, 1, length - step - 3) if size > 0]
+        cases.append(stepped(asked, f"{'+'.join(map(str, chunks))} past {limit}", batch, chunks))
     if asked.exact is None:
         cases += _receptive(asked, limit)
     return cases

@@ -51,6 +51,7 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET) -> Graph:
     widen_bfloat16(model)
     double_transforms(model)
     _strip(model)
+    _name_axes(model, captured.interface)
     _refuse_constants(model, captured)
     return Graph(captured.name, captured.stem, model, captured.interface)
 
@@ -88,7 +89,7 @@ def _convert(captured: Captured, opset: int) -> ir.Model:
 
 
 def _name_values(model: ir.Model, interface: Interface) -> None:
-    """Give inputs, outputs and their axes the interface's names."""
+    """Give inputs and outputs the interface's names."""
     graph = model.graph
     for values, tensors in ((graph.inputs, interface.inputs), (graph.outputs, interface.outputs)):
         if len(values) != len(tensors):
@@ -97,10 +98,18 @@ def _name_values(model: ir.Model, interface: Interface) -> None:
     for value, tensor in zip(graph.inputs, interface.inputs, strict=True):
         value.name = tensor.name
         _refuse_static(value, tensor.shape)
-        value.shape = ir.Shape(tensor.shape)
     for value, tensor in zip(graph.outputs, interface.outputs, strict=True):
         value.name = tensor.name
-        value.shape = ir.Shape(tensor.shape)
+
+
+def _name_axes(model: ir.Model, interface: Interface) -> None:
+    """Write the interface's shapes, last of all: shape inference puts its own symbols in their place."""
+    for values, tensors in (
+        (model.graph.inputs, interface.inputs),
+        (model.graph.outputs, interface.outputs),
+    ):
+        for value, tensor in zip(values, tensors, strict=True):
+            value.shape = ir.Shape(tensor.shape)
 
 
 def _name_weights(model: ir.Model) -> set[str]:

@@ -233,5 +233,10 @@ def state_output(name: str, outputs: set[str]) -> str | None:
 
 
 def _tensor(value: Any) -> Tensor:
-    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+    shape = tuple(_axis(size) for size in value.shape)
     return Tensor(value.name, ORT_DTYPES.get(value.type, value.type), shape)
+
+
+def _axis(size: int | str | None) -> int | str:
+    """A number where it is one: some exporters write ``"8"``, a name that reads as a number."""
+    return int(str(size)) if str(size).isdigit() else str(size)

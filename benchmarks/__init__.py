@@ -1,0 +1,1 @@
+"""Trueport beside its peers: export seconds and memory, decoding speed. ``python -m benchmarks --help``."""

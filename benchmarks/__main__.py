@@ -1,0 +1,138 @@
+"""``python -m benchmarks [export|decode|all] [--quick] [--write-docs]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure, shapes
+from benchmarks.tables import EAGER, OURS, PEER, PROVEN, Table, decode_table, export_table
+
+OUT = measure.ROOT / "out" / "benchmarks"
+DOCS = measure.ROOT / "docs" / "benchmarks.md"
+THREADS = 2
+PROMPT, NEW = 128, 64
+Results = dict[str, dict[str, list[measure.Run]]]
+
+
+def main() -> int:
+    """Measure, print, write; 1 when a contender failed."""
+    arguments = _arguments()
+    titles = shapes.QUICK_SHAPES if arguments.quick else shapes.SHAPES
+    kinds = ("export", "decode") if arguments.what == "all" else (arguments.what,)
+    rounds = arguments.rounds or (2 if arguments.quick else 3)
+    report: dict[str, Any] = {"machine": measure.machine(), "quick": arguments.quick, "rounds": rounds}
+    with tempfile.TemporaryDirectory(prefix="trueport-benchmarks-") as folder:
+        for kind in kinds:
+            measured = _export if kind == "export" else _decode
+            report[kind] = {
+                shape: measured(shape, Path(folder), arguments.quick, rounds) for shape in arguments.shape or titles
+            }
+            _write(OUT / f"{kind}.json", {key: report[key] for key in ("machine", "quick", "rounds", kind)})
+    tables = _tables(report, titles)
+    _print(tables, report)
+    if arguments.write_docs:
+        DOCS.write_text(_markdown(tables, report, arguments.what), encoding="utf-8")
+    failed = [run for kind in kinds for runs in report[kind].values() for own in runs.values() for run in own]
+    return int(any("error" in run for run in failed))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("export", "decode", "all"), default="all")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, two rounds: does everything run?")
+    parser.add_argument("--rounds", type=int, help="runs of each contender (default: 3, with --quick 2)")
+    parser.add_argument("--shape", action="append", choices=tuple(shapes.SHAPES), help="only this one; repeatable")
+    parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks.md")
+    arguments = parser.parse_args()
+    if arguments.write_docs and (arguments.quick or arguments.what != "all" or arguments.shape):
+        parser.error("--write-docs wants a full run: all, every shape, without --quick")
+    return arguments
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _export(shape: str, folder: Path, quick: bool, rounds: int) -> dict[str, list[measure.Run]]:
+    tasks = {name: _export_task(name, shape, folder, quick) for name in (OURS, PROVEN, PEER)}
+    return measure.interleaved(tasks, rounds, lambda line: _tell(f"export {shape}, {line}"))
+
+
+def _export_task(contender: str, shape: str, folder: Path, quick: bool) -> measure.Run:
+    place = folder / f"{shape} {contender}"
+    return {"task": "export", "contender": contender, "shape": shape, "quick": quick, "folder": str(place)}
+
+
+def _decode(shape: str, folder: Path, quick: bool, rounds: int) -> dict[str, list[measure.Run]]:
+    """Runs what the export benchmark left in ``folder``, or exports it first."""
+    tasks, failed = {}, {}
+    for name in (OURS, PEER, EAGER):
+        task = _export_task(name, shape, folder, quick)
+        place = Path(task["folder"])
+        if name != EAGER and not place.exists():
+            _tell(f"decode {shape}, first an export: {name}")
+            made = measure.measure(task)
+            if "error" in made:
+                failed[name] = [made]
+                continue
+        tasks[name] = task | {"task": "decode", "threads": THREADS, "length": PROMPT, "count": NEW}
+    runs = measure.interleaved(tasks, rounds, lambda line: _tell(f"decode {shape}, {line}")) | failed
+    return {name: runs[name] for name in (OURS, PEER, EAGER)}
+
+
+def _tables(report: dict[str, Any], titles: dict[str, str]) -> list[Table]:
+    tables = [export_table(f"Export: {titles[shape]}", runs) for shape, runs in report.get("export", {}).items()]
+    return tables + [decode_table(f"Decode: {titles[shape]}", runs) for shape, runs in report.get("decode", {}).items()]
+
+
+def _conditions(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory, load {machine['load_at_start']} at the start; "
+        f"Python {machine['python']}, {versions}. Median of {report['rounds']} runs (smallest – largest), each in a fresh "
+        "process, contenders in turns. Libraries are imported and the model is built before the clock starts."
+    )
+
+
+def _print(tables: list[Table], report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table.rich())
+        console.print()
+    console.print(_conditions(report), highlight=False)
+
+
+def _markdown(tables: list[Table], report: dict[str, Any], what: str) -> str:
+    words = f"""# Benchmarks
+
+Written by `python -m benchmarks {what} --write-docs`; not by hand. Random weights, float32, CPU.
+
+{_conditions(report)}
+
+- **export**: `trueport.export(model, folder, tokenizer=None)`, without and with the proof, beside transformers.exporters'
+  `OnnxExporter().export_for_generation(...).save_pretrained(folder)` (`OnnxConfig(dynamic=True)`, a sample of two rows
+  with padding; for T5 with `multi_token_decode=True`, because its past is frozen at length 1 without, and with a second
+  export for the encoder, which it leaves to the user). "Extra MiB" is the peak above what the process held before: the
+  model and the libraries. "Files / weights" is what lies on disk for each byte of weights.
+- **decode**: greedy, batch 1, a prompt of {PROMPT} tokens, {NEW} new ones, {THREADS} threads. Trueport and eager PyTorch go
+  through transformers' `generate`; transformers.exporters has no `generate`, so a bare greedy loop calls its runners,
+  which spares it `generate`'s own work. "Tokens/s" includes the prompt.
+"""
+    return "\n".join([words, *(table.markdown() for table in tables)]).rstrip() + "\n"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

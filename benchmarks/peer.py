@@ -1,0 +1,105 @@
+"""transformers.exporters, the strongest peer, as its documentation uses it: export, and a greedy loop over its runners."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ENCODER = "encoder"
+"""Subfolder of the encoder, which ``export_for_generation`` leaves to the user."""
+
+
+def warm() -> None:
+    """Import all that an export imports."""
+    import onnxruntime  # noqa: F401
+    import torch.onnx  # noqa: F401
+    from torch.onnx._internal.exporter import _core  # noqa: F401
+    from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: F401
+
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
+def export(model: PreTrainedModel, shape: str, folder: Path) -> None:
+    """Write every graph that generation needs below ``folder``."""
+    import torch
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    sample = shapes.sample(shape)
+    exporter, config = OnnxExporter(), OnnxConfig(dynamic=True)
+    # The single-token decode graph of an encoder-decoder has its past frozen at the traced length 1.
+    options = {"multi_token_decode": True} if shape == "t5" else {}
+    exporter.export_for_generation(model, sample, config, **options).save_pretrained(folder)
+    if shape == "t5":
+        with torch.no_grad():
+            exporter.export(model.get_encoder(), sample, config).save_pretrained(folder / ENCODER)
+
+
+class Greedy:
+    """Greedy decoding over the peer's ModelRunners; its cache objects go from step to step untouched."""
+
+    def __init__(self, folder: Path, shape: str, threads: int) -> None:
+        import onnxruntime
+        from transformers.exporters.base import ExportedModel
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.shape = shape
+        self.runners = ExportedModel.from_pretrained(folder, session_options=options).runners
+        self.encoder = None
+        if shape == "t5":
+            self.encoder = ExportedModel.from_pretrained(folder / ENCODER, session_options=options).runners["model"]
+
+    def generate(self, input_ids: Any, attention_mask: Any, count: int) -> list[int]:
+        """``count`` new tokens of one row."""
+        import torch
+
+        with torch.no_grad():
+            return (self._decoder if self.encoder is None else self._seq2seq)(input_ids, attention_mask, count)
+
+    def _call(self, name: str, inputs: dict[str, Any]) -> Any:
+        runner = self.runners[name]
+        return runner(**{key: value for key, value in inputs.items() if key in runner.metadata.kwargs})
+
+    def _decoder(self, ids: Any, mask: Any, count: int) -> list[int]:
+        from transformers import DynamicCache
+
+        positions = mask.cumsum(-1) - 1
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": DynamicCache(),
+        }
+        result, tokens = self._call("prefill", inputs), []
+        while True:
+            token = result.logits[:, -1].argmax(-1, keepdim=True)
+            tokens.append(int(token))
+            if len(tokens) == count:
+                return tokens
+            mask = mask.new_ones((1, mask.shape[1] + 1))
+            inputs = {"input_ids": token, "attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1}
+            result = self._call("decode", inputs | {"past_key_values": result.past_key_values})
+
+    def _seq2seq(self, ids: Any, mask: Any, count: int) -> list[int]:
+        import torch
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        encoded = self.encoder(input_ids=ids, attention_mask=mask)
+        fixed = {"attention_mask": mask, "encoder_outputs": encoded}
+        cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        token, tokens, stage = torch.full((1, 1), shapes.PADDING), [], "prefill"
+        while len(tokens) < count:
+            result = self._call(stage, fixed | {"decoder_input_ids": token, "past_key_values": cache})
+            cache, stage = result.past_key_values, "decode"
+            token = result.logits[:, -1].argmax(-1, keepdim=True)
+            tokens.append(int(token))
+        return tokens

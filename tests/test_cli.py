@@ -1,0 +1,112 @@
+"""The command line: exit codes, one line on stderr, no traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EXAMPLES, Exported
+
+ENVIRONMENT = os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trueport", *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2 and one line that holds these words."""
+    assert done.returncode == 2, done
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("trueport: "), done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, "trueport 0.1.0\n")
+
+
+@pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["generate"]])
+def test_help_names_the_options(command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert {"export": "--allow-unproven", "verify": "--against", "generate": "--max-new-tokens"}.get(
+        command[0] if command else "", "export"
+    ) in done.stdout
+
+
+def test_wrong_words(tmp_path: Path) -> None:
+    refused(run("exprt"), "exprt", "--help")
+    refused(run("export", "x", tmp_path / "out", "--frce"), "--frce", "--force")
+    refused(run("export", "x"), "'out'")
+    refused(run("export", "x", tmp_path / "out", "--opset", "many"), "--opset")
+
+
+def test_bad_places(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    refused(run("export", EXAMPLES / "t5-dates", tmp_path / "full", "--force"), "did not write")
+    refused(run("export", EXAMPLES / "t5-dates", tmp_path / "out", "--to", "tflite"), "tflite", "onnx")
+    refused(run("verify", tmp_path / "nothing"), "not a folder")
+    refused(run("generate", tmp_path / "nothing", "text"), "nothing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_model_is_one_line(tmp_path: Path) -> None:
+    refused(run("export", "no-such/model", tmp_path / "out"), "no-such/model")
+    refused(run("export", tmp_path / "no" / "such" / "folder", tmp_path / "out"), "folder")
+    (tmp_path / "empty").mkdir()
+    refused(run("export", tmp_path / "empty", tmp_path / "out"), "config.json")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("verify", tmp_path / "nothing", "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+def test_verify_judges_and_names_clauses(exported: Exported, tmp_path: Path) -> None:
+    done = run("verify", exported("llama-tales"), "--clauses", "causal,finite", "--json", tmp_path / "proof.json")
+    assert done.returncode == 0, done.stderr
+    assert "causal" in done.stdout and "finite" in done.stdout and "Proven" in done.stdout
+    assert (tmp_path / "proof.json").is_file()
+    refused(run("verify", exported("llama-tales"), "--clauses", "colour"), "colour", "padding")
+
+
+def test_verify_says_no_with_exit_code_1(copied: Exported) -> None:
+    folder = copied("llama-tales")
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    done = run("verify", folder, "--clauses", "causal")
+    assert done.returncode == 1
+    assert "config.json" in done.stdout and "Not proven" in done.stdout
+
+
+def test_generate_streams(exported: Exported) -> None:
+    done = run("generate", exported("t5-dates"), "the 3rd of May 1998")
+    assert (done.returncode, done.stdout.strip()) == (0, "1998-05-03")
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    """SIGINT while the model is captured; pytest's workers may ignore the signal, so the child restores it."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "import trueport.capture as c; real = c.capture\n"
+        "def capture(component):\n    print('capturing', flush=True)\n    return real(component)\n"
+        "c.capture = capture; from trueport.cli import main; main()"
+    )
+    words = [sys.executable, "-c", code, "export", str(EXAMPLES / "t5-dates"), str(tmp_path / "out")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None and process.stdout.readline() == "capturing\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in errors and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
