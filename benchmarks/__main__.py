@@ -94,16 +94,16 @@ def _conditions(report: dict[str, Any]) -> str:
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory, load {machine['load_at_start']} at the start; "
-        f"Python {machine['python']}, {versions}. Median of {report['rounds']} runs (smallest – largest), each in a fresh "
-        "process, contenders in turns. Libraries are imported and the model is built before the clock starts."
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory, load {machine['load_at_start']} at the "
+        f"start; Python {machine['python']}, {versions}. Median of {report['rounds']} runs (smallest – largest), each "
+        "in a fresh process, contenders in turns. The clock starts after the imports and the building of the model."
     )
 
 
 def _print(tables: list[Table], report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     for table in tables:
         console.print(table.rich())
         console.print()
@@ -117,14 +117,15 @@ Written by `python -m benchmarks {what} --write-docs`; not by hand. Random weigh
 
 {_conditions(report)}
 
-- **export**: `trueport.export(model, folder, tokenizer=None)`, without and with the proof, beside transformers.exporters'
-  `OnnxExporter().export_for_generation(...).save_pretrained(folder)` (`OnnxConfig(dynamic=True)`, a sample of two rows
-  with padding; for T5 with `multi_token_decode=True`, because its past is frozen at length 1 without, and with a second
-  export for the encoder, which it leaves to the user). "Extra MiB" is the peak above what the process held before: the
-  model and the libraries. "Files / weights" is what lies on disk for each byte of weights.
-- **decode**: greedy, batch 1, a prompt of {PROMPT} tokens, {NEW} new ones, {THREADS} threads. Trueport and eager PyTorch go
-  through transformers' `generate`; transformers.exporters has no `generate`, so a bare greedy loop calls its runners,
-  which spares it `generate`'s own work. "Tokens/s" includes the prompt.
+- **export**: `trueport.export(model, folder, tokenizer=None)`, without and with the proof, beside
+  transformers.exporters' `OnnxExporter().export_for_generation(...).save_pretrained(folder)`
+  (`OnnxConfig(dynamic=True)`, a sample of two rows with padding; for T5 with `multi_token_decode=True`, because its
+  past is frozen at length 1 without, and with a second export for the encoder, which it leaves to the user).
+  "Extra MiB" is the peak above what the process held before: the model and the libraries. "Files / weights" is bytes
+  on disk per byte of weights.
+- **decode**: greedy, batch 1, a prompt of {PROMPT} tokens, {NEW} new ones, {THREADS} threads. Trueport and eager
+  PyTorch go through transformers' `generate`; transformers.exporters has no `generate`, so a bare greedy loop calls
+  its runners, which spares it `generate`'s own work. "Tokens/s" includes the prompt.
 """
     return "\n".join([words, *(table.markdown() for table in tables)]).rstrip() + "\n"
 

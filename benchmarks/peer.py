@@ -1,4 +1,4 @@
-"""transformers.exporters, the strongest peer, as its documentation uses it: export, and a greedy loop over its runners."""
+"""transformers.exporters, the strongest peer, used as documented: an export, and a greedy loop over its runners."""
 
 from __future__ import annotations
 
@@ -72,13 +72,8 @@ class Greedy:
     def _decoder(self, ids: Any, mask: Any, count: int) -> list[int]:
         from transformers import DynamicCache
 
-        positions = mask.cumsum(-1) - 1
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "past_key_values": DynamicCache(),
-        }
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": mask.cumsum(-1) - 1}
+        inputs["past_key_values"] = DynamicCache()
         result, tokens = self._call("prefill", inputs), []
         while True:
             token = result.logits[:, -1].argmax(-1, keepdim=True)

@@ -28,7 +28,7 @@ def main() -> None:
         artifact = trueport.export(HERE / "models" / name, OUT / name, force=True)
         assert artifact.proof is not None
         console.print(table(artifact.proof))
-        console.print(headline(artifact.proof), soft_wrap=True)
+        console.print(headline(artifact.proof), soft_wrap=True, markup=False)
         console.print(f"Exported and proven in {time.perf_counter() - started:.1f} s.")
         for prompt, answer in zip(prompts, answers(OUT / name, prompts), strict=True):
             console.print(f"  {prompt!r} -> {answer!r}", markup=False)

@@ -368,8 +368,8 @@ def test_options_that_there_are_not(originals):
     text = _refused(originals("bert"), "There is no task translate", task="translate")
     assert all(task in text for task in TASKS)
     _refused(originals("bert"), "There is no dtype int8", "float16", dtype="int8")
-    _refused(originals("bert"), "The tokenizer is a str", tokenizer="mine")
-    _refused(zoo.build("bert"), "The tokenizer is a int", tokenizer=3)
+    _refused(originals("bert"), "The tokenizer is of type str", tokenizer="mine")
+    _refused(zoo.build("bert"), "The tokenizer is of type int", tokenizer=3)
 
 
 @pytest.mark.parametrize(
@@ -424,13 +424,13 @@ def test_a_state_that_is_no_cache(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"model_type": "nosuch"}, ("a nosuch model, which transformers", "--trust-remote-code")),
+        ({"model_type": "nosuch"}, ("of type nosuch, which transformers", "--trust-remote-code")),
         ({"model_type": "a\n\x1b[2Jb"}, ("does not know",)),
-        ({"hidden_size": "many"}, ("config.json",)),
+        ({"hidden_size": "many"}, ("config.json", "hidden_size", "many")),
         ({"hidden_size": 64}, ("has shape", "config.json wants")),
-        ({"num_hidden_layers": 3}, ("no weights for encoder.layer.2",)),
-        ({"num_attention_heads": 5}, ("secret-place",)),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, ("secret-place",)),
+        ({"num_hidden_layers": 3}, ("no weights for encoder.layer.2", "incomplete")),
+        ({"num_attention_heads": 5}, ("cannot be loaded as a BertModel", "attention heads")),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, ("is quantised",)),
     ],
 )
 def test_configs_that_do_not_fit(checkpoint, fields, says):

@@ -116,7 +116,7 @@ def judge(name: str) -> Row:
         except Exception as error:
             return _failed("crashed", f"{type(error).__name__}: {error}")
         else:
-            content = json.loads((artifact.path / "proof.json").read_text(encoding="utf-8"))
+            content = artifact.proof
     return summary(content)
 
 
@@ -176,13 +176,14 @@ def document(rows: list[Row]) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
     words = f"""# Coverage
 
-Written by `python tools/coverage.py`; not by hand. Each row is one model of `tests/zoo.py` (tiny, its weights random and
-amplified so that attention is peaked), exported to ONNX and proven by `trueport.export(model, folder, tokenizer=None)`.
+Written by `python tools/coverage.py`; not by hand. Each row is one model of `tests/zoo.py` (tiny, its weights random
+and amplified so that attention is peaked), exported to ONNX and proven by
+`trueport.export(model, folder, tokenizer=None)`.
 
 **{_count(rows)}** with {versions}.
 
-"Worst error / budget" is the case that comes closest to failing, over all clauses: above 1 it fails, and the budget is a
-multiple of the noise that the model's own dtype has in PyTorch. Notes are the clauses' own words.
+"Worst error / budget" is the case that comes closest to failing, over all clauses: above 1 it fails, and the budget is
+a multiple of the noise that the model's own dtype has in PyTorch. Notes are the clauses' own words.
 """
     return "\n".join([words, *table(rows)]) + "\n"
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.checkpoint import first_line, refuse
+from trueport.checkpoint import one_line, refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def _load_text_tokenizer(folder: Path, where: str, *, trust_remote_code: bool) -
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:
-        refuse(f"The tokenizer in {where} cannot be read: {first_line(error)}", f"Replace its files. {WITHOUT}", error)
+        refuse(f"The tokenizer in {where} cannot be read: {one_line(error)}", f"Replace its files. {WITHOUT}", error)
     files = {file for file in getattr(tokenizer, "vocab_files_names", {}).values() if isinstance(file, str)}
     # transformers builds an empty vocabulary where the file is missing; a tokenizer of bytes or characters has no file.
     if files and not any((folder / file).is_file() for file in {*files, "tokenizer.json", "tekken.json"}):
@@ -53,7 +53,7 @@ def _load_processor(folder: Path, where: str, *, trust_remote_code: bool) -> Any
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:
-        refuse(f"The processor in {where} cannot be read: {first_line(error)}", f"Replace its files. {WITHOUT}", error)
+        refuse(f"The processor in {where} cannot be read: {one_line(error)}", f"Replace its files. {WITHOUT}", error)
     if getattr(processor, "feature_extractor", None) is None:
         refuse(f"{where} has a {type(processor).__name__} without a feature extractor", WITHOUT)
     return processor
@@ -93,7 +93,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     except OSError:
         raise
     except Exception as error:
-        refuse(f"The {type(tokenizer).__name__} cannot be saved: {first_line(error)}", WITHOUT, error)
+        refuse(f"The {type(tokenizer).__name__} cannot be saved: {one_line(error)}", WITHOUT, error)
     for path in sorted(folder.glob("*config.json")):
         if path.name not in before:
             _strip(path, ORIGIN_KEYS + LOADING_KEYS)

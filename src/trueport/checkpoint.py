@@ -32,8 +32,7 @@ HUB_SECONDS = 4.0
 """How long the hub may take to answer at all."""
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 CONVERT = (
-    "Convert it to safetensors where you trust its origin: "
-    "AutoModel.from_pretrained(folder, weights_only=True).save_pretrained(folder)."
+    "If you trust its origin, load it with from_pretrained and save it with save_pretrained, which writes safetensors."
 )
 AGAIN = "Download it again."
 
@@ -43,10 +42,12 @@ def refuse(problem: str, remedy: str = "", cause: BaseException | None = None) -
     raise SourceError(clean(problem), clean(remedy)) from cause
 
 
-def first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, on one line of bounded length, without a full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0][:300] if lines else type(error).__name__).rstrip(".")
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError | TypeError | AttributeError):  # alone, "'added_tokens'" says nothing
+        text = f"{type(error).__name__} {text}"
+    return (text if len(text) <= 240 else f"{text[:240]}...").rstrip(". ")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,9 +57,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         refuse(f"{path} cannot be read: {error.strerror or error}", cause=error)
     except (ValueError, RecursionError) as error:
-        refuse(f"{path} is not JSON: {first_line(error)}", AGAIN, error)
+        refuse(f"{path} is not JSON: {one_line(error)}", AGAIN, error)
     if not isinstance(content, dict):
-        refuse(f"{path} holds a {type(content).__name__} where a JSON object was expected", AGAIN)
+        refuse(f"{path} holds {type(content).__name__} where a JSON object was expected", AGAIN)
     return content
 
 
@@ -182,7 +183,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, tuple[int, int]]:
     try:
         header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        refuse(f"{path} is corrupt: its header is not JSON ({first_line(error)})", AGAIN, error)
+        refuse(f"{path} is corrupt: its header is not JSON ({one_line(error)})", AGAIN, error)
     if not isinstance(header, dict):
         refuse(f"{path} is corrupt: its header is not a JSON object", AGAIN)
     return {name: _span(path, name, entry) for name, entry in header.items() if name != "__metadata__"}
@@ -260,7 +261,7 @@ def fetch(name: str, revision: str | None, *, python: bool) -> tuple[Path, str]:
             ignore_patterns=["*/*", "consolidated*"],
         )
     except Exception as error:
-        refuse(f"{name} could not be downloaded: {first_line(error)}", "Try again.", error)
+        refuse(f"{name} could not be downloaded: {one_line(error)}", "Try again.", error)
     return Path(folder), info.sha or Path(folder).name
 
 
@@ -271,7 +272,7 @@ def _cached(name: str, revision: str | None, cause: BaseException) -> tuple[Path
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except Exception:
         refuse(
-            f"{name} is neither a folder here nor reachable on the hub ({first_line(cause)})",
+            f"{name} is neither a folder here nor reachable on the hub ({one_line(cause)})",
             "Check the name, the current folder and the connection.",
             cause,
         )

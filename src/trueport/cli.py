@@ -184,7 +184,7 @@ def _show(content: dict[str, Any] | None) -> None:
 
     console = Console()
     console.print(table(content))
-    console.print(headline(content), soft_wrap=True)
+    console.print(headline(content), soft_wrap=True, markup=False)
 
 
 def main() -> None:

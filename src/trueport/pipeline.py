@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 TARGETS = ("onnx",)
 VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors")
 """Packages whose versions the manifest names."""
+OLDEST_OPSET = 17
+"""The first with LayerNormalization, which every graph here uses."""
 Progress = Callable[[str], None]
 """Called with the name of each phase as it starts."""
 
@@ -69,6 +71,7 @@ def export(
     tell = progress or (lambda phase: None)
     if to not in TARGETS:
         raise TrueportError(f"There is no target {to}", f"The targets are: {', '.join(TARGETS)}.")
+    _check_opset(opset)
     place = Path(out)
     check_place(place, force=force)
     tell("load")
@@ -89,6 +92,15 @@ def export(
     if found is not None and not found.proven:
         raise _failed(found, artifact)
     return artifact
+
+
+def _check_opset(opset: int | None) -> None:
+    if opset is None:
+        return
+    from onnx.defs import onnx_opset_version
+
+    if not OLDEST_OPSET <= opset <= onnx_opset_version():
+        raise TrueportError(f"There is no opset {opset} to export to", f"Give {OLDEST_OPSET} to {onnx_opset_version()}.")
 
 
 def verify(
@@ -187,9 +199,10 @@ def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | Non
 
 
 def _failed(proof: Proof, artifact: Artifact | None = None) -> ProofError:
-    worst = max((case.ratio, clause.reason, clause.clause) for clause in proof.failures() for case in clause.cases)
+    from trueport.proof.report import headline
+
     kept = "It was written all the same, stamped failed." if artifact else "Nothing was written; see the table above."
-    error = ProofError(f"Not proven: {worst[2]}: {worst[1]}", kept)
+    error = ProofError(headline(proof.to_json()).rstrip("."), kept)
     error.proof = proof  # type: ignore[attr-defined]
     error.artifact = artifact  # type: ignore[attr-defined]
     return error

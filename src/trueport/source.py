@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trueport.assets import load_tokenizer, save_config, save_tokenizer
-from trueport.checkpoint import AGAIN, HUB_ID, check_weights, fetch, first_line, read_config, refuse, weights_digest
+from trueport.checkpoint import AGAIN, HUB_ID, check_weights, fetch, one_line, read_config, refuse, weights_digest
 from trueport.dtypes import DTYPES, converted
 from trueport.tasks import (
     DEFAULTS,
@@ -114,7 +114,10 @@ def load_source(
     if dtype is not None and dtype not in DTYPES:
         refuse(f"There is no dtype {dtype} here", f"The dtypes are: {', '.join(DTYPES)}.")
     if tokenizer not in ("auto", None) and (isinstance(tokenizer, str) or not hasattr(tokenizer, "save_pretrained")):
-        refuse(f"The tokenizer is a {type(tokenizer).__name__}", "Give auto, None, or an object with save_pretrained.")
+        refuse(
+            f"The tokenizer is of type {type(tokenizer).__name__}",
+            "Give auto, None, or an object with save_pretrained.",
+        )
     if not isinstance(model, str | os.PathLike):
         return _live(model, task, dtype, None if tokenizer == "auto" else tokenizer)
     where, kind, commit = os.fspath(model), "folder", None
@@ -187,9 +190,12 @@ def _load(
                 output_loading_info=True,
             )
     except Exception as error:
-        refuse(f"{where} cannot be loaded as a {kind.__name__}: {first_line(error)}", AGAIN, error)
+        if "quantization_config" in content:
+            refuse(f"{where} is quantised: {one_line(error)}", "Give the checkpoint that it was made from.", error)
+        remedy = "Correct its config.json, or download it again."
+        refuse(f"{where} cannot be loaded as a {kind.__name__}: {one_line(error)}", remedy, error)
     _check_quantized(model, where)
-    untrained = _check_loaded(model, info, where, task)
+    untrained = _check_loaded(model, info, where, task if kind.__name__ != _architecture(content) else None)
     return model.eval().requires_grad_(False), task, untrained
 
 
@@ -204,12 +210,12 @@ def _check_code(content: Mapping[str, Any], where: str, trust: bool) -> None:
     if references and not trust and not (known and (architecture is None or class_named(architecture) is not None)):
         files = listed(sorted({f"{ref.rpartition('.')[0].replace('--', ': ')}.py" for ref in references.values()}))
         refuse(
-            f"{where} is a {kind} model that only its own Python code can build ({files})",
+            f"{where} is a model of type {kind}, which only its own Python code can build ({files})",
             "Read it, then give --trust-remote-code (trust_remote_code=True) to run it.",
         )
     if not known and not references:
         refuse(
-            f"{where} is a {kind} model, which transformers {transformers.__version__} does not know",
+            f"{where} is a model of type {kind}, which transformers {transformers.__version__} does not know",
             "Check model_type in its config.json, or install a newer transformers; it brings no code of its own that "
             "--trust-remote-code could run.",
         )
@@ -232,7 +238,7 @@ def _config(folder: Path, content: Mapping[str, Any], where: str, trust: bool) -
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
     except Exception as error:
-        problem = f"{where}/config.json is no valid config of a {content['model_type']} model: {first_line(error)}"
+        problem = f"{where}/config.json is no valid config of type {content['model_type']}: {one_line(error)}"
         refuse(problem, "Correct it, or download it again.", error)
 
 
@@ -270,7 +276,7 @@ def _remote_class(folder: Path, where: str, reference: str) -> type[PreTrainedMo
     try:
         kind = get_class_from_dynamic_module(reference, folder)
     except Exception as error:
-        refuse(f"{where}: {reference} cannot be imported: {first_line(error)}", cause=error)
+        refuse(f"{where}: {reference} cannot be imported: {one_line(error)}", cause=error)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         refuse(f"{where}: {reference} is no PreTrainedModel")
     return kind
@@ -294,8 +300,15 @@ def _check_inputs(kind: type[PreTrainedModel], where: str) -> None:
         refuse(f"{where}: a {kind.__name__} reads {other}", "This version exports text models, and speech to text.")
 
 
-def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str, task: str) -> tuple[str, ...]:
-    """Refuse weights that do not fit or are not there; the names of the outputs that nothing trained."""
+def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str, task: str | None) -> tuple[str, ...]:
+    """Refuse weights that do not fit or are not there; the names of the outputs that nothing trained.
+
+    Args:
+        model: what was loaded.
+        info: transformers' loading info.
+        where: the checkpoint, for messages.
+        task: what was asked of a checkpoint of another class; None where the class is its own.
+    """
     import torch
 
     kind = type(model).__name__
@@ -307,11 +320,11 @@ def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str, t
     lacking = [name for name in missing if name not in pooler]
     if lacking:
         names = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-        refuse(
-            f"{where} has no weights for {names} ({count_words(len(lacking), 'tensor')} of {kind}); "
-            f"it was not trained for {task}",
-            "Give --task with what it was trained for, or a checkpoint that was trained for this.",
-        )
+        problem = f"{where} has no weights for {names} ({count_words(len(lacking), 'tensor')} of {kind})"
+        if task is None:
+            refuse(f"{problem}: it is incomplete, or its config.json is of another model", AGAIN)
+        remedy = "Give --task with what it was trained for, or a checkpoint that was trained for this."
+        refuse(f"{problem}: it was not trained for {task}", remedy)
     with torch.no_grad():
         for name in pooler:  # drawn at random, which no two exports would share
             model.get_parameter(name).zero_()
@@ -346,7 +359,7 @@ def _live(model: Any, task: str | None, dtype: str | None, tokenizer: Any) -> So
 
     kind = type(model)
     if not isinstance(model, nn.Module):
-        refuse(f"The model is a {kind.__name__}", "Give a hub id, a folder, or a transformers PreTrainedModel.")
+        refuse(f"The model is of type {kind.__name__}", "Give a hub id, a folder, or a transformers PreTrainedModel.")
     if not isinstance(model, PreTrainedModel):
         refuse(
             f"{kind.__name__} is not a transformers PreTrainedModel, and this version exports no other modules",

@@ -54,9 +54,9 @@ def _position_samples() -> list[tuple[Any, ...]]:
     from transformers import FunnelConfig
     from transformers.models.funnel.modeling_funnel import FunnelAttentionStructure
 
-    options = ({}, {"truncate_seq": False}, {"separate_cls": False}, {"attention_type": "factorized"})
+    options: list[dict[str, Any]] = [{}, {"truncate_seq": False}, {"separate_cls": False}]
     samples = []
-    for option in options:
+    for option in [*options, {"attention_type": "factorized"}]:
         structure = FunnelAttentionStructure(FunnelConfig(d_model=8, block_sizes=[1, 2, 1], **option)).eval()
         samples += [(structure, length, torch.float32, torch.device("cpu")) for length in (5, 7, 8, 9, 16, 21)]
     return samples

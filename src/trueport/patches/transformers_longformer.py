@@ -142,7 +142,7 @@ def _heads(attention: Any, tensor: torch.Tensor) -> torch.Tensor:
 def _global_positions(is_global: torch.Tensor) -> torch.Tensor:
     """Each row's global positions, ascending, filled up with the sequence's length: (batch, most in any row)."""
     length = is_global.shape[1]
-    most = is_global.long().sum(1).max().item()
+    most: Any = is_global.long().sum(1).max().item()
     torch._check(most >= 0)
     torch._check(most <= length)
     positions = torch.where(is_global, torch.arange(length, device=is_global.device), length)
@@ -195,7 +195,7 @@ def _global_attention(attention: Any, hidden: torch.Tensor, masked: torch.Tensor
     queries = hidden.gather(1, chosen.clamp(max=hidden.shape[1] - 1)[:, :, None].expand(-1, -1, hidden.shape[2]))
     query = _heads(attention, attention.query_global(queries) / math.sqrt(attention.head_dim))
     # Without a global token nothing reads keys and values: project none of them.
-    read = ((chosen < hidden.shape[1]).any().long() * hidden.shape[1]).item()
+    read: Any = ((chosen < hidden.shape[1]).any().long() * hidden.shape[1]).item()
     torch._check(read >= 0)
     torch._check(read <= hidden.shape[1])
     hidden, masked = hidden.narrow(1, 0, read), masked.narrow(1, 0, read)
@@ -236,7 +236,7 @@ def _led_samples() -> list[tuple[Any, ...]]:
     from transformers.models.led.modeling_led import LEDEncoder
 
     config = LEDConfig(
-        vocab_size=20, d_model=8, encoder_layers=1, num_hidden_layers=1, encoder_attention_heads=2, encoder_ffn_dim=8,
+        vocab_size=20, d_model=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=8,
         attention_window=[4],
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

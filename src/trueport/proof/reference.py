@@ -36,18 +36,22 @@ class Reference:
             wide.set_experts_implementation("eager")
         return Reference(wide, self.role, self.names)
 
-    def forward(self, batch: Batch) -> dict[str, np.ndarray]:
+    def forward(self, batch: Batch, *, positions: bool = True) -> dict[str, np.ndarray]:
         """Outputs by name, float64 arrays.
+
+        Args:
+            batch: the question.
+            positions: give a decoder its positions, as ``generate`` counts them; else it counts for itself.
 
         Eager attention in float64 gives NaN where a query sees no key at all, and that NaN reaches real rows in the
         next layer: the softmax is taken in float32, where the float64 fill value is -inf. Leading padding is invisible
         to a causal model with explicit positions, so such rows are asked again without it.
         """
-        results = self._run(batch)
+        results = self._run(batch, positions)
         if self.role == "decoder" and not all(np.isfinite(results[name][batch.mask == 1]).all() for name in results):
             for row in range(batch.size):
                 if batch.mask[row].any():
-                    alone = self._run(batch.trimmed(row))
+                    alone = self._run(batch.trimmed(row), positions)
                     for name, value in alone.items():
                         results[name][row, batch.span(row)] = value[0]
         return results
@@ -60,9 +64,9 @@ class Reference:
             batch = batch.take(rows)
         return self.forward(batch)["logits"]
 
-    def _run(self, batch: Batch) -> dict[str, np.ndarray]:
+    def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            result = self.model(**self._feeds(batch), return_dict=True)
+            result = self.model(**self._feeds(batch, positions), return_dict=True)
         values = {
             name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names
         }
@@ -71,7 +75,7 @@ class Reference:
     def _is_state(self, name: str) -> bool:
         return self.role == "seq2seq" and name == "last_hidden_state"
 
-    def _feeds(self, batch: Batch) -> dict[str, Any]:
+    def _feeds(self, batch: Batch, positions: bool) -> dict[str, Any]:
         feeds: dict[str, Any] = {}
         if batch.ids.ndim == 3:
             dtype = next(self.model.parameters()).dtype
@@ -82,7 +86,7 @@ class Reference:
                 feeds["attention_mask"] = torch.from_numpy(batch.mask)
         if batch.types is not None:
             feeds["token_type_ids"] = torch.from_numpy(batch.types)
-        if self.role == "decoder" and "position_ids" in self.takes:
+        if positions and self.role == "decoder" and "position_ids" in self.takes:
             feeds["position_ids"] = torch.from_numpy(batch.positions)
         if batch.target is not None:
             feeds["decoder_input_ids"] = torch.from_numpy(batch.target)
