@@ -14,9 +14,7 @@ from trueport.interface import Dimension, Interface, StatePair, Tensor, evaluate
 
 names = st.text("abcdefgh_.0123456789", min_size=1, max_size=12)
 dimension_names = st.sampled_from(["batch_size", "sequence_length", "past_sequence_length"])
-axes = st.one_of(
-    st.integers(0, 99), dimension_names, st.tuples(dimension_names, dimension_names).map(" + ".join)
-)
+axes = st.one_of(st.integers(0, 99), dimension_names, st.tuples(dimension_names, dimension_names).map(" + ".join))
 tensors = st.builds(
     Tensor, names, st.sampled_from(["float32", "int64", "bfloat16"]), st.lists(axes, max_size=4).map(tuple)
 )
@@ -24,8 +22,11 @@ interfaces = st.builds(
     Interface,
     st.lists(tensors, max_size=4).map(tuple),
     st.lists(tensors, max_size=4).map(tuple),
-    st.lists(st.builds(Dimension, dimension_names, st.integers(0, 1), st.none() | st.integers(2, 512)),
-             max_size=3, unique_by=lambda d: d.name).map(tuple),
+    st.lists(
+        st.builds(Dimension, dimension_names, st.integers(0, 1), st.none() | st.integers(2, 512)),
+        max_size=3,
+        unique_by=lambda d: d.name,
+    ).map(tuple),
     st.lists(st.builds(StatePair, names, names, st.integers(0, 3)), max_size=2).map(tuple),
 )
 
@@ -54,6 +55,8 @@ def test_state_is_no_business_of_the_caller() -> None:
 
 def test_import_is_cheap() -> None:
     """What makes ``import trueport`` slow is torch and its like: none of them is imported."""
-    code = "import sys, trueport; print([m for m in ('torch', 'transformers', 'onnx', 'onnxruntime') if m in sys.modules])"
+    code = (
+        "import sys, trueport; print([m for m in ('torch', 'transformers', 'onnx', 'onnxruntime') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -157,7 +157,11 @@ def test_a_numpy_user_can_run_it(exported: Exported) -> None:
 
     folder = exported("llama-tales")
     session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
-    feeds = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), int), "position_ids": np.arange(3)[None]}
+    feeds = {
+        "input_ids": np.array([[5, 6, 7]]),
+        "attention_mask": np.ones((1, 3), int),
+        "position_ids": np.arange(3)[None],
+    }
     for value in session.get_inputs()[3:]:
         feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
     names = [value.name for value in session.get_outputs()]
@@ -188,7 +192,7 @@ def test_a_failed_proof_leaves_nothing_unless_allowed(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(lower, "_strip", spoil)
     model = zoo.build("distilbert")
-    with pytest.raises(ProofError, match="Not proven: .*error .* against a budget") as caught:
+    with pytest.raises(ProofError, match=r"Not proven: .*error .* against a budget") as caught:
         trueport.export(model, tmp_path / "out", tokenizer=None)
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +238,9 @@ def test_sigkill_at_any_moment_leaves_the_old_export(exported: Exported, tmp_pat
     draw = random.Random(0)
     phases = ["load", "capture model", "lower model", "write", "assets", "prove shapes", "prove finite"]
     for phase in phases:
-        with subprocess.Popen([sys.executable, "-c", code, str(out), str(ROOT)], stdout=subprocess.PIPE, text=True) as p:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(out), str(ROOT)], stdout=subprocess.PIPE, text=True
+        ) as p:
             assert p.stdout is not None
             for line in p.stdout:
                 if line.strip() == phase:

@@ -130,7 +130,9 @@ def without_past(graph: onnx.ModelProto) -> onnx.ModelProto:
     """The graph for an empty past, as optimum's decoder_model.onnx: its past inputs become empty tensors."""
     graph = onnx.ModelProto.FromString(graph.SerializeToString())
     body = graph.graph
-    shapes = {value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim] for value in body.input}
+    shapes = {
+        value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim] for value in body.input
+    }
     pasts = [name for name in shapes if name.startswith("past_key_values.")]
     nodes = [helper.make_node("Shape", ["input_ids"], ["rows"], start=0, end=1)]
     for name in pasts:

@@ -104,9 +104,7 @@ def _placeholders(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
-def _refuse_constants(
-    component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]
-) -> None:
+def _refuse_constants(component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]) -> None:
     for tensor, node in zip(component.interface.inputs, _placeholders(program), strict=True):
         for axis, length in enumerate(node.meta["val"].shape):
             if isinstance(tensor.shape[axis], str) and not isinstance(length, torch.SymInt):
@@ -127,7 +125,7 @@ def _specialized(
 
 def _output_tensors(interface: Interface, program: torch.export.ExportedProgram) -> list[Tensor]:
     """The outputs with the dtypes and symbolic shapes that the program computed."""
-    names = {}
+    names: dict[str, str] = {}
     for tensor, node in zip(interface.inputs, _placeholders(program), strict=True):
         for declared, length in zip(tensor.shape, node.meta["val"].shape, strict=True):
             if isinstance(declared, str) and isinstance(length, torch.SymInt) and len(terms(declared)) == 1:
@@ -166,7 +164,7 @@ def _watch_specializations() -> Iterator[list[Specialization]]:
             seen.append(Specialization(str(symbol), int(target), user_line(traceback.extract_stack())))
         return original(self, symbol, target, *rest, **named)
 
-    ShapeEnv._set_replacement = watching  # type: ignore[method-assign]
+    ShapeEnv._set_replacement = watching  # type: ignore[method-assign,assignment]
     try:
         yield seen
     finally:
@@ -178,7 +176,7 @@ def _framework() -> tuple[str, ...]:
     import contextlib as standard
 
     import onnxscript
-    import sympy
+    import sympy  # type: ignore[import-untyped]
 
     homes = [Path(module.__file__).parent for module in (torch, sympy, onnxscript) if module.__file__]
     return tuple(f"{home}/" for home in (*homes, Path(__file__).parent, Path(standard.__file__).parent))

@@ -104,9 +104,7 @@ class Interface:
                 {"input": pair.input, "output": pair.output, "axis": pair.axis, "initial": pair.initial}
                 for pair in self.state
             ],
-            "dimensions": {
-                dimension.name: [dimension.minimum, dimension.maximum] for dimension in self.dimensions
-            },
+            "dimensions": {dimension.name: [dimension.minimum, dimension.maximum] for dimension in self.dimensions},
         }
 
     @staticmethod
@@ -115,9 +113,7 @@ class Interface:
         return Interface(
             inputs=tuple(_tensor_from_json(entry) for entry in data["inputs"]),
             outputs=tuple(_tensor_from_json(entry) for entry in data["outputs"]),
-            dimensions=tuple(
-                Dimension(name, bounds[0], bounds[1]) for name, bounds in data["dimensions"].items()
-            ),
+            dimensions=tuple(Dimension(name, bounds[0], bounds[1]) for name, bounds in data["dimensions"].items()),
             state=tuple(
                 StatePair(entry["input"], entry["output"], entry["axis"], entry["initial"]) for entry in data["state"]
             ),

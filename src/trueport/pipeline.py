@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueport.artifact import MANIFEST, SCHEMA_VERSION, Artifact, check_place, list_files, staged, write_json
 from trueport.errors import ProofError, TrueportError
+from trueport.targets import find_target
 
 if TYPE_CHECKING:
     from torch import nn
 
     from trueport.proof.result import Proof
     from trueport.source import Source
+    from trueport.targets import Target
 
-TARGETS = ("onnx",)
 VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors")
 """Packages whose versions the manifest names."""
 OLDEST_OPSET = 17
@@ -69,8 +70,7 @@ def export(
     from trueport.source import load_source
 
     tell = progress or (lambda phase: None)
-    if to not in TARGETS:
-        raise TrueportError(f"There is no target {to}", f"The targets are: {', '.join(TARGETS)}.")
+    target = find_target(to)
     _check_opset(opset)
     place = Path(out)
     check_place(place, force=force)
@@ -79,7 +79,7 @@ def export(
         model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision
     )
     with staged(place) as staging:
-        manifest = _write_graphs(source, staging, opset, tell)
+        manifest = _write_graphs(source, staging, target, {"opset": opset}, tell)
         tell("assets")
         source.save_assets(staging)
         write_json(staging / MANIFEST, manifest)
@@ -100,7 +100,9 @@ def _check_opset(opset: int | None) -> None:
     from onnx.defs import onnx_opset_version
 
     if not OLDEST_OPSET <= opset <= onnx_opset_version():
-        raise TrueportError(f"There is no opset {opset} to export to", f"Give {OLDEST_OPSET} to {onnx_opset_version()}.")
+        raise TrueportError(
+            f"There is no opset {opset} to export to", f"Give {OLDEST_OPSET} to {onnx_opset_version()}."
+        )
 
 
 def verify(
@@ -134,33 +136,32 @@ def verify(
     )
 
 
-def _write_graphs(source: Source, staging: Path, opset: int | None, tell: Progress) -> dict[str, Any]:
-    """Capture and lower every component into ``staging/onnx``; the manifest so far."""
-    from trueport.capture import capture
+def _write_graphs(
+    source: Source, staging: Path, target: Target, options: dict[str, Any], tell: Progress
+) -> dict[str, Any]:
+    """Capture and lower every component into ``staging``; the manifest so far."""
+    from trueport.capture import Captured, capture
     from trueport.roles import components
-    from trueport.targets.onnx.lower import DEFAULT_OPSET, lower
-    from trueport.targets.onnx.weights import save
 
-    graphs, patches = [], []
-    with _quiet():
+    patches: list[str] = []
+
+    def captured() -> Iterator[Captured]:
         for component in components(source.model, untrained=source.untrained):
             tell(f"capture {component.name}")
-            captured = capture(component)
-            patches += captured.patches
+            program = capture(component)
+            patches.extend(program.patches)
             tell(f"lower {component.name}")
-            graphs.append(lower(captured, opset=opset or DEFAULT_OPSET))
-    tell("write")
-    folder = staging / "onnx"
-    folder.mkdir()
-    save(graphs, folder)
+            yield program
+
+    with _quiet():
+        lowered = target.lower(captured(), staging, options)
     return {
         "schema_version": SCHEMA_VERSION,
         "source": source.describe(),
         "versions": _versions(),
         "components": {
-            graph.name: {"target": "onnx", "file": f"onnx/{graph.stem}.onnx", "depth": len(graph.model.graph)}
-            | graph.interface.to_json()
-            for graph in graphs
+            name: {"target": target.name, "file": part.file, "depth": part.depth} | part.interface.to_json()
+            for name, part in lowered.items()
         },
         "patches": list(dict.fromkeys(patches)),
         "files": {},
@@ -178,7 +179,9 @@ def _prove(source: Source, staging: Path, manifest: dict[str, Any], seed: int | 
     from trueport.verification import judge_own
 
     with _quiet():
-        return judge_own(staging, manifest, source.model, clauses=None, seed=seed, progress=lambda name: tell(f"prove {name}"))
+        return judge_own(
+            staging, manifest, source.model, clauses=None, seed=seed, progress=lambda name: tell(f"prove {name}")
+        )
 
 
 def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None) -> None:

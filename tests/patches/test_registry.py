@@ -41,8 +41,9 @@ def test_a_path_that_leads_nowhere_names_the_version() -> None:
     import transformers
 
     lost = Patch("transformers.models.bert.modeling_bert.Gone.forward", "s", "u", lambda f: f, list)
-    with pytest.raises(CaptureError, match=f"Gone.forward.*{transformers.__version__}"), exportable(
-        nn.Linear(1, 1), patches=[lost]
+    with (
+        pytest.raises(CaptureError, match=f"Gone.forward.*{transformers.__version__}"),
+        exportable(nn.Linear(1, 1), patches=[lost]),
     ):
         pytest.fail("the block must not run")
 

@@ -71,7 +71,12 @@ def _attention_samples() -> list[tuple[Any, ...]]:
         (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), mask),
         (draw(2, 4, 3, 8), draw(2, 1, 5, 8), draw(2, 1, 5, 8), mask),
         (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), draw(2, 4, 3, 5)),
-        (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), torch.full((2, 1, 3, 5), torch.finfo(torch.float32).min)),
+        (
+            draw(2, 4, 3, 8),
+            draw(2, 4, 5, 8),
+            draw(2, 4, 5, 8),
+            torch.full((2, 1, 3, 5), torch.finfo(torch.float32).min),
+        ),
     ]
 
 

@@ -78,7 +78,7 @@ class Asked:
 
     def real(self, name: str, batch: Batch) -> np.ndarray:
         """Which leading positions of output ``name`` must be right: (batch,) or (batch, length) booleans."""
-        rows = batch.mask.any(axis=1)
+        rows: np.ndarray = np.asarray(batch.mask.any(axis=1))
         if self.role == "seq2seq" and name == "logits":
             # A wholly masked source is read by the cross-attention; only the original says what then comes out.
             decides = rows if self.exact is None else np.ones_like(rows)
@@ -95,7 +95,11 @@ class Asked:
         Raises:
             TrueportError: it refuses the batch.
         """
-        return {name: value.astype(np.float64) for name, value in self.subject.forward(batch).items() if name in self.outputs}
+        return {
+            name: value.astype(np.float64)
+            for name, value in self.subject.forward(batch).items()
+            if name in self.outputs
+        }
 
     def compare(
         self,

@@ -45,7 +45,9 @@ class Batch:
     def take(self, rows: Sequence[int]) -> Batch:
         """The batch whose row i is this batch's row ``rows[i]``."""
         index = list(rows)
-        return Batch(*(None if part is None else part[index] for part in (self.ids, self.mask, self.target, self.types)))
+        target = None if self.target is None else self.target[index]
+        types = None if self.types is None else self.types[index]
+        return Batch(self.ids[index], self.mask[index], target, types)
 
     def trimmed(self, row: int) -> Batch:
         """One row from its first to its last real token."""

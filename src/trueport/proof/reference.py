@@ -67,9 +67,7 @@ class Reference:
     def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
         with torch.no_grad():
             result = self.model(**self._feeds(batch, positions), return_dict=True)
-        values = {
-            name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names
-        }
+        values = {name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names}
         return {name: value.to(torch.float64).numpy().copy() for name, value in values.items()}
 
     def _is_state(self, name: str) -> bool:

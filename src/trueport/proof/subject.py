@@ -79,7 +79,7 @@ class DecoderSubject:
     ) -> np.ndarray:
         """Logits over the cache in the given chunks."""
         state = self.session.empty_state(batch.size) if self.session.interface.state else None
-        start, pieces = 0, []
+        start, pieces = 0, list[np.ndarray]()
         for index, size in enumerate(chunks):
             if reorder and index in reorder:
                 rows = list(reorder[index])
@@ -128,7 +128,7 @@ class Seq2SeqSubject:
         reorder: Mapping[int, Sequence[int]] | None = None,
     ) -> np.ndarray:
         state = self.decoder.empty_state(batch.size)
-        start, pieces = 0, []
+        start, pieces = 0, list[np.ndarray]()
         for index, size in enumerate(chunks):
             if reorder and index in reorder:
                 rows = list(reorder[index])

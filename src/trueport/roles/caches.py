@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
@@ -23,6 +24,7 @@ class GraphLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Tokens in the cache."""
+        assert self.keys is not None
         return self.keys.shape[-2]
 
 
@@ -44,4 +46,5 @@ def graph_cross_cache(own: Sequence[torch.Tensor], cross: Sequence[torch.Tensor]
 
 def cache_tensors(cache: Cache) -> list[torch.Tensor]:
     """Keys and values in turn, layer by layer."""
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    layers: list[Any] = list(cache.layers)
+    return [tensor for layer in layers for tensor in (layer.keys, layer.values)]

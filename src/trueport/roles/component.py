@@ -98,12 +98,17 @@ def _speaks_of_positions(name: str) -> bool:
 
 def position_limits(config: Any) -> set[int]:
     """Numbers of positions that a config names."""
-    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings",
-             "max_target_positions", "n_positions")
+    names = (
+        "max_position_embeddings",
+        "max_encoder_position_embeddings",
+        "max_decoder_position_embeddings",
+        "max_target_positions",
+        "n_positions",
+    )
     return {value for name in names if isinstance(value := getattr(config, name, None), int)}
 
 
-def signature(module: nn.Module) -> set[str]:
+def signature(module: nn.Module | type[nn.Module]) -> set[str]:
     """Names that ``module.forward`` takes."""
     import inspect
 

@@ -103,7 +103,7 @@ def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
     inputs.append(Tensor("input_ids", "int64", ("batch_size", "sequence_length")))
     inputs.append(Tensor("encoder_hidden_states", dtype, ("batch_size", "encoder_sequence_length", width)))
     outputs = [Tensor("logits", dtype, ("batch_size", "sequence_length", model.config.vocab_size))]
-    own, cross = [], []
+    own, cross = list[StatePair](), list[StatePair]()
     kinds = (
         ("decoder", own, own_shapes, "past_sequence_length", "past_sequence_length + sequence_length"),
         ("encoder", cross, cross_shapes, "past_encoder_sequence_length", "encoder_sequence_length"),

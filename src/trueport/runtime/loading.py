@@ -14,15 +14,15 @@ from trueport.interface import Interface
 from trueport.runtime.generation import DecoderModel, Seq2SeqModel
 from trueport.runtime.model import TrueportModel
 from trueport.runtime.protocol import Session
+from trueport.targets import find_target, target_names
 
-RUNTIMES = ("onnx",)
 MEMORY = ("fast", "map")
 
 
 def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None) -> TrueportModel:
     """See ``trueport.runtime.load``."""
-    if runtime is not None and runtime not in RUNTIMES:
-        raise ArtifactError(f"There is no runtime {runtime!r}", f"Choose from {', '.join(RUNTIMES)}.")
+    if runtime is not None and runtime not in target_names():
+        raise ArtifactError(f"There is no runtime {runtime!r}", f"Choose from {', '.join(target_names())}.")
     if memory not in MEMORY:
         raise ArtifactError(f"There is no memory mode {memory!r}", f"Choose from {', '.join(MEMORY)}.")
     manifest = read_manifest(folder)
@@ -47,7 +47,7 @@ def _open(
         interface = Interface.from_json(entry)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ArtifactError(f"{folder / MANIFEST} describes the component {name} incompletely: {error!r}") from error
-    if target not in RUNTIMES:
+    if target not in target_names():
         raise ArtifactError(f"{folder.name} was exported to {target}, which this Trueport cannot run")
     if runtime is not None and target != runtime:
         raise ArtifactError(f"{folder.name} was exported to {target}, not to {runtime}")
@@ -56,9 +56,7 @@ def _open(
     path = folder / file
     if not path.is_file():
         raise ArtifactError(f"{folder} lacks {file}", "Export again.")
-    from trueport.targets.onnx.session import OnnxSession
-
-    return OnnxSession(path, interface, memory=memory, threads=threads)
+    return find_target(target).open(path, interface, memory=memory, threads=threads)
 
 
 def _role(sessions: Mapping[str, Session]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trueport.interface import Interface
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -39,3 +40,9 @@ class Session(Protocol):
 
     def advance(self, feeds: Mapping[str, torch.Tensor], state: Any) -> tuple[dict[str, torch.Tensor], Any]:
         """Plain inputs and a state of this session, or None, to plain outputs and the next state, without copies."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All inputs by name to all outputs by name."""
+
+    def step(self, feeds: Mapping[str, np.ndarray], state: Any) -> tuple[dict[str, np.ndarray], Any]:
+        """Plain inputs and a state to plain outputs and the next state."""

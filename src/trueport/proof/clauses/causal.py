@@ -26,7 +26,5 @@ def ask(asked: Asked) -> list[Case]:
             continue
         past = np.zeros((2, length), dtype=bool)
         past[:, :position] = True
-        cases.append(
-            asked.compare(name, other, {"logits": after["logits"]}, before, only={"logits": past})
-        )
+        cases.append(asked.compare(name, other, {"logits": after["logits"]}, before, only={"logits": past}))
     return cases

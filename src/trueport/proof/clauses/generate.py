@@ -110,4 +110,5 @@ def generate(model: Any, batch: Batch, options: dict[str, Any]) -> np.ndarray:
     torch.manual_seed(0)
     with torch.no_grad():
         # Not model.generate: Whisper's own adds timestamps around the same loop.
-        return GenerationMixin.generate(model, **feeds, **options).numpy()
+        tokens: Any = GenerationMixin.generate(model, **feeds, **options)
+    return np.asarray(tokens.numpy())

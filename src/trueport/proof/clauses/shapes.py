@@ -36,7 +36,10 @@ def rows_alone(asked: Asked, batch: Batch) -> dict[str, np.ndarray]:
             continue
         alone = asked.ask(batch.trimmed(row) if batch.ids.ndim == 2 else batch.take([row]))
         for name, value in alone.items():
-            padded = value.shape[1:2] == (batch.span(row).stop - batch.span(row).start,) and asked.real(name, batch).ndim == 2
+            padded = (
+                value.shape[1:2] == (batch.span(row).stop - batch.span(row).start,)
+                and asked.real(name, batch).ndim == 2
+            )
             padded = padded and not (asked.role == "seq2seq" and name == "logits") and batch.ids.ndim == 2
             length = (batch.mask.shape[1],) if padded else value.shape[1:2]
             into = together.setdefault(name, np.zeros((batch.size, *length, *value.shape[2:])))

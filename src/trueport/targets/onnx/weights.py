@@ -62,6 +62,11 @@ def _externalize(graphs: Sequence[Graph], data: Path) -> None:
                     stream.write(content)
                 offset, length = placed[key]
                 value.const_value = ir.ExternalTensor(
-                    data.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or "",
+                    data.name,
+                    offset,
+                    length,
+                    tensor.dtype,
+                    shape=ir.Shape(tuple(tensor.shape.numpy())),
+                    name=value.name or "",
                     base_dir=data.parent,
                 )
