@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueport.artifact import MANIFEST, changed_files, read_manifest
 from trueport.errors import ArtifactError, TrueportError
-from trueport.proof.result import FAIL, PASS, Case, ClauseResult, Proof
+from trueport.proof.result import FAIL, FOLDER, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.run import SEED, model_class, prove
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def judge(
         changed = _files_clause(folder, manifest)
         original = _original(against, manifest["source"], trust_remote_code)
         proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress)
+        if changed.status == PASS:
+            proof = _excused(proof, folder)
         return replace(proof, clauses=(changed, *proof.clauses))
     original = _original(against, {}, trust_remote_code)
     return judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress)
@@ -112,7 +115,29 @@ def _files_clause(folder: Path, manifest: dict[str, Any]) -> ClauseResult:
     """Every file is the one that was exported."""
     found = changed_files(folder, manifest)
     cases = tuple(Case(words, 1.0, 0.0) for words in found) or (Case("sha256 of every file", 0.0, 0.0),)
-    return ClauseResult("files", "folder", FAIL if found else PASS, "; ".join(found), cases)
+    return ClauseResult("files", FOLDER, FAIL if found else PASS, "; ".join(found), cases)
+
+
+def _excused(proof: Proof, folder: Path) -> Proof:
+    """Without the original: what the folder's own proof, of these very files, found to be the original's nature."""
+    path = folder / "proof.json"
+    if proof.reference is not None or not path.is_file():
+        return proof
+    natural = {
+        (clause["clause"], case["case"])
+        for clause in json.loads(path.read_text(encoding="utf-8"))["clauses"]
+        if clause["status"] == PASS
+        for case in clause["cases"]
+        if "the original itself" in case.get("note", "")
+    }
+    reason = "the original itself does so, says proof.json: give --against MODEL"
+    clauses = tuple(
+        replace(clause, status=NOT_APPLICABLE, reason=reason)
+        if clause.status == FAIL and all((clause.clause, c.case) in natural for c in clause.cases if c.failed)
+        else clause
+        for clause in proof.clauses
+    )
+    return replace(proof, clauses=clauses)
 
 
 def _original(

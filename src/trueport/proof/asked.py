@@ -11,7 +11,7 @@ import numpy as np
 from trueport.errors import TrueportError
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs
-from trueport.proof.reference import Reference
+from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
 from trueport.proof.tolerance import Tolerance
@@ -142,9 +142,17 @@ class Asked:
         words = [name if failed and len(self.outputs) > 1 else "", "not finite" if error is None else "", note]
         return Case(case, error, budget, batch.take([row]).to_json(), "; ".join(part for part in words if part))
 
-    def refused(self, case: str, batch: Batch, error: TrueportError) -> Case:
-        """A failed case: the artefact would not run a legal batch."""
+    def refused(self, case: str, batch: Batch, error: Exception) -> Case:
+        """A failed case: the artefact would not run a legal batch; what the original refuses too is not one."""
+        if isinstance(error, OriginalError) or self._original_refuses(batch):
+            return Case(case, 0.0, 0.0, None, "the original itself refuses this input")
         return Case(case, None, 0.0, batch.take([0]).to_json(), str(error))
+
+    def _original_refuses(self, batch: Batch) -> bool:
+        try:
+            return self.exact is not None and not self.exact.forward(batch)
+        except OriginalError:
+            return True
 
 
 def _spread(real: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from trueport.errors import TrueportError
 from trueport.proof.inputs import Batch
 from trueport.roles.component import signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class OriginalError(TrueportError):
+    """The original itself refuses these inputs."""
 
 
 class Reference:
@@ -65,8 +70,12 @@ class Reference:
         return self.forward(batch)["logits"]
 
     def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            result = self.model(**self._feeds(batch, positions), return_dict=True)
+        try:
+            with torch.no_grad():
+                result = self.model(**self._feeds(batch, positions), return_dict=True)
+        except (RuntimeError, IndexError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OriginalError(f"The original refuses {tuple(batch.ids.shape)}: {reason}") from error
         values = {name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names}
         return {name: value.to(torch.float64).numpy().copy() for name, value in values.items()}
 

@@ -13,6 +13,7 @@ WINDOW_ATTRIBUTES = (
     "attention_chunk_size",
     "local_radius",
     "block_size",
+    "global_block_size",
 )
 """Config attributes that hold a window in tokens; transformers has no common name for it."""
 

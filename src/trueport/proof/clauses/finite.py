@@ -32,8 +32,9 @@ def ask(asked: Asked) -> list[Case]:
         if wrong and asked.own is not None:
             original = asked.own.forward(batch)
             inherited = {key: ~np.isfinite(original[key]) for key in got}
+            if any(lost.any() for lost in inherited.values()):
+                note = "the original itself is not finite everywhere here"
             wrong = sum(int((~np.isfinite(value) & ~inherited[key]).sum()) for key, value in got.items())
-            note = "the original itself is not finite here"
         cases.append(Case(name, float(wrong), 0.0, batch.to_json() if wrong else None, note))
     if asked.own is not None and next(asked.own.model.parameters()).dtype == torch.float16:
         cases.append(_range(asked.own, batches))

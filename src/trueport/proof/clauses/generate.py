@@ -54,7 +54,7 @@ def _one(asked: Asked, name: str, batch: Batch, options: dict[str, Any]) -> Case
     wanted = generate(asked.own.model, batch, options)
     try:
         got = generate(asked.runnable, batch, options)
-    except TrueportError as error:
+    except (TrueportError, RuntimeError, ValueError, IndexError) as error:  # torch will not sample from NaN
         return asked.refused(name, batch, error)
     differing = differing_rows(got, wanted)
     if not differing:
