@@ -61,7 +61,7 @@ def export(contender: str, shape: str, quick: bool, folder: str) -> dict[str, An
 
 def _durations(phases: list[tuple[str, float]], end: float) -> dict[str, float]:
     """Seconds by phase, from the moments at which each began."""
-    stops = [moment for _, moment in phases[1:]] + [end]
+    stops = [*(moment for _, moment in phases[1:]), end][: len(phases)]
     return {name: max(stop - start, 0.0) for (name, start), stop in zip(phases, stops, strict=True)}
 
 

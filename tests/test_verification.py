@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -17,11 +20,10 @@ from tests.conftest import Exported
 from tests.proof import foreign
 from trueport.errors import ArtifactError, TrueportError
 from trueport.foreign import NAMES, _renamed
-from trueport.proof.result import Proof
+from trueport.proof.result import Case, ClauseResult, Proof
+from trueport.verification import _excused
 
-needs_mobius = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("mobius") is None, reason="mobius-onnx is not installed"
-)
+needs_mobius = pytest.mark.skipif(importlib.util.find_spec("mobius") is None, reason="mobius-onnx is not installed")
 RAGGED = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 
 
@@ -211,6 +213,38 @@ def test_optimums_merged_decoder(t5_graphs: tuple[Path, onnx.ModelProto]):
     onnx.save(merged(decoder), folder / "decoder_model_merged.onnx")
     proof = trueport.verify(folder, against=zoo.build("t5"))
     assert proof.proven, [clause.reason for clause in proof.failures()]
+
+
+# ---- our own
+
+
+def test_a_changed_file_is_told(copied: Exported):
+    folder = copied("bert")
+    assert [clause.status for clause in trueport.verify(folder).clauses[:1]] == ["pass"]
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    proof = trueport.verify(folder)
+    assert failed(proof) == {"files"} and "config.json is not the file that was exported" in proof.failures()[0].reason
+
+
+def test_files_alone_prove_nothing(exported: Exported):
+    proof = trueport.verify(exported("bert"), clauses=["causal"])
+    assert [clause.status for clause in proof.clauses] == ["pass", "not applicable"] and not proof.proven
+
+
+def test_without_the_original_its_nature_is_read_from_the_proof(copied: Exported):
+    """Some models read what lies under the mask; the folder's own proof says of which cases that is true."""
+    folder = copied("bert")
+    stored = json.loads((folder / "proof.json").read_text())
+    inert = next(clause for clause in stored["clauses"] if clause["clause"] == "inert")
+    spoil = ClauseResult("inert", "model", "fail", "x", tuple(Case(c["case"], 2.0, 1.0) for c in inert["cases"]))
+    proof = Proof(7, (spoil,), None, {})
+    assert _excused(proof, folder) == proof
+    for entry in inert["cases"]:
+        entry["note"] = "the original itself reads what lies under the mask; against it on the same tokens"
+    (folder / "proof.json").write_text(json.dumps(stored))
+    (excused,) = _excused(proof, folder).clauses
+    assert excused.status == "not applicable" and "--against" in excused.reason
+    assert _excused(replace(proof, reference={}), folder).failures(), "with the original it is the judge"
 
 
 # ---- folders that cannot be judged

@@ -39,6 +39,10 @@ class Specialization:
     line: str
 
 
+UNBOUNDED = 2**31
+"""Upper bounds from here on are torch's own infinity, not the model's."""
+
+
 class CheckedModule(nn.Module):
     """A component under positional arguments that first states which axes are equal, and which are sums.
 
@@ -107,8 +111,32 @@ def _placeholders(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
 def _refuse_constants(component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]) -> None:
     for tensor, node in zip(component.interface.inputs, _placeholders(program), strict=True):
         for axis, length in enumerate(node.meta["val"].shape):
-            if isinstance(tensor.shape[axis], str) and not isinstance(length, torch.SymInt):
+            if not isinstance(tensor.shape[axis], str):
+                continue
+            if not isinstance(length, torch.SymInt):
                 raise _specialized(component, tensor, axis, int(length), seen)
+            largest = _largest(program, length)
+            if largest is not None and len(terms(tensor.shape[axis])) == 1:
+                _refuse_range(component, tensor, axis, largest)
+
+
+def _largest(program: torch.export.ExportedProgram, length: torch.SymInt) -> int | None:
+    """The largest size for which torch's guards let an axis be; None where there is none."""
+    bounds = program.range_constraints.get(length.node.expr)
+    if bounds is None or not getattr(bounds.upper, "is_Integer", False) or int(bounds.upper) >= UNBOUNDED:
+        return None
+    return int(bounds.upper)
+
+
+def _refuse_range(component: Component, tensor: Tensor, axis: int, largest: int) -> None:
+    """A guard that holds for the traced size alone cuts the range: a block count of 1, say."""
+    maximum = component.interface.dimension(str(tensor.shape[axis])).maximum
+    if maximum is None or largest < maximum:
+        raise SpecializationError(
+            f"{component.name}: axis {axis} ({tensor.shape[axis]}) of input {tensor.name} was to be dynamic and was "
+            f"captured for sizes up to {largest} only",
+            "A branch of the model depends on the size; `TORCH_LOGS=guards` shows the line.",
+        )
 
 
 def _specialized(

@@ -40,7 +40,10 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
 }
 """File names in use for each component, the best first; of two, the first serves an empty past and the second the rest."""
 
-_PAST, _PRESENT = r"(?:input\.)?(?:past_key_values|past)", r"(?:output\.)?(?:present_key_values|present|past_key_values)"
+_PAST, _PRESENT = (
+    r"(?:input\.)?(?:past_key_values|past)",
+    r"(?:output\.)?(?:present_key_values|present|past_key_values)",
+)
 NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "inputs": (
         (_PAST + r"\.layers\.(\d+)\.(key|value)s", r"past_key_values.\1.\2"),
@@ -67,7 +70,9 @@ NAMES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Patterns of other tools' names, each with the name here; ``decoder inputs`` are those of a seq2seq decoder besides."""
 
-READ = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "encoder_hidden_states", "encoder_attention_mask"}
+READ = {
+    "input_ids", "attention_mask", "position_ids", "token_type_ids", "encoder_hidden_states", "encoder_attention_mask",
+}  # fmt: skip
 """Inputs that the proof feeds."""
 FED: dict[str, Callable[[int, int], np.ndarray]] = {
     "use_cache_branch": lambda past, new: np.array([past > 0]),
@@ -96,7 +101,9 @@ def find_graphs(folder: Path, *, seq2seq: bool) -> dict[str, list[Path]]:
 def _missing(folder: Path, name: str, candidates: tuple[tuple[str, ...], ...]) -> ArtifactError:
     wanted = ", or ".join(" with ".join(files) for files in candidates)
     if name == "encoder" and (folder / "prefill.onnx").is_file():
-        remedy = "transformers.exporters leaves it out: export model.get_encoder() too and save it as encoder_model.onnx."
+        remedy = (
+            "transformers.exporters leaves it out: export model.get_encoder() too and save it as encoder_model.onnx."
+        )
         return ArtifactError(f"{folder} holds no encoder ({wanted})", remedy)
     return ArtifactError(f"{folder} holds no {name} ({wanted})", "Give the folder that an export to ONNX wrote.")
 
@@ -148,11 +155,6 @@ class RenamedSession(OnnxSession):
         self._outputs = [raw for raw, name in self._names.items() if name in kept]
         self._plain = [tensor.name for tensor in self.interface.plain_outputs]
 
-    @property
-    def takes_past(self) -> bool:
-        """Whether it can follow another step."""
-        return any(_is_state(tensor.name) for tensor in self.interface.inputs)
-
     def empty_state(self, batch: int) -> State:
         """State before the first step: all that the graph takes, with length 0."""
         taken = tuple(pair for pair in self.interface.state if self.interface.has_input(pair.input))
@@ -182,7 +184,7 @@ class SteppedSession:
         self.first, self.later = first, later
         tensors = {tensor.name: tensor for graph in (later, first) for tensor in graph.interface.inputs}
         inputs = tuple(tensor for name, tensor in tensors.items() if name not in FED)
-        state = tuple(p for p in later.interface.state if later.interface.has_input(p.input)) if later.takes_past else ()
+        state = tuple(pair for pair in later.interface.state if later.interface.has_input(pair.input))
         self.interface = Interface(inputs, first.interface.plain_outputs, later.interface.dimensions, state)
 
     def empty_state(self, batch: int) -> State:

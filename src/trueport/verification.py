@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from trueport.interface import Interface
 
+
 def judge(
     folder: Path,
     *,

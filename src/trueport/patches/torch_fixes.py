@@ -80,17 +80,6 @@ def _attention_samples() -> list[tuple[Any, ...]]:
     ]
 
 
-def _counted_one_hot(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """``one_hot`` by comparison: (...) int64 to (..., classes) int64, the number of classes symbolic."""
-
-    def one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-        if isinstance(num_classes, int) and num_classes == -1:
-            return original(tensor)
-        return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).to(torch.int64)
-
-    return one_hot
-
-
 PATCHES: tuple[Patch, ...] = (
     Patch(
         path="torch.nn.functional.scaled_dot_product_attention",
@@ -100,13 +89,5 @@ PATCHES: tuple[Patch, ...] = (
         upstream="torch/onnx/_internal/exporter/_torchlib/ops/nn.py, aten_scaled_dot_product_attention_23",
         replacement=_plain_attention,
         samples=_attention_samples,
-    ),
-    Patch(
-        path="torch.nn.functional.one_hot",
-        symptom="its ONNX form writes the traced number of classes into the graph: LongT5's global blocks are counted "
-        "for one length",
-        upstream="torch/onnx/_internal/exporter/_torchlib/ops and onnxscript's aten_one_hot",
-        replacement=_counted_one_hot,
-        samples=lambda: [(torch.tensor([[0, 2], [1, 0]]), 3), (torch.tensor([1, 0]),), (torch.tensor([], dtype=torch.int64), 4)],
     ),
 )

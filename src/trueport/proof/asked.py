@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from trueport.errors import TrueportError
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs
 from trueport.proof.reference import OriginalError, Reference

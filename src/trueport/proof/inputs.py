@@ -82,6 +82,7 @@ class Limits:
 
     length: int | None = None
     target: int | None = None
+    shortest: int = 1
 
 
 class Inputs:
@@ -119,7 +120,8 @@ class Inputs:
         return np.random.default_rng([self.seed, zlib.crc32(case.encode())])
 
     def fits(self, length: int) -> int:
-        """``length``, or the bound where that is smaller."""
+        """``length``, or the nearest that the model takes."""
+        length = max(length, self.limits.shortest)
         return length if self.limits.length is None else min(length, self.limits.length)
 
     def target_fits(self, length: int) -> int:

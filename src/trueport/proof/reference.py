@@ -41,6 +41,16 @@ class Reference:
             wide.set_experts_implementation("eager")
         return Reference(wide, self.role, self.names)
 
+    def jittered(self, seed: int) -> Reference:
+        """The same model with every weight one unit in the last place up or down."""
+        moved = copy.deepcopy(self.model)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in moved.parameters():
+                signs = torch.rand(weight.shape, generator=generator) < 0.5
+                weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
+        return Reference(moved, self.role, self.names)
+
     def forward(self, batch: Batch, *, positions: bool = True) -> dict[str, np.ndarray]:
         """Outputs by name, float64 arrays.
 

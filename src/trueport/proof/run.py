@@ -10,11 +10,11 @@ import numpy as np
 
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES, check_names
-from trueport.proof.inputs import Inputs, Limits, left
+from trueport.proof.inputs import Batch, Inputs, Limits, left
 from trueport.proof.reference import Reference
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.subject import Session, subject_of
-from trueport.proof.tolerance import Tolerance, measured, modelled
+from trueport.proof.tolerance import JITTERED, PRECISE, Tolerance, measured, modelled
 from trueport.roles.component import signature
 from trueport.roles.windows import windows
 
@@ -98,7 +98,8 @@ def _asked(
     outputs = {tensor.name: tensor.shape for session in sessions.values() for tensor in session.interface.plain_outputs}
     last = sessions["decoder" if role == "seq2seq" else "model"].interface
     side = "encoder_sequence_length" if role == "seq2seq" else "sequence_length"
-    limits = Limits(_maximum(padded, side), _maximum(last, "sequence_length"))
+    shortest = next((entry.minimum for entry in padded.dimensions if entry.name == side), 1)
+    limits = Limits(_maximum(padded, side), _maximum(last, "sequence_length"), max(shortest, 1))
     source = padded.inputs[0]
     features = tuple(source.shape[1:]) if len(source.shape) == 3 else None
     typed = padded.has_input("token_type_ids")
@@ -109,7 +110,11 @@ def _asked(
         exact = own.exact()
     widest = max([0, *windows(config)])
     lengths = (7 if widest == 0 else min(2 * widest + 3, 64), 33)
-    tolerance = _tolerance(inputs, own, exact, dtype, depth, padded.has_input("attention_mask"))
+    masked = padded.has_input("attention_mask")
+    if exact is not None and not _finite(exact, inputs, masked):
+        # CANINE multiplies a float32 mask by float64's lowest number: infinity times zero.
+        exact = own
+    tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
     return Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
         maskable=_takes_mask(config, original), cached=bool(last.state),
@@ -140,19 +145,40 @@ def _tolerance(
     """The noise floor on batches like those that the clauses ask."""
     if own is None or exact is None:
         return modelled(dtype, depth)
+    if exact is own:
+        others, words = [own.jittered(seed) for seed in range(3)], JITTERED
+    else:
+        others, words = [exact], PRECISE
     floors: dict[str, float] = {}
+    for batch in _typical(inputs, masked):
+        rough = own.forward(batch)
+        for fine in (other.forward(batch) for other in others):
+            for output, value in fine.items():
+                real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
+                scale = float(np.abs(value[real]).max()) or 1.0
+                error = float(np.abs(rough[output] - value)[real].max())
+                floors[output] = max(floors.get(output, 0.0), error / scale)
+    return measured(floors, dtype, depth, words)
+
+
+def _typical(inputs: Inputs, masked: bool) -> list[Batch]:
+    """Batches like those that the clauses ask."""
     length = inputs.fits(24)
-    for name, mask in {
-        "floor whole": left(length, [0] * 4),
-        "floor padded": left(length, [0, min(2, length - 1), min(5, length - 1), 0] if masked else [0] * 4),
-    }.items():
-        batch = inputs.draw(name, mask, target=12)
-        rough, fine = own.forward(batch), exact.forward(batch)
-        for output, value in fine.items():
+    pads = [0, min(2, length - 1), min(5, length - 1), 0] if masked else [0] * 4
+    return [
+        inputs.draw("floor whole", left(length, [0] * 4), target=12),
+        inputs.draw("floor padded", left(length, pads), target=12),
+    ]
+
+
+def _finite(exact: Reference, inputs: Inputs, masked: bool) -> bool:
+    """Whether the original in float64 is finite at real positions of typical batches."""
+    for batch in _typical(inputs, masked):
+        for value in exact.forward(batch).values():
             real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
-            scale = float(np.abs(value[real]).max()) or 1.0
-            floors[output] = max(floors.get(output, 0.0), float(np.abs(rough[output] - value)[real].max()) / scale)
-    return measured(floors, dtype, depth)
+            if not np.isfinite(value[real]).all():
+                return False
+    return True
 
 
 def _tolerance_json(tolerance: Tolerance) -> dict[str, Any]:

@@ -15,6 +15,19 @@ EPSILONS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bflo
 """Unit roundoff by dtype (IEEE 754)."""
 
 
+PRECISE = "in float64"
+JITTERED = (
+    "with every weight moved by one unit in the last place (Monte Carlo arithmetic, Parker 1997), "
+    "as it is not finite in float64"
+)
+"""What the original is held against to find the noise floor."""
+RANDOM_WALK = (
+    "unit roundoff times the square root of the number of operators, as rounding errors add up like a random walk "
+    "(Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019)"
+)
+"""How a floor is found where it cannot be measured."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """Budgets by output.
@@ -40,13 +53,13 @@ class Tolerance:
         return max([*self.floors.values()], default=self.default)
 
 
-def measured(floors: Mapping[str, float], dtype: str, depth: int) -> Tolerance:
-    """From measured differences between the reference's own dtype and float64, at least one rounding each."""
+def measured(floors: Mapping[str, float], dtype: str, depth: int, words: str) -> Tolerance:
+    """From measured differences between the original and a finer or moved self, at least one rounding each."""
     return Tolerance(
         {name: max(floor, EPSILONS[dtype]) for name, floor in floors.items()},
         random_walk(dtype, depth),
         MULTIPLE,
-        f"the original in {dtype} against itself in float64, on the proof's own inputs",
+        f"the original in {dtype} against itself {words}, on the proof's own inputs",
     )
 
 
@@ -56,8 +69,7 @@ def modelled(dtype: str, depth: int) -> Tolerance:
         {},
         random_walk(dtype, depth),
         MULTIPLE,
-        f"unit roundoff of {dtype} times the square root of the {depth} operators of the graph, as rounding errors add "
-        "up like a random walk (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019)",
+        f"{RANDOM_WALK} of {dtype}",
     )
 
 

@@ -70,8 +70,9 @@ def position_bound(model: PreTrainedModel) -> tuple[int | None, str]:
     """The length past which a model has no position to give, and the module that bounds it.
 
     Found from the modules: an ``nn.Embedding`` whose name speaks of positions and that holds as many rows as the config
-    has positions (plus an offset, which OPT and BART keep in ``offset`` and RoBERTa in ``padding_idx``) is a table
-    indexed by absolute position. Rotary, ALiBi and relative positions have no such table and no bound.
+    has positions (plus an offset, which OPT and BART keep in ``offset`` and RoBERTa in ``padding_idx``), or fewer as
+    CANINE's hashed one, is a table indexed by absolute position. Rotary, ALiBi and relative positions have no such
+    table and no bound.
     """
     best: tuple[int | None, str] = (None, "")
     limits = position_limits(model.config)
@@ -82,10 +83,13 @@ def position_bound(model: PreTrainedModel) -> tuple[int | None, str]:
         offset = getattr(module, "offset", None)
         if offset is None:
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
-        usable = max((limit for limit in limits if limit in (rows, rows - offset)), default=None)
-        if usable is None:
-            continue
         usable = rows - offset
+        if (
+            usable not in limits
+            and rows not in limits
+            and not (name.endswith("position_embeddings") and usable < max(limits, default=0))
+        ):
+            continue
         if best[0] is None or usable < best[0]:
             best = (usable, f"{name} has {rows} rows")
     return best

@@ -17,6 +17,10 @@ NOT_OUTPUTS = {"loss", "past_key_values", "hidden_states", "attentions", "cross_
 """Entries of a ModelOutput that are not a result: state, or intermediate values on request."""
 
 
+PROBED_LENGTHS = 17
+"""A model that refuses one token is asked for every length below this."""
+
+
 class EncoderModule(nn.Module):
     """The whole model's forward, keyed by the interface's names."""
 
@@ -41,10 +45,12 @@ def components(model: PreTrainedModel, *, untrained: tuple[str, ...] = ()) -> li
     """
     constants = {"use_cache": False} if "use_cache" in signature(model) else {}
     bound, because = position_bound(model)
+    inputs = tuple(text_inputs(model.config, signature(model), "sequence_length"))
+    shortest = shortest_length(model, inputs)
     interface = Interface(
-        inputs=tuple(text_inputs(model.config, signature(model), "sequence_length")),
+        inputs=inputs,
         outputs=(),
-        dimensions=(Dimension("batch_size"), Dimension("sequence_length", 1, bound, because)),
+        dimensions=(Dimension("batch_size"), Dimension("sequence_length", shortest, bound, because)),
     )
     names = _outputs(model, interface, constants, untrained)
     interface = interface.with_outputs(Tensor(name, "float32", ()) for name in names)
@@ -60,10 +66,28 @@ def trace_length(config: Any) -> int:
     return max([7, *(2 * window + 3 for window in windows(config))])
 
 
+def shortest_length(model: PreTrainedModel, inputs: tuple[Tensor, ...]) -> int:
+    """The length from which on the original itself runs: models that pool or stride refuse shorter inputs."""
+    interface = Interface(inputs, (), ())
+
+    def runs(length: int) -> bool:
+        try:
+            with torch.no_grad():
+                model(**sample(interface, {"batch_size": 1, "sequence_length": length}))
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        return True
+
+    if runs(1):
+        return 1
+    refused = [length for length in range(1, PROBED_LENGTHS) if not runs(length)]
+    return refused[-1] + 1
+
+
 def _outputs(
     model: PreTrainedModel, interface: Interface, constants: dict[str, Any], untrained: tuple[str, ...]
 ) -> tuple[str, ...]:
-    feeds = sample(interface, {"batch_size": 1, "sequence_length": 4})
+    feeds = sample(interface, {"batch_size": 1, "sequence_length": trace_length(model.config)})
     with torch.no_grad():
         result = model(**feeds, **constants, return_dict=True)
     return tuple(

@@ -14,6 +14,7 @@ WINDOW_ATTRIBUTES = (
     "local_radius",
     "block_size",
     "global_block_size",
+    "local_transformer_stride",
 )
 """Config attributes that hold a window in tokens; transformers has no common name for it."""
 

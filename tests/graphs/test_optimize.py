@@ -1,0 +1,33 @@
+"""Our optimizer gives onnxscript's own graph, only sooner."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+from onnxscript.optimizer import optimize_ir
+
+from tests import zoo
+from trueport.capture import capture
+from trueport.graphs.optimize import optimize
+from trueport.roles import components
+from trueport.targets.onnx import lower
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
+def test_same_graph_as_onnxscript(name: str) -> None:
+    for component in components(zoo.build(name)):
+        model = lower._convert(capture(component), lower.DEFAULT_OPSET)
+        weights = lower._name_weights(model)
+        # Both start from the same bytes; metadata names rules and nodes, which is not what is compared.
+        content = ir.to_proto(model).SerializeToString()
+        ours, theirs = (ir.from_proto(onnx.load_from_string(content)) for _ in range(2))
+        optimize(ours, weights)
+
+        def should_fold(node: ir.Node, names: set[str] = weights) -> bool | None:
+            return False if any(value is not None and value.name in names for value in node.inputs) else None
+
+        optimize_ir(theirs, should_fold=should_fold)
+        for graph in (ours, theirs):
+            lower._strip(graph)
+        assert ir.to_proto(ours).SerializeToString() == ir.to_proto(theirs).SerializeToString()
