@@ -29,10 +29,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="trueport-benchmarks-") as folder:
         for kind in kinds:
             measured = _export if kind == "export" else _decode
-            report[kind] = {
-                shape: measured(shape, Path(folder), arguments.quick, rounds) for shape in arguments.shape or titles
-            }
-            _write(OUT / f"{kind}.json", {key: report[key] for key in ("machine", "quick", "rounds", kind)})
+            report[kind] = {}
+            for shape in arguments.shape or titles:
+                report[kind][shape] = measured(shape, Path(folder), arguments.quick, rounds)
+                _write(OUT / f"{kind}.json", {key: report[key] for key in ("machine", "quick", "rounds", kind)})
     tables = _tables(report, titles)
     _print(tables, report)
     if arguments.write_docs:

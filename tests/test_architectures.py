@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import trueport
 from tests import zoo
 from tests.conftest import Exported
 from trueport.errors import TrueportError
-
 
 REFUSED = {entry.name: entry.refused for entry in zoo.ENTRIES if entry.refused}
 
@@ -35,3 +33,45 @@ def test_what_cannot_be_right_is_refused_loudly(name: str, tmp_path: Path) -> No
     with pytest.raises(TrueportError, match=REFUSED[name]):
         trueport.export(zoo.build(name), tmp_path / "out", tokenizer=None)
     assert not (tmp_path / "out").exists()
+
+
+HEADS = [
+    ("bert", "SequenceClassification"),
+    ("bert", "TokenClassification"),
+    ("bert", "MaskedLM"),
+    ("roberta", "SequenceClassification"),
+    ("distilbert", "TokenClassification"),
+    ("electra", "MaskedLM"),
+    ("deberta_v2", "QuestionAnswering"),
+    ("gpt2", "SequenceClassification"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "head"), HEADS)
+def test_heads_are_proven(name: str, head: str, tmp_path: Path) -> None:
+    artifact = trueport.export(zoo.build(name, head=head), tmp_path / "out", tokenizer=None)
+    assert artifact.verdict == "proven"
+    outputs = {tensor["name"] for tensor in artifact.manifest["components"]["model"]["outputs"]}
+    assert outputs == ({"start_logits", "end_logits"} if head == "QuestionAnswering" else {"logits"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_other_dtypes_are_proven(name: str, dtype: str, tmp_path: Path) -> None:
+    artifact = trueport.export(zoo.build(name), tmp_path / "out", dtype=dtype, tokenizer=None)
+    assert artifact.verdict == "proven"
+    types = {tensor["dtype"] for tensor in artifact.manifest["components"]["model"]["outputs"]}
+    assert types == {dtype}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 21, 24])
+def test_other_opsets_are_proven(opset: int, tmp_path: Path) -> None:
+    import onnx
+
+    artifact = trueport.export(zoo.build("llama"), tmp_path / "out", opset=opset, tokenizer=None)
+    assert artifact.verdict == "proven"
+    model = onnx.load(tmp_path / "out" / "onnx" / "model.onnx")
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]

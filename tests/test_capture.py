@@ -53,6 +53,11 @@ class ReadsValues(Embeds):
         return states * 2 if states.sum() > 0 else states
 
 
+class OneBlock(Embeds):
+    def shape(self, states: torch.Tensor) -> torch.Tensor:
+        return states * 2 if states.shape[1] <= 7 else states
+
+
 def component(module: nn.Module) -> Component:
     return Component("model", "model", module, INTERFACE, SIZES)
 
@@ -89,6 +94,19 @@ def test_a_baked_axis_is_refused_with_its_line(module: nn.Module, axis: int, val
     assert f"constant {value}" in message
     assert f"test_capture.py:{line_of(type(module), text)}" in message
     assert "\n" not in message
+
+
+def test_a_branch_that_holds_for_the_traced_size_alone_is_refused() -> None:
+    with pytest.raises(SpecializationError, match=r"axis 1 \(sequence_length\).*sizes up to 7 only"):
+        capture(component(OneBlock()))
+
+
+def test_a_bound_past_the_traced_size_is_handed_to_the_proof() -> None:
+    class Sliced(Embeds):
+        def shape(self, states: torch.Tensor) -> torch.Tensor:
+            return states * 2 if states.shape[1] <= 99 else states
+
+    assert capture(component(Sliced())).guards == (99,)
 
 
 def test_a_value_read_by_python_is_refused_with_its_line() -> None:

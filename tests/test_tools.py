@@ -55,6 +55,7 @@ def test_check_tells_verdicts_that_changed(coverage: ModuleType) -> None:
     bad = known | {"name": "odd"} | coverage._failed("crashed", f"in {ROOT}/x | y\nz")
     committed = coverage.document([good, bad])
     assert "1 of 2 proven" in committed and str(ROOT) not in committed
+    assert coverage.read(committed) == [good, bad]
     assert coverage.compare([good, bad], committed) == []
     assert coverage.compare([good, bad | {"verdict": "proven"}], committed) == ["odd: proven, committed as crashed"]
     assert coverage.compare([good | {"name": "new"}], committed) == ["new: proven, committed as absent"]

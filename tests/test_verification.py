@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -23,7 +22,6 @@ from trueport.foreign import NAMES, _renamed
 from trueport.proof.result import Case, ClauseResult, Proof
 from trueport.verification import _excused
 
-needs_mobius = pytest.mark.skipif(importlib.util.find_spec("mobius") is None, reason="mobius-onnx is not installed")
 RAGGED = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 
 
@@ -39,7 +37,6 @@ def case(proof: Proof, clause: str, start: str):
 # ---- mobius-onnx
 
 
-@needs_mobius
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_a_right_folder_of_mobius_is_proven(name: str, tmp_path: Path):
     model = zoo.build(name)
@@ -51,7 +48,6 @@ def test_a_right_folder_of_mobius_is_proven(name: str, tmp_path: Path):
         assert asked == {"shapes", "padding", "inert", "causal", "cache", "finite"}
 
 
-@needs_mobius
 def test_mobius_forgets_mistrals_window(tmp_path: Path):
     model = zoo.build("mistral")
     model.config.sliding_window = 100  # past the lengths of all other clauses, so that the right one finds it
@@ -62,7 +58,6 @@ def test_mobius_forgets_mistrals_window(tmp_path: Path):
     assert failed(trueport.verify(folder)) == {"window"}
 
 
-@needs_mobius
 def test_mobius_counts_gemma3s_window_in_real_tokens(tmp_path: Path):
     """With holes in the mask its window reaches farther; and it rounds sqrt(hidden_size) to bfloat16."""
     model = zoo.build("gemma3_text")
@@ -74,14 +69,12 @@ def test_mobius_counts_gemma3s_window_in_real_tokens(tmp_path: Path):
     assert case(proof, "shapes", "batch 1, length 33").error < 0.01
 
 
-@needs_mobius
 def test_mobius_bert_takes_one_row_only(tmp_path: Path):
     model = zoo.build("bert")
     proof = trueport.verify(foreign.mobius(model, tmp_path), against=model, clauses=["shapes"])
     assert "refuses input_ids (2, 7)" in proof.failures()[0].reason
 
 
-@needs_mobius
 def test_mobius_t5_has_no_mask(tmp_path: Path):
     model = zoo.build("t5")
     folder = foreign.mobius(model, tmp_path)

@@ -47,7 +47,11 @@ def main() -> int:
         differences = compare(rows, DOCS.read_text(encoding="utf-8"))
         print("\n".join(differences) or "every verdict is as committed")
         return int(bool(differences))
-    if arguments.only:
+    if arguments.update:
+        order = {entry.name: number for number, entry in enumerate(zoo.ENTRIES)}
+        old = {row["name"]: row for row in read(DOCS.read_text(encoding="utf-8")) if row["name"] in order}
+        rows = sorted((old | {row["name"]: row for row in rows}).values(), key=lambda row: order[row["name"]])
+    if arguments.only and not arguments.update:
         print("\n".join(table(rows)))
     else:
         DOCS.write_text(document(rows), encoding="utf-8")
@@ -59,6 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="models at a time")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these models of the zoo")
+    parser.add_argument("--update", action="store_true", help="with --only: put those rows into docs/coverage.md")
     parser.add_argument("--check", action="store_true", help="compare with the committed table, write nothing")
     parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -188,13 +193,22 @@ a multiple of the noise that the model's own dtype has in PyTorch. Notes are the
     return "\n".join([words, *table(rows)]) + "\n"
 
 
+def read(committed: str) -> list[Row]:
+    """The rows of a document that this command wrote."""
+    rows = []
+    for line in committed.splitlines():
+        cells = line.removeprefix("| ").removesuffix(" |").split(" | ")
+        if line.startswith("| ") and len(cells) == 7 and line != HEADER:
+            name, kind, role, verdict, ratio, clause, notes = cells
+            number = None if ratio == "–" else float(ratio)
+            known = {"name": name, "class": kind, "role": role, "verdict": verdict.strip("*")}
+            rows.append(known | {"ratio": number, "clause": clause, "notes": notes})
+    return rows
+
+
 def compare(rows: list[Row], committed: str) -> list[str]:
     """One line for every verdict that differs from the committed table's."""
-    before = {}
-    for line in committed.splitlines():
-        cells = [cell.strip() for cell in line.split(" | ")]
-        if line.startswith("| ") and len(cells) >= 6 and line != HEADER:
-            before[cells[0].removeprefix("| ")] = cells[3].strip("*")
+    before = {row["name"]: row["verdict"] for row in read(committed)}
     return [
         f"{row['name']}: {row['verdict']}, committed as {before.get(row['name'], 'absent')}"
         for row in rows

@@ -21,13 +21,17 @@ from trueport.roles.component import Component, sample
 
 @dataclass(frozen=True)
 class Captured:
-    """An exported program whose inputs and outputs stand in the order of ``interface``."""
+    """An exported program whose inputs and outputs stand in the order of ``interface``.
+
+    ``guards`` are sizes past which torch made no promise, though the model itself may go on: the proof asks there.
+    """
 
     name: str
     stem: str
     program: torch.export.ExportedProgram
     interface: Interface
     patches: tuple[str, ...]
+    guards: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ def capture(component: Component) -> Captured:
             )
         except Exception as error:
             raise _explain(component, error, seen) from error
-    _refuse_constants(component, program, seen)
+    guards = _refuse_constants(component, program, seen)
     interface = interface.with_outputs(_output_tensors(interface, program))
-    return Captured(component.name, component.stem, program, interface, tuple(context.applied))
+    return Captured(component.name, component.stem, program, interface, tuple(context.applied), guards)
 
 
 def _dynamic_axes(tensor: Tensor) -> dict[int, Any]:
@@ -108,7 +112,10 @@ def _placeholders(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
-def _refuse_constants(component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]) -> None:
+def _refuse_constants(
+    component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]
+) -> tuple[int, ...]:
+    guards: set[int] = set()
     for tensor, node in zip(component.interface.inputs, _placeholders(program), strict=True):
         for axis, length in enumerate(node.meta["val"].shape):
             if not isinstance(tensor.shape[axis], str):
@@ -117,7 +124,8 @@ def _refuse_constants(component: Component, program: torch.export.ExportedProgra
                 raise _specialized(component, tensor, axis, int(length), seen)
             largest = _largest(program, length)
             if largest is not None and len(terms(tensor.shape[axis])) == 1:
-                _refuse_range(component, tensor, axis, largest)
+                guards.update(_refuse_range(component, tensor, axis, largest))
+    return tuple(sorted(guards))
 
 
 def _largest(program: torch.export.ExportedProgram, length: torch.SymInt) -> int | None:
@@ -128,15 +136,21 @@ def _largest(program: torch.export.ExportedProgram, length: torch.SymInt) -> int
     return int(bounds.upper)
 
 
-def _refuse_range(component: Component, tensor: Tensor, axis: int, largest: int) -> None:
-    """A guard that holds for the traced size alone cuts the range: a block count of 1, say."""
-    maximum = component.interface.dimension(str(tensor.shape[axis])).maximum
-    if maximum is None or largest < maximum:
+def _refuse_range(component: Component, tensor: Tensor, axis: int, largest: int) -> set[int]:
+    """Refuse a range that ends at the traced size (a block count of 1, say); give back one that ends later.
+
+    DeBERTa slices a table of positions that it then does not read: a bound of torch's, not of the model's.
+    """
+    name = str(tensor.shape[axis])
+    if largest <= component.sizes[name]:
         raise SpecializationError(
-            f"{component.name}: axis {axis} ({tensor.shape[axis]}) of input {tensor.name} was to be dynamic and was "
-            f"captured for sizes up to {largest} only",
+            f"{component.name}: axis {axis} ({name}) of input {tensor.name} was to be dynamic and was captured for sizes "
+            f"up to {largest} only",
             "A branch of the model depends on the size; `TORCH_LOGS=guards` shows the line.",
         )
+    maximum = component.interface.dimension(name).maximum
+    # Where two sizes share a bound, torch takes the other to be 2 or more.
+    return {largest} if maximum is None or largest + 2 < maximum else set()
 
 
 def _specialized(

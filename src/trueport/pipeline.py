@@ -160,7 +160,8 @@ def _write_graphs(
         "source": source.describe(),
         "versions": _versions(),
         "components": {
-            name: {"target": target.name, "file": part.file, "depth": part.depth} | part.interface.to_json()
+            name: {"target": target.name, "file": part.file, "depth": part.depth, "guards": list(part.guards)}
+            | part.interface.to_json()
             for name, part in lowered.items()
         },
         "patches": list(dict.fromkeys(patches)),

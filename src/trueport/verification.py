@@ -69,6 +69,9 @@ def judge_own(
         dtype=manifest["source"]["dtype"],
         depth=max(component.get("depth", 100) for component in manifest["components"].values()),
         runnable=None if role == "encoder" else runnable,
+        guards=sorted(
+            {guard for component in manifest["components"].values() for guard in component.get("guards", ())}
+        ),
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,

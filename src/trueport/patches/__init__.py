@@ -1,6 +1,7 @@
 """Reversible replacements that make models exportable."""
 
 from trueport.patches.context import exportable
-from trueport.patches.registry import Patch, registered
+from trueport.patches.patch import Patch
+from trueport.patches.registry import registered
 
 __all__ = ["Patch", "exportable", "registered"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from trueport.patches.registry import Patch, registered
+from trueport.patches.patch import Patch
+from trueport.patches.registry import registered
 
 _lock = threading.RLock()
 

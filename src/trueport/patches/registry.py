@@ -1,67 +1,11 @@
-"""The patches that Trueport knows, one object each."""
+"""The patches that Trueport knows, in the order in which they are applied."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
-
-from trueport.errors import CaptureError
-
-
-@dataclass(frozen=True)
-class Patch:
-    """One replacement.
-
-    Args:
-        path: dotted path of what is replaced, such as ``package.module.Class.method``.
-        symptom: what goes wrong without it.
-        upstream: the issue or the source line upstream.
-        replacement: takes the original and returns what stands in its place.
-        samples: returns argument tuples on which original and replacement must agree; the suite runs them.
-        needed_by: a module path prefix: the patch applies to models with a module from there; empty applies to all.
-    """
-
-    path: str
-    symptom: str
-    upstream: str
-    replacement: Callable[[Any], Any]
-    samples: Callable[[], list[tuple[Any, ...]]]
-    needed_by: str = ""
-
-    def resolve(self) -> tuple[Any, str, Any]:
-        """The owner, the attribute's name, and its value today.
-
-        Raises:
-            CaptureError: the path no longer leads anywhere; the message names the version at hand.
-        """
-        parts = self.path.split(".")
-        for split in range(len(parts) - 1, 0, -1):
-            try:
-                owner: Any = import_module(".".join(parts[:split]))
-            except ImportError:
-                continue
-            try:
-                for part in parts[split:-1]:
-                    owner = getattr(owner, part)
-                return owner, parts[-1], owner.__dict__[parts[-1]]
-            except (AttributeError, KeyError):
-                break
-        package = parts[0]
-        version = getattr(import_module(package), "__version__", "unknown")
-        raise CaptureError(
-            f"The patch for {self.path} finds nothing there in {package} {version}",
-            "Pin the version that the lock of this release names, or report it.",
-        )
-
-    def applies_to(self, modules: set[str]) -> bool:
-        """Whether a model whose submodules come from these Python modules needs it."""
-        return not self.needed_by or any(name.startswith(self.needed_by) for name in modules)
+from trueport.patches import torch_fixes, transformers_fixes
+from trueport.patches.patch import Patch
 
 
 def registered() -> tuple[Patch, ...]:
-    """Every patch, in the order in which they are applied."""
-    from trueport.patches import torch_fixes, transformers_fixes
-
+    """Every patch."""
     return (*torch_fixes.PATCHES, *transformers_fixes.PATCHES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trueport.patches.registry import Patch
+from trueport.patches.patch import Patch
 
 
 def _plain_attention(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

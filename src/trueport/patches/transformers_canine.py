@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from trueport.patches.registry import Patch
+from trueport.patches.patch import Patch
 
 CANINE = "transformers.models.canine.modeling_canine"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trueport.patches import transformers_canine, transformers_funnel, transformers_longformer
-from trueport.patches.registry import Patch
+from trueport.patches.patch import Patch
 
 PATCHES: tuple[Patch, ...] = (
     *transformers_longformer.PATCHES,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trueport.patches.registry import Patch
+from trueport.patches.patch import Patch
 
 FUNNEL = "transformers.models.funnel.modeling_funnel"
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from trueport.patches.registry import Patch
+from trueport.patches.patch import Patch
 
 LONGFORMER = "transformers.models.longformer.modeling_longformer"
 LED = "transformers.models.led.modeling_led"

@@ -37,6 +37,7 @@ class Asked:
         lengths: interesting lengths of this model: the traced one and one far past it.
         maskable: whether the model itself, though perhaps not its graph, takes a mask.
         cached: whether the decoder's graph can go on from an earlier step.
+        guards: lengths past which the capture made no promise.
     """
 
     subject: Subject
@@ -52,6 +53,7 @@ class Asked:
     lengths: tuple[int, int]
     maskable: bool = True
     cached: bool = True
+    guards: tuple[int, ...] = ()
 
     @cached_property
     def masked(self) -> bool:

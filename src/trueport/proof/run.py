@@ -35,6 +35,7 @@ def prove(
     dtype: str,
     depth: int,
     runnable: Any = None,
+    guards: Sequence[int] = (),
     clauses: Sequence[str] | None = None,
     seed: int = SEED,
     progress: Progress | None = None,
@@ -49,11 +50,12 @@ def prove(
         dtype: the artefact's float dtype.
         depth: operators in a row, for the tolerance without the original.
         runnable: the loaded artefact with ``generate``.
+        guards: lengths past which the capture made no promise.
         clauses: names of those to ask; None asks all.
         seed: of all inputs.
         progress: told each clause's name.
     """
-    asked = _asked(sessions, role, config, original, dtype, depth, runnable, seed)
+    asked = _asked(sessions, role, config, original, dtype, depth, runnable, seed, guards)
     component = "encoder, decoder" if role == "seq2seq" else "model"
     results = []
     for name in check_names(clauses):
@@ -93,6 +95,7 @@ def _asked(
     depth: int,
     runnable: Any,
     seed: int,
+    guards: Sequence[int],
 ) -> Asked:
     padded = sessions["encoder" if role == "seq2seq" else "model"].interface
     outputs = {tensor.name: tensor.shape for session in sessions.values() for tensor in session.interface.plain_outputs}
@@ -117,7 +120,7 @@ def _asked(
     tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
     return Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
-        maskable=_takes_mask(config, original), cached=bool(last.state),
+        maskable=_takes_mask(config, original), cached=bool(last.state), guards=tuple(guards),
     )  # fmt: skip
 
 

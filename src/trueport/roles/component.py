@@ -77,9 +77,9 @@ def position_bound(model: PreTrainedModel) -> tuple[int | None, str]:
     best: tuple[int | None, str] = (None, "")
     limits = position_limits(model.config)
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Embedding) or not _speaks_of_positions(name):
+        rows = _table_rows(module)
+        if rows is None or not _speaks_of_positions(name):
             continue
-        rows = module.num_embeddings
         offset = getattr(module, "offset", None)
         if offset is None:
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -93,6 +93,14 @@ def position_bound(model: PreTrainedModel) -> tuple[int | None, str]:
         if best[0] is None or usable < best[0]:
             best = (usable, f"{name} has {rows} rows")
     return best
+
+
+def _table_rows(module: nn.Module) -> int | None:
+    """Rows of an embedding table, or of a buffer of sinusoids such as M2M-100's; None for another module."""
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings
+    sinusoids = dict(module.named_buffers(recurse=False)).get("weights")
+    return len(sinusoids) if sinusoids is not None and sinusoids.ndim == 2 else None
 
 
 def _speaks_of_positions(name: str) -> bool:

@@ -26,12 +26,14 @@ class Lowered:
     Attributes:
         file: relative to the artefact's root.
         interface: what the file takes and gives.
+        guards: sizes past which torch made no promise.
         depth: operators in the graph; the proof's tolerance without an original grows with its square root.
     """
 
     file: str
     interface: Interface
     depth: int
+    guards: tuple[int, ...] = ()
 
 
 class Target(Protocol):
@@ -39,9 +41,7 @@ class Target(Protocol):
 
     name: str
 
-    def lower(
-        self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]
-    ) -> dict[str, Lowered]:
+    def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write every captured program below ``folder``, the artefact's root; by component name.
 
         Raises:

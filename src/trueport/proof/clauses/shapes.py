@@ -9,11 +9,15 @@ from trueport.proof.asked import Asked
 from trueport.proof.inputs import Batch
 from trueport.proof.result import Case
 
+LONGEST = 8192
+"""Tokens: past this a single attention matrix no longer fits where proofs run."""
+
 
 def ask(asked: Asked) -> list[Case]:
     """Batch 1 to 5, lengths 1, 2, traced, traced + 4 and long, against the original or the rows alone."""
     traced, long = asked.lengths
     sizes = [(1, 1, 1), (1, 2, 3), (2, traced, 1), (5, 2, 4), (3, traced + 4, 2), (1, long, 7), (2, long, long // 2)]
+    sizes += [(1, guard + 5, 2) for guard in asked.guards if guard + 5 <= LONGEST]
     cases = []
     for rows, length, target in dict.fromkeys((r, asked.inputs.fits(n), t) for r, n, t in sizes):
         name = f"batch {rows}, length {length}" + (f", target {target}" if asked.role == "seq2seq" else "")

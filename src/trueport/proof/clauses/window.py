@@ -7,12 +7,10 @@ import numpy as np
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses.cache import stepped
+from trueport.proof.clauses.shapes import LONGEST
 from trueport.proof.inputs import left
 from trueport.proof.result import Case
 from trueport.roles.windows import rope_limits, windows
-
-LONGEST = 8192
-"""Tokens: past this a single attention matrix no longer fits where proofs run."""
 
 
 def ask(asked: Asked) -> list[Case]:

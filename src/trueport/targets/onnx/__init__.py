@@ -22,9 +22,7 @@ class OnnxTarget:
 
     name = "onnx"
 
-    def lower(
-        self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]
-    ) -> dict[str, Lowered]:
+    def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write ``onnx/*.onnx`` and the data file they share; ``options``: ``opset``."""
         from trueport.targets.onnx.lower import DEFAULT_OPSET, lower
         from trueport.targets.onnx.weights import save
@@ -33,7 +31,7 @@ class OnnxTarget:
         (folder / FOLDER).mkdir()
         save(graphs, folder / FOLDER)
         return {
-            graph.name: Lowered(f"{FOLDER}/{graph.stem}.onnx", graph.interface, len(graph.model.graph))
+            graph.name: Lowered(f"{FOLDER}/{graph.stem}.onnx", graph.interface, len(graph.model.graph), graph.guards)
             for graph in graphs
         }
 

@@ -32,6 +32,7 @@ class Graph:
     stem: str
     model: ir.Model
     interface: Interface
+    guards: tuple[int, ...] = ()
 
 
 def lower(captured: Captured, *, opset: int = DEFAULT_OPSET) -> Graph:
@@ -53,7 +54,7 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET) -> Graph:
     _strip(model)
     _name_axes(model, captured.interface)
     _refuse_constants(model, captured)
-    return Graph(captured.name, captured.stem, model, captured.interface)
+    return Graph(captured.name, captured.stem, model, captured.interface, captured.guards)
 
 
 def _convert(captured: Captured, opset: int) -> ir.Model:
