@@ -93,10 +93,13 @@ def _tables(report: dict[str, Any], titles: dict[str, str]) -> list[Table]:
 def _conditions(report: dict[str, Any]) -> str:
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    busy = machine["load_at_start"] > machine["cores"] / 2
+    caution = " **Other work ran at the same time: trust CPU seconds and no others.**" if busy else ""
     return (
         f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory, load {machine['load_at_start']} at the "
         f"start; Python {machine['python']}, {versions}. Median of {report['rounds']} runs (smallest – largest), each "
         "in a fresh process, contenders in turns. The clock starts after the imports and the building of the model."
+        + caution
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,16 +118,19 @@ def _verdict(runs: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _proof(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """The proof's share of the export that includes it."""
+    """What the proof adds, by its own phases; its set-up falls into the last phase before it, ``assets``."""
+    plain = [run["phases"].get("assets", 0.0) for run in runs[OURS] if "error" not in run]
     shares = []
     for run in runs.get(PROVEN, []):
         if "error" not in run:
             proof = sum(seconds for phase, seconds in run["phases"].items() if phase.startswith("prove"))
-            shares.append((proof, run["seconds"] - proof))
+            if plain:
+                proof += max(run["phases"].get("assets", 0.0) - statistics.median(plain), 0.0)
+            shares.append((proof / (run["seconds"] - proof), proof, run["seconds"] - proof))
     if not shares:
         return ""
-    proof, rest = sorted(shares)[len(shares) // 2]
-    return f"The proof takes {proof:.1f} s, {proof / rest:.2f} of the export that it follows ({rest:.1f} s)."
+    ratio, proof, rest = sorted(shares)[len(shares) // 2]
+    return f"The proof takes {proof:.1f} s, {ratio:.2f} of the export that it follows ({rest:.1f} s)."
 
 
 def _same_tokens(own: list[dict[str, Any]], eager: list[dict[str, Any]]) -> str:

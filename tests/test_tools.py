@@ -67,11 +67,11 @@ def _run(seconds: float, **more: object) -> measure.Run:
 
 
 def test_export_table_shows_ratios_first_and_failures() -> None:
-    proven = _run(6.0, phases={"load": 4.0, "prove shapes": 2.0})
+    proven = _run(6.0, phases={"load": 3.0, "assets": 1.0, "prove shapes": 2.0})
     runs = {tables.OURS: [_run(2.0), _run(3.0), _run(9.0)], tables.PROVEN: [proven], tables.PEER: [_run(6.0)]}
     table = tables.export_table("Export", runs)
     assert table.rows[0][:2] == (tables.OURS, "0.50") and "3.0 (2.0 – 9.0)" in table.rows[0]
-    assert "reached with 0.50" in table.remark and "The proof takes 2.0 s, 0.50 of the export" in table.remark
+    assert "reached with 0.50" in table.remark and "The proof takes 3.0 s, 1.00 of the export" in table.remark
     table = tables.export_table("Export", runs | {tables.PEER: [{"error": "boom"}]})
     assert table.rows[0][1] == "–" and "boom" in table.remark and "| failed |" in table.markdown()
 
