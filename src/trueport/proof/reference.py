@@ -21,6 +21,10 @@ class OriginalError(TrueportError):
     """The original itself refuses these inputs."""
 
 
+REMEMBERED = 4
+"""Answers kept: a clause asks about one batch in several ways."""
+
+
 class Reference:
     """The original as a subject, one pass and no cache.
 
@@ -33,6 +37,7 @@ class Reference:
     def __init__(self, model: PreTrainedModel, role: str, names: Sequence[str]) -> None:
         self.model, self.role, self.names = model, role, tuple(names)
         self.takes = signature(model)
+        self._memo: dict[Any, dict[str, np.ndarray]] = {}
 
     def exact(self) -> Reference:
         """The same model in float64; experts are looped over, as the grouped kernel knows no float64."""
@@ -62,6 +67,14 @@ class Reference:
         next layer: the softmax is taken in float32, where the float64 fill value is -inf. Leading padding is invisible
         to a causal model with explicit positions, so such rows are asked again without it.
         """
+        key = (positions, *(None if part is None else part.tobytes() for part in (batch.ids, batch.mask, batch.target)))
+        if key not in self._memo:
+            if len(self._memo) == REMEMBERED:
+                self._memo.pop(next(iter(self._memo)))
+            self._memo[key] = self._forward(batch, positions)
+        return dict(self._memo[key])
+
+    def _forward(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
         results = self._run(batch, positions)
         if self.role == "decoder" and not all(np.isfinite(results[name][batch.mask == 1]).all() for name in results):
             for row in range(batch.size):

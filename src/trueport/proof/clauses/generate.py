@@ -13,7 +13,7 @@ from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.inputs import Batch, left, right
 from trueport.proof.result import Case
 
-NEW_TOKENS = 10
+NEW_TOKENS = 8
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"num_beams": 1, "do_sample": False},
     "beam 3": {"num_beams": 3, "do_sample": False},
@@ -45,8 +45,8 @@ def ask(asked: Asked) -> list[Case]:
 def _prompts(asked: Asked) -> Batch:
     if asked.role == "seq2seq":
         length = asked.inputs.fits(9)
-        return asked.inputs.draw("prompts", right(length, [0, min(4, length - 1), min(2, length - 1), 0]))
-    return asked.inputs.draw("prompts", left(7, [0, 4, 2, 6] if asked.masked else [0, 0, 0, 0]))
+        return asked.inputs.draw("prompts", right(length, [0, min(4, length - 1), min(2, length - 1)]))
+    return asked.inputs.draw("prompts", left(7, [0, 4, 6] if asked.masked else [0, 0, 0]))
 
 
 def _one(asked: Asked, name: str, batch: Batch, options: dict[str, Any]) -> Case:

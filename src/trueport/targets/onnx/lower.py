@@ -15,6 +15,7 @@ import onnx_ir as ir
 from trueport.capture import Captured
 from trueport.errors import LoweringError, SpecializationError
 from trueport.interface import Interface
+from trueport.targets.onnx.decompose import spared_retracing
 from trueport.targets.onnx.translations import translations
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _convert(captured: Captured, opset: int) -> ir.Model:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(quiet), warnings.catch_warnings():
+        with contextlib.redirect_stdout(quiet), warnings.catch_warnings(), spared_retracing(captured.program):
             warnings.simplefilter("ignore")
             program: torch.onnx.ONNXProgram | None = torch.onnx.export(
                 captured.program,
