@@ -161,3 +161,31 @@ def test_json_is_the_same_bytes_for_the_same_content(tmp_path: Path) -> None:
     write_json(tmp_path / "b", {"b": 1, "ä": [0.1]})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert json.loads((tmp_path / "a").read_text()) == {"b": 1, "ä": [0.1]}
+
+
+def test_force_spares_what_the_manifest_does_not_name(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    (out / "notes.txt").write_text("precious")
+    with pytest.raises(ArtifactError, match=r"notes\.txt"):
+        check_place(out, force=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / MANIFEST).write_text("{}")
+    (empty / "thesis.tex").write_text("precious")
+    with pytest.raises(ArtifactError, match="did not write"):
+        check_place(empty, force=True)
+
+
+def test_an_export_that_appeared_meanwhile_is_kept_without_force(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ArtifactError, match="--force"), staged(out, replace=False) as staging:
+        (staging / "a").write_text("mine")
+        ours(out, "theirs")
+    assert (out / "model.onnx").read_text() == "theirs"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_that_no_manifest_names_is_reported(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    (out / "special_tokens_map.json").write_text("{}")
+    assert changed_files(out, read_manifest(out)) == ["special_tokens_map.json is not in the manifest"]

@@ -110,3 +110,21 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Interrupted" in errors and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_out_of_range_are_one_line(exported: Exported, tmp_path: Path) -> None:
+    folder = exported("t5-dates")
+    for option, value in (("--max-new-tokens", 0), ("--num-beams", 0), ("--temperature", 0), ("--top-k", -3)):
+        refused(run("generate", folder, "x", option, value), option)
+    refused(run("verify", folder, "--clauses", ""), "clause")
+    refused(run("verify", folder, "--json", tmp_path / "no" / "such.json"), "such.json")
+    refused(run("verify", folder, "--json", folder / "trueport.json"), "judged")
+
+
+def test_a_reader_that_goes_away_is_not_a_verdict(exported: Exported) -> None:
+    words = [sys.executable, "-m", "trueport", "verify", str(exported("llama-tales")), "--clauses", "causal"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141 and errors == ""

@@ -57,6 +57,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
+        if version == SCHEMA_VERSION:
+            _check_types(manifest)
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not a manifest of Trueport's: {error}", "Export again.") from error
     if version != SCHEMA_VERSION:
@@ -65,6 +67,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "Use the Trueport that wrote it, or export again.",
         )
     return dict(manifest)
+
+
+def _check_types(manifest: Any) -> None:
+    """Raise ValueError where a part that others rely on is missing or of another kind."""
+    parts = {"source": dict, "components": dict, "files": dict}
+    for name, kind in parts.items():
+        if not isinstance(manifest.setdefault(name, {}), kind):
+            raise ValueError(f"{name} is not an object")
+    if not isinstance(manifest["source"].get("role", ""), str):
+        raise ValueError("source.role is not a string")
+    if not all(isinstance(entry, dict) for part in parts for entry in manifest[part].values() if part != "source"):
+        raise ValueError("a component or a file is not an object")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -100,9 +114,16 @@ def changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
             found.append(f"{name} lies outside the folder")
         elif not path.is_file():
             found.append(f"{name} is missing")
-        elif path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
+        elif path.stat().st_size != entry.get("size") or sha256(path) != entry.get("sha256"):
             found.append(f"{name} is not the file that was exported (sha256 differs)")
-    return found
+    return found + [f"{name} is not in the manifest" for name in unnamed_files(folder, manifest)]
+
+
+def unnamed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files in the folder that the manifest does not name, itself left out."""
+    known = {*manifest.get("files", {}), MANIFEST}
+    present = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in present if name not in known)
 
 
 def check_place(out: Path, *, force: bool) -> None:
@@ -115,19 +136,31 @@ def check_place(out: Path, *, force: bool) -> None:
         raise ArtifactError(f"{out} exists and is not a folder", "Choose another place.")
     if not out.exists() or not any(out.iterdir()):
         return
-    if not (out / MANIFEST).is_file():
+    strangers = [MANIFEST]
+    if (out / MANIFEST).is_file():
+        try:
+            strangers = unnamed_files(out, read_manifest(out))
+        except ArtifactError:
+            strangers = [f"{MANIFEST}, which is not Trueport's"]
+    if strangers:
+        named = "" if strangers == [MANIFEST] else f" ({strangers[0]})"
         raise ArtifactError(
-            f"{out} exists and holds files that Trueport did not write", "Choose another place, or empty it yourself."
+            f"{out} exists and holds files that Trueport did not write{named}",
+            "Choose another place, or empty it yourself.",
         )
     if not force:
         raise ArtifactError(f"{out} holds an earlier export", "Give --force to replace it.")
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place when the block ends, and vanishes when it fails.
 
     A process killed inside leaves ``out`` as it was; its staging folder is removed by the next export to that place.
+
+    Args:
+        out: the place.
+        replace: whether an export that appeared there meanwhile may be replaced.
 
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
@@ -140,6 +173,8 @@ def staged(out: Path) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         _sync(staging)
+        if not replace:
+            check_place(out, force=False)
         _put_in_place(staging, out)
     except OSError as error:
         raise _explained(error, out) from error

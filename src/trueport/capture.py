@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,12 @@ def capture(component: Component) -> Captured:
     args = tuple(feeds[tensor.name] for tensor in interface.inputs)
     dynamic = (tuple(_dynamic_axes(tensor) for tensor in interface.inputs),)
     module = CheckedModule(component).eval()
-    with exportable(component.module) as context, _watch_specializations() as seen, torch.no_grad():
+    with (
+        exportable(component.module) as context,
+        _watch_specializations() as seen,
+        torch.no_grad(),
+        redirect_stderr(io.StringIO()),
+    ):
         try:
             program = torch.export.export(
                 module, args, dynamic_shapes=dynamic, strict=False, prefer_deferred_runtime_asserts_over_guards=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -108,7 +109,8 @@ def verify(
     from trueport import pipeline
     from trueport.artifact import write_json
 
-    chosen = [name.strip() for name in clauses.split(",")] if clauses else None
+    _check_json_place(json_file, folder)
+    chosen = [name.strip() for name in clauses.split(",")] if clauses is not None else None
     with _progress() as tell:
         proof: Proof = pipeline.verify(
             folder, against=against, clauses=chosen, trust_remote_code=trust_remote_code, seed=seed, progress=tell
@@ -124,12 +126,16 @@ def verify(
 def generate(
     folder: Annotated[Path, typer.Argument(help="A folder that `trueport export` wrote.")],
     text: Annotated[str, typer.Argument(help="The prompt, or a seq2seq model's source.")],
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="At most so many new tokens.")] = None,
-    num_beams: Annotated[int, typer.Option("--num-beams", help="Beams; more than 1 cannot be streamed.")] = 1,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="At most so many new tokens.")
+    ] = None,
+    num_beams: Annotated[
+        int, typer.Option("--num-beams", min=1, max=256, help="Beams; more than 1 cannot be streamed.")
+    ] = 1,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Of the sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Of the sampling.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Of the sampling.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=1e-3, help="Of the sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Of the sampling.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of the sampling.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sampling.")] = 0,
     memory: Annotated[str, typer.Option("--memory", help="fast (default) or map.")] = "fast",
     debug: Debug = False,
@@ -147,6 +153,16 @@ def generate(
         if value is not None:
             options[name] = value
     stream(folder, text, options, seed=seed, memory=memory)
+
+
+def _check_json_place(json_file: Path | None, folder: Path) -> None:
+    """Refuse before any work a place that cannot be written, or that belongs to the folder under judgement."""
+    if json_file is None:
+        return
+    if json_file.is_dir() or not json_file.absolute().parent.is_dir():
+        raise TrueportError(f"{json_file} cannot be written", "Give a file in a folder that exists.")
+    if json_file.resolve().is_relative_to(folder.resolve()):
+        raise TrueportError(f"{json_file} lies in the folder that is judged", "Give another place.")
 
 
 def _version(value: bool) -> None:
@@ -168,7 +184,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # bound now: capture silences stderr while torch works
     columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("start", total=None)
@@ -182,7 +198,11 @@ def _show(content: dict[str, Any] | None) -> None:
 
     from trueport.proof.report import headline, table
 
-    console = Console()
+    class _Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = _Pipe()
     console.print(table(content))
     console.print(headline(content), soft_wrap=True, markup=False)
 
@@ -200,7 +220,9 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("Interrupted; nothing was written.", INTERRUPTED, debug)
     except BrokenPipeError:
-        sys.exit(0)
+        # Nobody reads on: as the shell reports a program that SIGPIPE ended. Exit code 1 would mean "not proven".
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except MemoryError:
         _fail("Out of memory. Close other programs, or use a machine with more.", 2, debug)
     except Exception as error:

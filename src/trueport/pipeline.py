@@ -78,7 +78,7 @@ def export(
     source = load_source(
         model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision
     )
-    with staged(place) as staging:
+    with staged(place, replace=force) as staging:
         manifest = _write_graphs(source, staging, target, {"opset": opset}, tell)
         tell("assets")
         source.save_assets(staging)

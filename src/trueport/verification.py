@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trueport.interface import Interface
+    from trueport.source import Source
 
 
 def judge(
@@ -38,12 +40,15 @@ def judge(
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         changed = _files_clause(folder, manifest)
-        original = _original(against, manifest["source"], trust_remote_code)
+        source = _source(against, manifest["source"], trust_remote_code)
+        original = None if source is None else source.model
         proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress)
         if changed.status == PASS:
             proof = _excused(proof, folder)
-        return replace(proof, clauses=(changed, *proof.clauses))
-    original = _original(against, {}, trust_remote_code)
+        extra = [changed] if source is None else [changed, assets_clause(folder, source)]
+        return replace(proof, clauses=(*extra, *proof.clauses))
+    source = _source(against, {}, trust_remote_code)
+    original = None if source is None else source.model
     return judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress)
 
 
@@ -66,16 +71,20 @@ def judge_own(
         role=role,
         config=runnable.config,
         original=original,
-        dtype=manifest["source"]["dtype"],
-        depth=max(component.get("depth", 100) for component in manifest["components"].values()),
+        dtype=_float_dtype(runnable.sessions),
+        depth=max(_nodes(folder / component["file"]) for component in manifest["components"].values()),
         runnable=None if role == "encoder" else runnable,
-        guards=sorted(
-            {guard for component in manifest["components"].values() for guard in component.get("guards", ())}
-        ),
+        guards=_guards(manifest),
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,
     )
+
+
+def _guards(manifest: Mapping[str, Any]) -> list[int]:
+    """Sizes past which a capture made no promise."""
+    found = {guard for component in manifest["components"].values() for guard in component.get("guards") or ()}
+    return sorted(guard for guard in found if isinstance(guard, int))
 
 
 def judge_foreign(
@@ -122,6 +131,41 @@ def _files_clause(folder: Path, manifest: dict[str, Any]) -> ClauseResult:
     return ClauseResult("files", FOLDER, FAIL if found else PASS, "; ".join(found), cases)
 
 
+VERSION_KEYS = ("transformers_version",)
+"""Entries of a config that name a version and not the model."""
+
+
+def assets_clause(folder: Path, source: Source) -> ClauseResult:
+    """Config, generation config and tokenizer are the original's, as an export writes them."""
+    with tempfile.TemporaryDirectory() as place:
+        source.save_assets(Path(place))
+        wanted = {path.relative_to(place).as_posix(): path for path in Path(place).rglob("*") if path.is_file()}
+        found = []
+        for name, path in sorted(wanted.items()):
+            if not (folder / name).is_file():
+                # An export may leave the tokenizer out; what steers the model, it may not.
+                if name in ("config.json", "generation_config.json"):
+                    found.append(f"{name} is missing")
+            elif _content(folder / name) != _content(path):
+                found.append(f"{name} is not the original's")
+    cases = tuple(Case(words, 1.0, 0.0) for words in found) or (Case("config and tokenizer", 0.0, 0.0),)
+    return ClauseResult("assets", FOLDER, FAIL if found else PASS, "; ".join(found), cases)
+
+
+def _content(path: Path) -> Any:
+    """JSON without its versions; other files as bytes."""
+    data = path.read_bytes()
+    if path.suffix != ".json":
+        return data
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return data
+    if isinstance(content, dict):
+        return {key: value for key, value in content.items() if key not in VERSION_KEYS}
+    return content
+
+
 def _excused(proof: Proof, folder: Path) -> Proof:
     """Without the original: what the folder's own proof, of these very files, found to be the original's nature."""
     path = folder / "proof.json"
@@ -144,20 +188,27 @@ def _excused(proof: Proof, folder: Path) -> Proof:
     return replace(proof, clauses=clauses)
 
 
-def _original(
+def _source(
     against: str | Path | nn.Module | None, source: Mapping[str, Any], trust_remote_code: bool
-) -> PreTrainedModel | None:
+) -> Source | None:
+    """The original, with its tokenizer where it has one."""
     if against is None:
         return None
     from trueport.source import load_source
 
-    return load_source(
-        against,
-        task=source.get("task"),
-        dtype=source.get("dtype"),
-        tokenizer=None,
-        trust_remote_code=trust_remote_code,
-    ).model
+    def load(tokenizer: str | None) -> Source:
+        return load_source(
+            against,
+            task=source.get("task"),
+            dtype=source.get("dtype"),
+            tokenizer=tokenizer,
+            trust_remote_code=trust_remote_code,
+        )
+
+    try:
+        return load("auto" if source else None)
+    except TrueportError:
+        return load(None)
 
 
 def _config(folder: Path, original: PreTrainedModel | None) -> Any:

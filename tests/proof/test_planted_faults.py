@@ -166,7 +166,8 @@ def positions_from_zero(edit: Edit) -> None:
 
 def test_a_decoder_with_wrong_positions_under_left_padding(judged: Judged):
     proof = judged("gpt2", positions_from_zero)
-    assert failed(proof) == {"padding", "cache", "generate"}  # the latter two ask left-padded rows as well
+    # cache and generate ask left-padded rows as well; shapes gives positions that do not start at 0
+    assert failed(proof) == {"padding", "cache", "generate", "shapes"}
     found = cases(proof, "padding")
     assert found["left 0, 3, 7 of 12"] and not found["right 0, 3, 7 of 12"]
     assert failed(judged("gpt2", positions_from_zero, original=False)) == {"padding"}
@@ -253,7 +254,9 @@ def test_a_decoder_with_a_baked_length_in_silence(judged: Judged):
     proof = judged("gpt2", baked_table)
     assert failed(proof) == {"shapes"}
     found = cases(proof, "shapes")
-    assert {name for name, wrong in found.items() if wrong} == {"batch 1, length 33", "batch 2, length 33"}
+    wrong = {name for name, wrong in found.items() if wrong}
+    assert {"batch 1, length 33", "batch 2, length 33"} <= wrong
+    assert not [name for name in wrong if name.startswith("batch") and not name.endswith("length 33")]
 
 
 def lost_scale(edit: Edit) -> None:
@@ -272,7 +275,7 @@ def test_a_lost_scale(judged: Judged):
     """Every clause that asks the original sees it; a scale is no property of the artefact alone, and keeps the order."""
     proof = judged("t5", lost_scale)
     assert {"shapes"} <= failed(proof) and {"inert", "causal", "finite"} <= statuses(proof)["pass"]
-    assert not cases(proof, "generate")["greedy, 4 prompts"] and cases(proof, "generate")["sampling, 4 prompts"]
+    assert not cases(proof, "generate")["greedy, 3 prompts"] and cases(proof, "generate")["sampling, 3 prompts"]
     assert not failed(judged("t5", lost_scale, original=False))
 
 
@@ -325,7 +328,7 @@ def test_a_cache_whose_second_step_is_wrong(judged: Judged):
 def test_another_generation_config(judged: Judged):
     proof = judged("gpt2", None, files={"generation_config.json": {"repetition_penalty": 3.0}})
     assert failed(proof) == {"generate"}
-    assert cases(proof, "generate")["greedy, 4 prompts"]
+    assert cases(proof, "generate")["greedy, 3 prompts"]
 
 
 def test_beams_that_leave_their_cache_behind(judged: Judged, monkeypatch: pytest.MonkeyPatch):
@@ -333,4 +336,4 @@ def test_beams_that_leave_their_cache_behind(judged: Judged, monkeypatch: pytest
     proof = judged("gpt2", None)
     assert failed(proof) == {"generate"}
     found = cases(proof, "generate")
-    assert {name for name, wrong in found.items() if wrong} == {"beam 3, 4 prompts"}
+    assert {name for name, wrong in found.items() if wrong} == {"beam 3, 3 prompts"}

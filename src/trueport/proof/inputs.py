@@ -9,6 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from trueport.errors import TrueportError
+
+LARGEST_VOCABULARY = 2**24
+"""More tokens than any tokenizer has: a config that says more is broken."""
+POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_encoder_position_embeddings")
+DISTANCES = ("relative_attention_max_distance", "max_relative_positions")
+"""Config attributes that name how far positions and relative distances reach."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -20,12 +28,14 @@ class Batch:
         mask: (batch, length) int64, 1 where ``ids`` is real.
         target: (batch, target_length) int64, the decoder's tokens of a seq2seq model.
         types: (batch, length) int64 token types, where the model reads them.
+        start: the position of the first real token, where positions are given.
     """
 
     ids: np.ndarray
     mask: np.ndarray
     target: np.ndarray | None = None
     types: np.ndarray | None = None
+    start: int = 0
 
     @property
     def size(self) -> int:
@@ -40,14 +50,14 @@ class Batch:
     @property
     def positions(self) -> np.ndarray:
         """(batch, length) position of each token among the real ones, as ``generate`` counts them."""
-        return np.maximum(self.mask.cumsum(-1) - 1, 0)
+        return self.start + np.maximum(self.mask.cumsum(-1) - 1, 0)
 
     def take(self, rows: Sequence[int]) -> Batch:
         """The batch whose row i is this batch's row ``rows[i]``."""
         index = list(rows)
         target = None if self.target is None else self.target[index]
         types = None if self.types is None else self.types[index]
-        return Batch(self.ids[index], self.mask[index], target, types)
+        return Batch(self.ids[index], self.mask[index], target, types, self.start)
 
     def trimmed(self, row: int) -> Batch:
         """One row from its first to its last real token."""
@@ -109,8 +119,11 @@ class Inputs:
     ) -> None:
         self.config, self.role, self.seed, self.limits = config, role, seed, limits
         self.features, self.typed = features, typed
+        self.reach = reach(config)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.vocabulary = int(text.vocab_size) if getattr(text, "vocab_size", None) else 1000
+        if not 0 < self.vocabulary <= LARGEST_VOCABULARY:
+            raise TrueportError(f"The config says vocab_size {self.vocabulary}", "Mend config.json.")
         self.special = special_ids(config)
         self.pad = next((i for i in (getattr(config, "pad_token_id", None), 0) if isinstance(i, int) and i >= 0), 0)
         self.ordinary = np.array([i for i in range(self.vocabulary) if i not in self.special], dtype=np.int64)
@@ -165,6 +178,13 @@ class Inputs:
         fresh = np.where(fresh == tokens, np.roll(self.ordinary, 1)[np.searchsorted(self.ordinary, fresh)], fresh)
         tokens[:, position:] = fresh[:, position:]
         return replace(batch, ids=tokens) if batch.target is None else replace(batch, target=tokens)
+
+
+def reach(config: Any) -> int:
+    """The longest distance or position that the config names; what lies past a proof's short batches."""
+    names = (*POSITIONS, *DISTANCES)
+    found = [value for name in names if isinstance(value := getattr(config, name, None), int)]
+    return max(found, default=0)
 
 
 def special_ids(config: Any) -> set[int]:

@@ -67,7 +67,8 @@ class Reference:
         next layer: the softmax is taken in float32, where the float64 fill value is -inf. Leading padding is invisible
         to a causal model with explicit positions, so such rows are asked again without it.
         """
-        key = (positions, *(None if part is None else part.tobytes() for part in (batch.ids, batch.mask, batch.target)))
+        parts = (batch.ids, batch.mask, batch.target, batch.types)
+        key = (positions, batch.start, *(None if part is None else part.tobytes() for part in parts))
         if key not in self._memo:
             if len(self._memo) == REMEMBERED:
                 self._memo.pop(next(iter(self._memo)))

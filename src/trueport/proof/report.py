@@ -23,10 +23,11 @@ CLAUSES = {
     "finite": "Extreme but legal inputs give no NaN and no infinity.",
     "state": "Two runs over a split input equal one run over the whole.",
     "files": "Every file is the one that was exported.",
+    "assets": "Config, generation config and tokenizer are the original's.",
 }
 """What each clause claims, in the order of the proof."""
 
-CORE = tuple(name for name in CLAUSES if name not in ("state", "files"))
+CORE = tuple(name for name in CLAUSES if name not in ("state", "files", "assets"))
 """The clauses that every transformer is asked."""
 
 WORDS = {"pass": "pass", "fail": "fail", "not applicable": "n/a"}
@@ -69,7 +70,7 @@ def _named(clause: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
 
 
 def _several(proof: Mapping[str, Any]) -> bool:
-    return len({clause["component"] for clause in proof["clauses"] if clause["clause"] != "files"}) > 1
+    return len({clause["component"] for clause in proof["clauses"] if clause["clause"] not in ("files", "assets")}) > 1
 
 
 def _ratio_words(clause: Mapping[str, Any], case: Mapping[str, Any]) -> str:

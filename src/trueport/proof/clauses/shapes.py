@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from trueport.errors import TrueportError
@@ -9,6 +11,8 @@ from trueport.proof.asked import Asked
 from trueport.proof.inputs import Batch
 from trueport.proof.result import Case
 
+AFFORDABLE = 1100
+"""Tokens in one pass of the float64 original: the tables of BERT and GPT-2 end at 512 and 1024."""
 LONGEST = 8192
 """Tokens: past this a single attention matrix no longer fits where proofs run."""
 
@@ -18,6 +22,7 @@ def ask(asked: Asked) -> list[Case]:
     traced, long = asked.lengths
     sizes = [(1, 1, 1), (1, 2, 3), (2, traced, 1), (5, 2, 4), (3, traced + 4, 2), (1, long, 7), (2, long, long // 2)]
     sizes += [(1, guard + 5, 2) for guard in asked.guards if guard + 5 <= LONGEST]
+    sizes += _far(asked)
     cases = []
     for rows, length, target in dict.fromkeys((r, asked.inputs.fits(n), t) for r, n, t in sizes):
         name = f"batch {rows}, length {length}" + (f", target {target}" if asked.role == "seq2seq" else "")
@@ -29,6 +34,33 @@ def ask(asked: Asked) -> list[Case]:
             cases.append(asked.refused(name, batch, error))
             continue
         cases.append(asked.compare(name, batch, got, truth))
+    return cases + _late_positions(asked)
+
+
+def _far(asked: Asked) -> list[tuple[int, int, int]]:
+    """One row to the end of a position table, or past the largest relative distance, where that is affordable."""
+    end = asked.inputs.limits.length or 0
+    far = end or asked.inputs.reach + 5
+    target = asked.inputs.limits.target or far
+    if asked.padded.has_input("position_ids") or far > AFFORDABLE:
+        return []
+    return [(1, far, min(target, far) if asked.role == "seq2seq" else 1)]
+
+
+def _late_positions(asked: Asked) -> list[Case]:
+    """A short batch at the end of the positions: a table or a rotation that is wrong only there is wrong."""
+    length = asked.inputs.fits(9)
+    end = asked.inputs.limits.length or asked.inputs.reach
+    if not asked.padded.has_input("position_ids") or asked.exact is None or end <= length:
+        return []
+    cases = []
+    for start in sorted({end // 4, end // 2, end - length}):
+        name = f"positions {start} to {start + length - 1}"
+        batch = replace(asked.inputs.full(name, 1, length), start=start)
+        try:
+            cases.append(asked.compare(name, batch, asked.ask(batch), asked.exact.forward(batch)))
+        except TrueportError as error:
+            cases.append(asked.refused(name, batch, error))
     return cases
 
 

@@ -93,6 +93,7 @@ class OnnxSession:
             reason = " ".join(str(error).split())
             raise ArtifactError(f"ONNX Runtime cannot open {path.name}: {reason[:300]}") from error
         self.interface = interface if interface is not None else read_interface(self.runtime)
+        _check_interface(path, self.interface, self.runtime)
         self._inputs = {tensor.name for tensor in self.interface.inputs}
         self._outputs = [tensor.name for tensor in self.interface.outputs]
         self._plain = [tensor.name for tensor in self.interface.plain_outputs]
@@ -202,6 +203,19 @@ def numpy_dtype(name: str) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def _check_interface(path: Path, interface: Interface, runtime: onnxruntime.InferenceSession) -> None:
+    """Refuse a manifest that says something else than the graph: the proof's tolerance follows the dtypes."""
+    for kind, tensors, values in (
+        ("inputs", interface.inputs, runtime.get_inputs()),
+        ("outputs", interface.outputs, runtime.get_outputs()),
+    ):
+        said = {(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in tensors}
+        found = {(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in map(_tensor, values)}
+        if said != found:
+            name = sorted(said ^ found)[0][0]
+            raise ArtifactError(f"The {kind} of {path.name} are not what the manifest says ({name})", "Export again.")
 
 
 def read_interface(runtime: onnxruntime.InferenceSession) -> Interface:

@@ -1,0 +1,111 @@
+"""Folders that were changed, their manifest made to fit: the original tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import trueport
+from tests.conftest import EXAMPLES, Exported
+from trueport.artifact import MANIFEST, list_files, write_json
+from trueport.errors import TrueportError
+from trueport.proof.result import Proof
+
+
+def rehashed(folder: Path) -> Path:
+    """The manifest vouches for the files as they are now."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"] = list_files(folder)
+    write_json(folder / MANIFEST, manifest)
+    return folder
+
+
+def edit_json(path: Path, change: Callable[[dict], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def failed(proof: Proof) -> set[str]:
+    return {clause.clause for clause in proof.clauses if clause.status == "fail"}
+
+
+def clamp_positions(path: Path, largest: int) -> None:
+    """Every position past ``largest`` becomes ``largest``."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "position_ids":
+                node.input[index] = "clamped"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(largest), "largest"))
+    model.graph.node.insert(0, helper.make_node("Min", ["position_ids", "largest"], ["clamped"]))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("largest", [33, 64, 120])
+def test_positions_that_end_early(copied: Exported, largest: int) -> None:
+    folder = copied("llama-tales")
+    clamp_positions(folder / "onnx" / "model.onnx", largest)
+    proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["shapes"])
+    assert failed(proof) == {"shapes"}
+
+
+@pytest.mark.parametrize("row", [34, 50])
+def test_a_spoilt_row_of_a_position_table(copied: Exported, row: int) -> None:
+    folder = copied("bert-sentiment")
+    path = folder / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    table = next(t for t in model.graph.initializer if t.name.endswith("position_embeddings.weight"))
+    array = numpy_helper.to_array(table).copy()
+    array[row] = 0
+    table.CopyFrom(numpy_helper.from_array(array, table.name))
+    onnx.save(model, path)
+    proof = trueport.verify(rehashed(folder), against=EXAMPLES / "bert-sentiment", clauses=["shapes"])
+    assert failed(proof) == {"shapes"}
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("generation_config.json", lambda content: content.update(max_new_tokens=3)),
+        ("generation_config.json", lambda content: content.update(num_beams=3)),
+        ("config.json", lambda content: content.update(rms_norm_eps=1e-2)),
+        ("tokenizer.json", lambda content: content["model"]["vocab"].update(x=1)),
+    ],
+)
+def test_assets_that_are_not_the_originals(copied: Exported, file: str, change: Callable[[dict], None]) -> None:
+    folder = copied("llama-tales")
+    edit_json(folder / file, change)
+    proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["causal"])
+    assert failed(proof) == {"assets"}
+    assert file in next(clause.reason for clause in proof.clauses if clause.clause == "assets")
+
+
+def test_a_manifest_that_lies_about_the_dtype(copied: Exported) -> None:
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, lambda content: content["components"]["model"]["outputs"][0].update(dtype="bfloat16"))
+    with pytest.raises(TrueportError, match="not what the manifest says"):
+        trueport.verify(folder)
+
+
+@pytest.mark.parametrize("part", ["source", "components", "files"])
+@pytest.mark.parametrize("value", [None, "x", [], 3])
+def test_a_manifest_of_wrong_types_is_one_line(copied: Exported, part: str, value: object) -> None:
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, lambda content: content.update({part: value}))
+    with pytest.raises(TrueportError) as caught:
+        trueport.verify(folder, clauses=["causal"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_that_no_tokenizer_has(copied: Exported) -> None:
+    folder = copied("llama-tales")
+    edit_json(folder / "config.json", lambda content: content.update(vocab_size=10**30))
+    with pytest.raises(TrueportError, match="vocab_size"):
+        trueport.verify(rehashed(folder), clauses=["causal"])
