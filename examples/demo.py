@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "demo"
 PROMPTS = {
     "t5-dates": ["the 3rd of May 1998", "July 14, 2021", "29 Feb 2004"],
-    "llama-tales": ["The old", "One day the", "A"],
+    "llama-tales": ["In the forest lived", "Once there was a", "Long ago, a clever"],
 }
 
 
@@ -41,7 +41,7 @@ def answers(folder: Path, prompts: list[str]) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     tokens = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, max_new_tokens=24
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, max_new_tokens=40
     )
     return [str(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
