@@ -19,11 +19,10 @@ def ask(asked: Asked) -> list[Case]:
         batch = asked.inputs.draw(f"padding {name}", mask)
         try:
             got = asked.ask(batch)
-            truth, note = _truth(asked, name, batch)
+            case = _judged(asked, name, batch, got)
         except TrueportError as error:
             cases.append(asked.refused(name, batch, error))
             continue
-        case = asked.compare(name, batch, got, truth, note=note)
         if case.failed and name.startswith("holes") and _counts_for_itself(asked):
             assert asked.exact is not None
             note = "against the original under the same mask, without position_ids, as the graph takes none"
@@ -62,21 +61,35 @@ def masks(asked: Asked, *, whole: bool = False) -> dict[str, np.ndarray]:
     return families
 
 
-def _truth(asked: Asked, name: str, batch: Batch) -> tuple[dict[str, np.ndarray], str]:
-    """The row alone; the original under the same padding where a hole or its own nature makes that another thing."""
+def _judged(asked: Asked, name: str, batch: Batch, got: dict[str, np.ndarray]) -> Case:
+    """Against the row alone; against the original under the same mask where its own nature makes that another thing."""
     if asked.exact is None:
-        return rows_alone(asked, batch), ""
-    padded = asked.exact.forward(batch)
+        return asked.compare(name, batch, got, rows_alone(asked, batch))
     if name.startswith("holes"):
-        return padded, "against the original under the same mask"
-    alone = {name: value.copy() for name, value in padded.items()}
+        note = "against the original under the same mask"
+        return asked.compare(name, batch, got, asked.exact.forward(batch), note=note)
+    if batch.mask.any(axis=1).all():
+        alone = rows_alone(asked, batch, asked.exact.forward)
+    else:
+        alone = _beside_a_dead_row(asked, batch)
+    case = asked.compare(name, batch, got, alone)
+    if case.failed:
+        padded = asked.exact.forward(batch)
+        if asked.compare(name, batch, padded, alone).failed:
+            note = "the original itself is not invariant here; against it under the same mask"
+            return asked.compare(name, batch, got, padded, note=note)
+    return case
+
+
+def _beside_a_dead_row(asked: Asked, batch: Batch) -> dict[str, np.ndarray]:
+    """The living rows alone; what a cross-attention makes of a wholly masked row, only the original knows."""
+    assert asked.exact is not None
+    answers = {name: value.copy() for name, value in asked.exact.forward(batch).items()}
     for row in np.flatnonzero(batch.mask.any(axis=1)).tolist():
         for output, value in asked.exact.forward(batch.trimmed(row)).items():
             span = batch.span(row) if _follows_source(asked, output, batch) else slice(None)
-            alone[output][row, span] = value[0]
-    if asked.compare(name, batch, padded, alone).failed:
-        return padded, "the original itself is not invariant here; against it under the same mask"
-    return alone, ""
+            answers[output][row, span] = value[0]
+    return answers
 
 
 def _follows_source(asked: Asked, output: str, batch: Batch) -> bool:

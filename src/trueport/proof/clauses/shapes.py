@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from trueport.proof.asked import Asked
 from trueport.proof.inputs import Batch
 from trueport.proof.result import Case
 
+Answer = Callable[[Batch], dict[str, np.ndarray]]
 AFFORDABLE = 1100
 """Tokens in one pass of the float64 original: the tables of BERT and GPT-2 end at 512 and 1024."""
 LONGEST = 8192
@@ -64,13 +66,14 @@ def _late_positions(asked: Asked) -> list[Case]:
     return cases
 
 
-def rows_alone(asked: Asked, batch: Batch) -> dict[str, np.ndarray]:
-    """The artefact's own answers to each row by itself, put where the row stood."""
+def rows_alone(asked: Asked, batch: Batch, answer: Answer | None = None) -> dict[str, np.ndarray]:
+    """Answers to each row by itself, put where the row stood; the artefact's own where no other is given."""
+    answer = answer or asked.ask
     together: dict[str, np.ndarray] = {}
     for row in range(batch.size):
         if not batch.mask[row].any():
             continue
-        alone = asked.ask(batch.trimmed(row) if batch.ids.ndim == 2 else batch.take([row]))
+        alone = answer(batch.trimmed(row) if batch.ids.ndim == 2 else batch.take([row]))
         for name, value in alone.items():
             padded = (
                 value.shape[1:2] == (batch.span(row).stop - batch.span(row).start,)
