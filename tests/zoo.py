@@ -226,7 +226,7 @@ ENTRIES: tuple[Entry, ...] = (
     _seq2seq("longt5", "LongT5", _T5, local_radius=WINDOW - 1, encoder_attention_type="local"),
     _seq2seq(
         "longt5_global", "LongT5", _T5, local_radius=WINDOW - 1, encoder_attention_type="transient-global",
-        global_block_size=4, refused="Not proven: shapes fails",
+        global_block_size=4, refused="Not proven: shapes",
     ),
     _seq2seq(
         "led", "LED", base=_without(_BART, "max_position_embeddings"), max_encoder_position_embeddings=POSITIONS,
