@@ -92,8 +92,13 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if path.is_file() and relative != MANIFEST:
-            found[relative] = {"sha256": sha256(path), "size": path.stat().st_size}
+            found[relative] = file_entry(path)
     return found
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """What the manifest says of one file."""
+    return {"sha256": sha256(path), "size": path.stat().st_size}
 
 
 def sha256(path: Path) -> str:

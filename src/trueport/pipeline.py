@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.artifact import MANIFEST, SCHEMA_VERSION, Artifact, check_place, list_files, staged, write_json
+from trueport.artifact import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Artifact,
+    check_place,
+    file_entry,
+    list_files,
+    staged,
+    write_json,
+)
 from trueport.errors import ProofError, TrueportError
 from trueport.targets import find_target
 
@@ -198,7 +207,9 @@ def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | Non
         html(proof if proof is not None else {"verdict": "unproven", "clauses": []}, manifest), encoding="utf-8"
     )
     (staging / "README.md").write_text(card(manifest, proof), encoding="utf-8")
-    manifest["files"] = list_files(staging)
+    # Only these two are new: the weights are not read a second time.
+    for name in ("report.html", "README.md"):
+        manifest["files"][name] = file_entry(staging / name)
     write_json(staging / MANIFEST, manifest)
 
 
@@ -225,4 +236,4 @@ def _quiet() -> AbstractContextManager[Any]:
         logger = logging.getLogger(name)
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
-    return stack if stack is not None else nullcontext()
+    return stack

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from trueport.errors import TrueportError
+from trueport.roles.component import position_limits
 
 LARGEST_VOCABULARY = 2**24
 """More tokens than any tokenizer has: a config that says more is broken."""
-POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_encoder_position_embeddings")
 DISTANCES = ("relative_attention_max_distance", "max_relative_positions")
-"""Config attributes that name how far positions and relative distances reach."""
+"""Config attributes that name how far relative distances reach."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,8 @@ class Inputs:
 
 def reach(config: Any) -> int:
     """The longest distance or position that the config names; what lies past a proof's short batches."""
-    names = (*POSITIONS, *DISTANCES)
-    found = [value for name in names if isinstance(value := getattr(config, name, None), int)]
-    return max(found, default=0)
+    distances = {value for name in DISTANCES if isinstance(value := getattr(config, name, None), int)}
+    return max(position_limits(config) | distances, default=0)
 
 
 def special_ids(config: Any) -> set[int]:
