@@ -10,28 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure, shapes
-from benchmarks.tables import EAGER, OURS, PEER, PROVEN, Table, decode_table, export_table
+from benchmarks.tables import (
+    EAGER,
+    OUR_PROGRAM,
+    OURS,
+    PEER,
+    PEER_PROGRAM,
+    PROVEN,
+    Table,
+    decode_table,
+    export_table,
+)
 
 OUT = measure.ROOT / "out" / "benchmarks"
 DOCS = measure.ROOT / "docs" / "benchmarks.md"
 THREADS = 2
 PROMPT, NEW = 128, 64
 Results = dict[str, dict[str, list[measure.Run]]]
+KINDS = ("export", "decode", "executorch-export", "executorch-decode")
+CONTENDERS = {
+    "export": (OURS, PROVEN, PEER),
+    "decode": (OURS, PEER, EAGER),
+    "executorch-export": (OUR_PROGRAM, PEER_PROGRAM),
+    "executorch-decode": (OUR_PROGRAM, PEER_PROGRAM, OURS, EAGER),
+}
+"""Side by side in one run, by what is measured."""
 
 
 def main() -> int:
     """Measure, print, write; 1 when a contender failed."""
     arguments = _arguments()
     titles = shapes.QUICK_SHAPES if arguments.quick else shapes.SHAPES
-    kinds = ("export", "decode") if arguments.what == "all" else (arguments.what,)
+    kinds = KINDS if arguments.what == "all" else (arguments.what,)
     rounds = arguments.rounds or (2 if arguments.quick else 3)
     report: dict[str, Any] = {"machine": measure.machine(), "quick": arguments.quick, "rounds": rounds}
     with tempfile.TemporaryDirectory(prefix="trueport-benchmarks-") as folder:
         for kind in kinds:
-            measured = _export if kind == "export" else _decode
+            measured = _export if kind.endswith("export") else _decode
             report[kind] = {}
             for shape in arguments.shape or titles:
-                report[kind][shape] = measured(shape, Path(folder), arguments.quick, rounds)
+                report[kind][shape] = measured(kind, shape, Path(folder), arguments.quick, rounds)
                 _write(OUT / f"{kind}.json", {key: report[key] for key in ("machine", "quick", "rounds", kind)})
     tables = _tables(report, titles)
     _print(tables, report)
@@ -43,7 +61,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("export", "decode", "all"), default="all")
+    parser.add_argument("what", nargs="?", choices=(*KINDS, "all"), default="all")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, two rounds: does everything run?")
     parser.add_argument("--rounds", type=int, help="runs of each contender (default: 3, with --quick 2)")
     parser.add_argument("--shape", action="append", choices=tuple(shapes.SHAPES), help="only this one; repeatable")
@@ -58,9 +76,9 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _export(shape: str, folder: Path, quick: bool, rounds: int) -> dict[str, list[measure.Run]]:
-    tasks = {name: _export_task(name, shape, folder, quick) for name in (OURS, PROVEN, PEER)}
-    return measure.interleaved(tasks, rounds, lambda line: _tell(f"export {shape}, {line}"))
+def _export(kind: str, shape: str, folder: Path, quick: bool, rounds: int) -> dict[str, list[measure.Run]]:
+    tasks = {name: _export_task(name, shape, folder, quick) for name in CONTENDERS[kind]}
+    return measure.interleaved(tasks, rounds, lambda line: _tell(f"{kind} {shape}, {line}"))
 
 
 def _export_task(contender: str, shape: str, folder: Path, quick: bool) -> measure.Run:
@@ -68,26 +86,32 @@ def _export_task(contender: str, shape: str, folder: Path, quick: bool) -> measu
     return {"task": "export", "contender": contender, "shape": shape, "quick": quick, "folder": str(place)}
 
 
-def _decode(shape: str, folder: Path, quick: bool, rounds: int) -> dict[str, list[measure.Run]]:
+def _decode(kind: str, shape: str, folder: Path, quick: bool, rounds: int) -> dict[str, list[measure.Run]]:
     """Runs what the export benchmark left in ``folder``, or exports it first."""
     tasks, failed = {}, {}
-    for name in (OURS, PEER, EAGER):
+    for name in CONTENDERS[kind]:
         task = _export_task(name, shape, folder, quick)
         place = Path(task["folder"])
         if name != EAGER and not place.exists():
-            _tell(f"decode {shape}, first an export: {name}")
+            _tell(f"{kind} {shape}, first an export: {name}")
             made = measure.measure(task)
             if "error" in made:
                 failed[name] = [made]
                 continue
         tasks[name] = task | {"task": "decode", "threads": THREADS, "length": PROMPT, "count": NEW}
-    runs = measure.interleaved(tasks, rounds, lambda line: _tell(f"decode {shape}, {line}")) | failed
-    return {name: runs[name] for name in (OURS, PEER, EAGER)}
+    runs = measure.interleaved(tasks, rounds, lambda line: _tell(f"{kind} {shape}, {line}")) | failed
+    return {name: runs[name] for name in CONTENDERS[kind]}
 
 
 def _tables(report: dict[str, Any], titles: dict[str, str]) -> list[Table]:
-    tables = [export_table(f"Export: {titles[shape]}", runs) for shape, runs in report.get("export", {}).items()]
-    return tables + [decode_table(f"Decode: {titles[shape]}", runs) for shape, runs in report.get("decode", {}).items()]
+    tables = []
+    for kind in KINDS:
+        program = kind.startswith("executorch")
+        table = export_table if kind.endswith("export") else decode_table
+        words = kind.removeprefix("executorch-").capitalize() + (" to ExecuTorch" if program else "")
+        for shape, runs in report.get(kind, {}).items():
+            tables.append(table(f"{words}: {titles[shape]}", runs, PEER_PROGRAM if program else PEER))
+    return tables
 
 
 def _conditions(report: dict[str, Any]) -> str:
@@ -129,6 +153,8 @@ Written by `python -m benchmarks {what} --write-docs`; not by hand. Random weigh
 - **decode**: greedy, batch 1, a prompt of {PROMPT} tokens, {NEW} new ones, {THREADS} threads. Trueport and eager
   PyTorch go through transformers' `generate`; transformers.exporters has no `generate`, so a bare greedy loop calls
   its runners, which spares it `generate`'s own work. "Tokens/s" includes the prompt.
+- **.pte**: the same through ExecuTorch with XNNPACK's kernels. Trueport plans for one row of 256 tokens and keeps the
+  cache inside; transformers.exporters' programs take it in and give it out.
 """
     return "\n".join([words, *(table.markdown() for table in tables)]).rstrip() + "\n"
 

@@ -27,13 +27,17 @@ def warm() -> None:
     warnings.simplefilter("ignore")
 
 
-def export(model: PreTrainedModel, shape: str, folder: Path) -> None:
-    """Write every graph that generation needs below ``folder``."""
+def export(model: PreTrainedModel, shape: str, folder: Path, *, executorch: bool = False) -> None:
+    """Write every graph, or every program of XNNPACK's kernels, that generation needs below ``folder``."""
     import torch
-    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters import ExecutorchConfig, ExecutorchExporter, OnnxConfig, OnnxExporter
 
     sample = shapes.sample(shape)
-    exporter, config = OnnxExporter(), OnnxConfig(dynamic=True)
+    exporter, config = (
+        (ExecutorchExporter(), ExecutorchConfig(backend="xnnpack", dynamic=True))
+        if executorch
+        else (OnnxExporter(), OnnxConfig(dynamic=True))
+    )
     # The single-token decode graph of an encoder-decoder has its past frozen at the traced length 1.
     options = {"multi_token_decode": True} if shape == "t5" else {}
     exporter.export_for_generation(model, sample, config, **options).save_pretrained(folder)
@@ -45,18 +49,19 @@ def export(model: PreTrainedModel, shape: str, folder: Path) -> None:
 class Greedy:
     """Greedy decoding over the peer's ModelRunners; its cache objects go from step to step untouched."""
 
-    def __init__(self, folder: Path, shape: str, threads: int) -> None:
+    def __init__(self, folder: Path, shape: str, threads: int, *, executorch: bool = False) -> None:
         import onnxruntime
         from transformers.exporters.base import ExportedModel
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.shape = shape
-        self.runners = ExportedModel.from_pretrained(folder, session_options=options).runners
+        named = {} if executorch else {"session_options": options}
+        self.shape, self.executorch = shape, executorch
+        self.runners = ExportedModel.from_pretrained(folder, **named).runners
         self.encoder = None
         if shape == "t5":
-            self.encoder = ExportedModel.from_pretrained(folder / ENCODER, session_options=options).runners["model"]
+            self.encoder = ExportedModel.from_pretrained(folder / ENCODER, **named).runners["model"]
 
     def generate(self, input_ids: Any, attention_mask: Any, count: int) -> list[int]:
         """``count`` new tokens of one row."""
@@ -69,11 +74,22 @@ class Greedy:
         runner = self.runners[name]
         return runner(**{key: value for key, value in inputs.items() if key in runner.metadata.kwargs})
 
-    def _decoder(self, ids: Any, mask: Any, count: int) -> list[int]:
+    def _empty_cache(self) -> Any:
+        """A cache as the prefill program was traced with: ExecuTorch's compares the layers of its pytree."""
         from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
 
+        cache = DynamicCache()
+        if self.executorch:
+            layers = str(self.runners["prefill"].metadata.in_spec).count("cache_utils:DynamicLayer")
+            halves = 2 if self.encoder is not None else 1
+            cache.layers = [DynamicLayer() for _ in range(layers // halves)]
+            cache.layer_class_to_replicate = None
+        return cache
+
+    def _decoder(self, ids: Any, mask: Any, count: int) -> list[int]:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": mask.cumsum(-1) - 1}
-        inputs["past_key_values"] = DynamicCache()
+        inputs["past_key_values"] = self._empty_cache()
         result, tokens = self._call("prefill", inputs), []
         while True:
             token = result.logits[:, -1].argmax(-1, keepdim=True)
@@ -86,11 +102,11 @@ class Greedy:
 
     def _seq2seq(self, ids: Any, mask: Any, count: int) -> list[int]:
         import torch
-        from transformers import DynamicCache, EncoderDecoderCache
+        from transformers import EncoderDecoderCache
 
         encoded = self.encoder(input_ids=ids, attention_mask=mask)
         fixed = {"attention_mask": mask, "encoder_outputs": encoded}
-        cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache: Any = EncoderDecoderCache(self._empty_cache(), self._empty_cache())
         token, tokens, stage = torch.full((1, 1), shapes.PADDING), [], "prefill"
         while len(tokens) < count:
             result = self._call(stage, fixed | {"decoder_input_ids": token, "past_key_values": cache})

@@ -19,6 +19,10 @@ WARM_TOKENS = 4
 """Generated before the clock starts, so that allocators and thread pools are there."""
 
 
+PLANNED = {"max_batch": 1, "max_length": 256}
+"""Bounds of a program that generates from one prompt: the measured prompt and its new tokens fit."""
+
+
 def main() -> int:
     """Run the task that the argument describes."""
     task = json.loads(sys.argv[1])
@@ -36,8 +40,9 @@ def export(contender: str, shape: str, quick: bool, folder: str) -> dict[str, An
     model = shapes.build(shape, quick=quick)
     peer.warm()
     phases: list[tuple[str, float]] = []
-    if contender == "transformers.exporters":
-        run: Callable[[], Any] = lambda: peer.export(model, shape, Path(folder))  # noqa: E731
+    executorch = contender.endswith(".pte")
+    if contender.startswith("transformers.exporters"):
+        run: Callable[[], Any] = lambda: peer.export(model, shape, Path(folder), executorch=executorch)  # noqa: E731
     else:
         import trueport.pipeline  # noqa: F401
         from trueport import export as trueport_export
@@ -47,6 +52,7 @@ def export(contender: str, shape: str, quick: bool, folder: str) -> dict[str, An
             folder,
             tokenizer=None,
             proof=contender == "trueport with proof",
+            **({"to": "executorch"} | PLANNED if executorch else {}),
             allow_unproven=True,
             force=True,
             progress=lambda phase: phases.append((phase, time.perf_counter())),
@@ -113,8 +119,8 @@ def decode(
 
 def _generator(contender: str, shape: str, quick: bool, folder: str, threads: int) -> Callable[[Any, int], list[int]]:
     """Feeds and a count to the new tokens."""
-    if contender == "transformers.exporters":
-        greedy = peer.Greedy(Path(folder), shape, threads)
+    if contender.startswith("transformers.exporters"):
+        greedy = peer.Greedy(Path(folder), shape, threads, executorch=contender.endswith(".pte"))
         return lambda feeds, count: greedy.generate(**feeds, count=count)
     if contender == "eager":
         model: Any = shapes.build(shape, quick=quick)

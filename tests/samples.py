@@ -124,6 +124,55 @@ def encoder(*, verdict: str = "proven", **source: Any) -> dict[str, Any]:
     return _manifest(default | source, {"model": component}, verdict)
 
 
+def program(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The same model's manifest for ExecuTorch: bounded, planned, its own cache kept inside."""
+    entries = {name: _method(name, entry) for name, entry in manifest["components"].items()}
+    if "encoder" in entries:
+        entries["encoder"]["outputs"] += [
+            tensor(pair["output"], "float32", "batch_size", 2, "encoder_sequence_length", 4)
+            for pair in entries["decoder"]["state"]
+        ]
+    versions = manifest["versions"] | {"executorch": "1.4.1"}
+    files = {name: entry for name, entry in manifest["files"].items() if not name.startswith("onnx/")}
+    files |= {"executorch/model.pte": {"sha256": "ab" * 32, "size": 894208}}
+    return manifest | {"components": entries, "versions": versions, "files": files}
+
+
+def _method(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """One component of an ONNX manifest as a method; only a cache over encoder states goes in and out."""
+    state = [pair for pair in entry["state"] if ".encoder." in pair["input"]]
+    hidden = {pair[side] for pair in entry["state"] if pair not in state for side in ("input", "output")}
+    outer = {pair["output"] for pair in state}
+    kept = [
+        found | {"shape": [4, *found["shape"][1:2], 64, *found["shape"][3:]]}
+        for found in entry["inputs"]
+        if found["name"] in hidden
+    ]
+    saved = {axis: 1000 * (index + 1) for index, axis in enumerate(entry["dimensions"])}
+    return {
+        "target": "executorch",
+        "file": "executorch/model.pte",
+        "method": "forward" if name == "model" else name,
+        "backend": "xnnpack",
+        "memory": {"arena": 1540160, "kept": 196608 if kept else 0, "saved_by_half": saved},
+        "inputs": [found for found in entry["inputs"] if found["name"] not in hidden],
+        "outputs": [found for found in entry["outputs"] if found["name"] not in hidden | outer],
+        "state": [pair | {"initial": "encoder"} for pair in state],
+        "dimensions": {
+            axis: [low, 4 if axis == "batch_size" else 64] for axis, (low, _) in entry["dimensions"].items()
+        },
+    } | ({"kept": kept} if kept else {})
+
+
+def both(manifest: dict[str, Any], *, first: str = "onnx") -> dict[str, Any]:
+    """A folder with both targets: the second one's components carry its name."""
+    parts = {"onnx": manifest, "executorch": program(manifest)}
+    second = next(name for name in parts if name != first)
+    named = {f"{second}/{name}": entry for name, entry in parts[second]["components"].items()}
+    files = parts["onnx"]["files"] | parts["executorch"]["files"]
+    return parts["executorch"] | {"components": parts[first]["components"] | named, "files": files}
+
+
 def batch(rows: int, length: int, pads: int) -> dict[str, Any]:
     """A worst input, padded on the left."""
     ids = [[0] * pads + [7 + (13 * row + 5 * i) % 140 for i in range(length - pads)] for row in range(rows)]

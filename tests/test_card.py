@@ -142,8 +142,47 @@ def test_no_program_where_numpy_or_onnxruntime_cannot() -> None:
         tensor["dtype"] = "bfloat16" if tensor["dtype"] == "float32" else tensor["dtype"]
     text = card(manifest, None)
     assert "ONNX Runtime alone" not in text and "transformers.js" not in text and "trueport.load" in text
-    manifest["components"]["model"]["target"] = "executorch"
-    assert "to ExecuTorch" in card(manifest, None) and "optimum" not in card(manifest, None)
+    text = card(samples.program(samples.decoder()), None)
+    assert "to ExecuTorch" in text and "optimum" not in text and "transformers.js" not in text
+
+
+PROGRAMS = {name: samples.program(manifest) for name, manifest in MANIFESTS.items()}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_described_with_its_memory(name: str) -> None:
+    text = card(PROGRAMS[name], samples.proof())
+    assert role(PROGRAMS[name]["components"]) == name
+    assert "executorch/model.pte: 894.2 kB, xnnpack. Memory planned: " in text
+    assert (
+        "| Dimension | Range | Half of its bound saves |\n|---|---|---:|\n| `batch_size` | 1 to 4 | 1.0 kB |\n" in text
+    )
+    assert ("196.6 kB of it for caches" in text) == ("| Kept inside | Type | Shape |" in text) == (name != "encoder")
+    assert ("trueport generate ." in text) == (name != "encoder") and "--runtime" not in text
+    assert ("on the left" in text) == (name == "decoder")
+    assert ("methods `encoder` and `decoder`" in text) == (name == "seq2seq")
+    assert ("what the encoder's outputs gave" in text) == (name == "seq2seq")
+    for block in fenced(text, "python"):
+        compile(block, "README.md", "exec")
+    assert not re.search(r"\n{3,}", text) and text.count("```") % 2 == 0
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("first", ["onnx", "executorch"])
+def test_both_targets_in_one_folder(name: str, first: str) -> None:
+    manifest = samples.both(MANIFESTS[name], first=first)
+    text, alone = card(manifest, samples.proof()), card(MANIFESTS[name], samples.proof())
+    assert "exported to ExecuTorch and ONNX Runtime" in text
+    assert 'trueport.load(".", runtime="executorch")' in text
+    assert ('"A text of your own." --runtime executorch' in text) == (name != "encoder")
+    # What runs the ONNX graphs is as in a folder of their own.
+    assert snippet(manifest) == snippet(MANIFESTS[name]) is not None
+    assert fenced(text, "js") == fenced(alone, "js") and fenced(text, "js")
+    assert fenced(text, "python")[-1] == fenced(alone, "python")[-1] and "ORTModelFor" in text
+    second = "executorch" if first == "onnx" else "onnx"
+    for component in MANIFESTS[name]["components"]:
+        assert f"### {component}\n" in text and f"### {second}/{component}\n" in text
+    assert not re.search(r"\n{3,}", text)
 
 
 def test_front_matter() -> None:

@@ -51,6 +51,7 @@ def test_wrong_words(tmp_path: Path) -> None:
     refused(run("export", "x", tmp_path / "out", "--opset", "many"), "--opset")
 
 
+@pytest.mark.slow
 def test_bad_places(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
@@ -73,6 +74,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert done.returncode == 2 and "Traceback" in done.stderr
 
 
+@pytest.mark.slow
 def test_verify_judges_and_names_clauses(exported: Exported, tmp_path: Path) -> None:
     done = run("verify", exported("llama-tales"), "--clauses", "causal,finite", "--json", tmp_path / "proof.json")
     assert done.returncode == 0, done.stderr
@@ -81,6 +83,7 @@ def test_verify_judges_and_names_clauses(exported: Exported, tmp_path: Path) -> 
     refused(run("verify", exported("llama-tales"), "--clauses", "colour"), "colour", "padding")
 
 
+@pytest.mark.slow
 def test_verify_says_no_with_exit_code_1(copied: Exported) -> None:
     folder = copied("llama-tales")
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
@@ -89,11 +92,13 @@ def test_verify_says_no_with_exit_code_1(copied: Exported) -> None:
     assert "config.json" in done.stdout and "Not proven" in done.stdout
 
 
+@pytest.mark.slow
 def test_generate_streams(exported: Exported) -> None:
     done = run("generate", exported("t5-dates"), "the 3rd of May 1998")
     assert (done.returncode, done.stdout.strip()) == (0, "1998-05-03")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     """SIGINT while the model is captured; pytest's workers may ignore the signal, so the child restores it."""
     code = (
@@ -112,6 +117,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_values_out_of_range_are_one_line(exported: Exported, tmp_path: Path) -> None:
     folder = exported("t5-dates")
     for option, value in (("--max-new-tokens", 0), ("--num-beams", 0), ("--temperature", 0), ("--top-k", -3)):
@@ -121,6 +127,7 @@ def test_values_out_of_range_are_one_line(exported: Exported, tmp_path: Path) ->
     refused(run("verify", folder, "--json", folder / "trueport.json"), "judged")
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_not_a_verdict(exported: Exported) -> None:
     words = [sys.executable, "-m", "trueport", "verify", str(exported("llama-tales")), "--clauses", "causal"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:

@@ -250,6 +250,7 @@ def test_assets_load_again(originals, tmp_path):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
+@pytest.mark.slow
 def test_assets_do_not_depend_on_the_process(originals, tmp_path):
     """Sets and hashes order themselves anew in every process."""
     script = (
@@ -411,10 +412,13 @@ def test_a_causal_class_that_sees_the_future(checkpoint):
 
 
 def test_models_of_other_inputs(tmp_path):
-    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    transformers.ViTModel(config).eval().save_pretrained(tmp_path)
-    _refused(tmp_path, "ViTModel reads pixel_values", "exports text models")
-    _refused(transformers.ViTModel(config).eval(), "pixel_values")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = transformers.Wav2Vec2Config(**sizes)
+    transformers.Wav2Vec2Model(config).eval().save_pretrained(tmp_path)
+    _refused(tmp_path, "Wav2Vec2Model reads input_values", "exports models of text")
+    _refused(transformers.Wav2Vec2Model(config).eval(), "input_values")
+    both = transformers.CLIPConfig(text_config=sizes, vision_config=sizes)
+    _refused(transformers.CLIPModel(both).eval(), "pixel_values")
 
 
 def test_a_state_that_is_no_cache(tmp_path):

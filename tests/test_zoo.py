@@ -9,7 +9,7 @@ import transformers
 from tests import zoo
 
 WIDTH, LENGTHS = 16, (16, 11, 14)
-NO_MASK = {"fnet", "whisper"}  # fnet mixes by Fourier transform; whisper's features always fill its encoder
+NO_MASK = {"fnet", "whisper", "vit", "dinov2"}  # fnet mixes by Fourier transform; features and images are never padded
 # How far back each layer may look (None: everywhere); modernbert's window reaches half to each side.
 REACH = {
     "mistral": (7, 7),
@@ -56,6 +56,8 @@ def source(model, side: str = "right") -> dict[str, torch.Tensor]:
     """The inputs of the model's first stack."""
     if model.main_input_name == "input_features":
         return {"input_features": torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(1))}
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
     ids, mask = ragged(model, side)
     return {"input_ids": ids} if model.config.model_type == "fnet" else {"input_ids": ids, "attention_mask": mask}
 
@@ -135,12 +137,16 @@ def test_tokens_reach_other_positions(name: str):
     before = run(model, **inputs, **decoder)
     key = next(iter(inputs))
     changed = inputs[key].clone()
+    far = 8
     if key == "input_features":
         changed[:, :, 5:8] *= -1
+    elif key == "pixel_values":
+        far = 4  # the first patch is turned over; there are four, after the class token
+        changed[:, :, :4, :4] *= -1
     else:
         changed[:, 5] = (changed[:, 5] + 31) % 90 + 5
     after = run(model, **inputs | {key: changed}, **decoder)
-    assert apart(before[:, 8], after[:, 8]) > 0.05
+    assert apart(before[:, far], after[:, far]) > 0.05
     if decoder:
         ids = decoder["decoder_input_ids"].clone()
         ids[:, 5] = (ids[:, 5] + 31) % 90 + 5

@@ -88,6 +88,10 @@ _BART = _sizes(
     encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=POSITIONS, pad_token_id=1, bos_token_id=0,
     eos_token_id=2, decoder_start_token_id=2,
 )  # fmt: skip
+_VIT = _sizes(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=8, patch_size=4,
+    num_channels=3, num_labels=3,
+)  # fmt: skip
 _UNFORCED = _sizes(forced_eos_token_id=None)  # a forced last token would hide whatever the model computed for it
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
@@ -146,6 +150,8 @@ ENTRIES: tuple[Entry, ...] = (
         "longformer", "Longformer", pad_token_id=1, bos_token_id=0, sep_token_id=2, attention_window=[WINDOW, WINDOW]
     ),
     _encoder("t5_encoder", "T5", "EncoderModel", _T5),
+    _encoder("vit", "ViT", base=_VIT, note="pixel_values (batch, 3, 8, 8)"),
+    _encoder("dinov2", "Dinov2", base=_VIT, note="pixel_values (batch, 3, 8, 8)"),
     _decoder("gpt2", "GPT2", "LMHeadModel", _GPT2),
     _decoder(
         "gpt_neo", "GPTNeo",

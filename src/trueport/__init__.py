@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["export", "exportable", "load", "verify"]
+__all__ = ["diagnose", "export", "exportable", "load", "state", "verify"]
 
 _HOMES = {
+    "diagnose": "trueport.diagnosis",
     "export": "trueport.pipeline",
     "verify": "trueport.pipeline",
     "load": "trueport.runtime",
     "exportable": "trueport.patches",
+    "state": "trueport.patches.caches",
 }
 
 if TYPE_CHECKING:
+    from trueport.diagnosis import diagnose
     from trueport.patches import exportable
+    from trueport.patches.caches import state
     from trueport.pipeline import export, verify
     from trueport.runtime import load
 

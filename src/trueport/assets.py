@@ -22,7 +22,9 @@ WITHOUT = "Give --no-tokenizer (tokenizer=None) to export without one."
 
 
 def load_tokenizer(folder: Path, model: PreTrainedModel, where: str, *, trust_remote_code: bool) -> Any:
-    """The folder's tokenizer; of a speech model its processor, which holds one."""
+    """The folder's tokenizer; of a speech model its processor, which holds one; of a vision model its image processor."""
+    if model.main_input_name == "pixel_values":
+        return _load_image_processor(folder, where, trust_remote_code=trust_remote_code)
     if model.main_input_name == "input_features":
         return _load_processor(folder, where, trust_remote_code=trust_remote_code)
     return _load_text_tokenizer(folder, where, trust_remote_code=trust_remote_code)
@@ -43,6 +45,16 @@ def _load_text_tokenizer(folder: Path, where: str, *, trust_remote_code: bool) -
     if files and not any((folder / file).is_file() for file in {*files, "tokenizer.json", "tekken.json"}):
         refuse(f"The tokenizer in {where} has no vocabulary ({' or '.join(sorted(files))})", WITHOUT)
     return tokenizer
+
+
+def _load_image_processor(folder: Path, where: str, *, trust_remote_code: bool) -> Any:
+    from transformers import AutoImageProcessor
+
+    _need(folder, ("preprocessor_config", "processor_config"), "image processor", where)
+    try:
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        refuse(f"The processor in {where} cannot be read: {one_line(error)}", f"Replace its files. {WITHOUT}", error)
 
 
 def _load_processor(folder: Path, where: str, *, trust_remote_code: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import nn
 from trueport.errors import CaptureError, SpecializationError
 from trueport.interface import Interface, Tensor, terms
 from trueport.patches import exportable
+from trueport.rewrite.idle import drop_idle_slices
 from trueport.roles.component import Component, sample
 
 
@@ -75,26 +76,31 @@ class CheckedModule(nn.Module):
                 elif parts:
                     sizes[parts[0]] = length
         for parts, length in sums:
-            torch._check(length == sum(sizes[part] for part in parts))
+            unknown = [part for part in parts if part not in sizes]
+            if unknown:  # no axis is as long as the past where the program itself keeps it: the mask tells
+                sizes[unknown[0]] = length - sum(sizes[part] for part in parts if part in sizes)
+                torch._check(sizes[unknown[0]] >= 0)
+            else:
+                torch._check(length == sum(sizes[part] for part in parts))
         results = self.inner(**named)
         return [results[tensor.name] for tensor in self.interface.outputs]
 
 
-def capture(component: Component) -> Captured:
-    """Trace the component under the patches that it needs.
+def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
+    """Trace the component under the patches that it needs, those at the paths in ``skip`` left out.
 
     Raises:
         SpecializationError: a declared dimension became constant; the message names input, axis, value and line.
         CaptureError: torch.export refused; the message names the line.
     """
     interface = component.interface
-    feeds = sample(interface, component.sizes)
+    feeds = sample(interface, component.sizes) if component.feeds is None else component.feeds
     args = tuple(feeds[tensor.name] for tensor in interface.inputs)
-    dynamic = (tuple(_dynamic_axes(tensor) for tensor in interface.inputs),)
+    dynamic = (tuple(_dynamic_axes(component, tensor) for tensor in interface.inputs),)
     module = CheckedModule(component).eval()
     with (
-        exportable(component.module) as context,
-        _watch_specializations() as seen,
+        exportable(module, inputs=args, skip=skip) as context,
+        watch_specializations() as seen,
         torch.no_grad(),
         redirect_stderr(io.StringIO()),
     ):
@@ -104,13 +110,25 @@ def capture(component: Component) -> Captured:
             )
         except Exception as error:
             raise _explain(component, error, seen) from error
+    drop_idle_slices(program)
     guards = _refuse_constants(component, program, seen)
     interface = interface.with_outputs(_output_tensors(interface, program))
-    return Captured(component.name, component.stem, program, interface, tuple(context.applied), guards)
+    return Captured(component.name, component.stem, program, interface, tuple(context.report.applied), guards)
 
 
-def _dynamic_axes(tensor: Tensor) -> dict[int, Any]:
-    return {axis: torch.export.Dim.DYNAMIC for axis, length in enumerate(tensor.shape) if isinstance(length, str)}
+def _dynamic_axes(component: Component, tensor: Tensor) -> dict[int, Any]:
+    """Every named axis; with its largest size where memory is planned by it, or one more than the traced size.
+
+    A range that ends at the traced size is a constant to torch.export.
+    """
+    axes: dict[int, Any] = {}
+    for axis, length in enumerate(tensor.shape):
+        if isinstance(length, str):
+            axes[axis] = torch.export.Dim.DYNAMIC
+            if component.bounded:
+                traced = sum(component.sizes[part] for part in terms(length))
+                axes[axis] = torch.export.Dim.DYNAMIC(max=max(component.interface.largest(length), traced + 1))
+    return axes
 
 
 def _placeholders(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
@@ -129,7 +147,11 @@ def _refuse_constants(
             if not isinstance(length, torch.SymInt):
                 raise _specialized(component, tensor, axis, int(length), seen)
             largest = _largest(program, length)
-            if largest is not None and len(terms(tensor.shape[axis])) == 1:
+            if component.bounded:
+                declared = component.interface.largest(tensor.shape[axis])
+                if largest is None or largest < declared:
+                    raise _narrowed(component, tensor, axis, largest)
+            elif largest is not None and len(terms(tensor.shape[axis])) == 1:
                 guards.update(_refuse_range(component, tensor, axis, largest))
     return tuple(sorted(guards))
 
@@ -157,6 +179,14 @@ def _refuse_range(component: Component, tensor: Tensor, axis: int, largest: int)
     maximum = component.interface.dimension(name).maximum
     # Where two sizes share a bound, torch takes the other to be 2 or more.
     return {largest} if maximum is None or largest + 2 < maximum else set()
+
+
+def _narrowed(component: Component, tensor: Tensor, axis: int, largest: int | None) -> SpecializationError:
+    return SpecializationError(
+        f"{component.name}: axis {axis} ({tensor.shape[axis]}) of input {tensor.name} was captured for sizes "
+        f"up to {largest} only, not {component.interface.largest(tensor.shape[axis])}",
+        "A branch of the model depends on the size; `TORCH_LOGS=guards` shows the line.",
+    )
 
 
 def _specialized(
@@ -200,7 +230,7 @@ def _axis_name(length: Any, names: dict[str, str]) -> int | str:
 
 
 @contextmanager
-def _watch_specializations() -> Iterator[list[Specialization]]:
+def watch_specializations() -> Iterator[list[Specialization]]:
     """Record every symbol that torch replaces by a number, with the line that made it do so."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 

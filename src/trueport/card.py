@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trueport.words import clean, component_view, listed, model_name, size_words
+from trueport.words import clean, component_view, listed, model_name, of_target, program_words, size_words
 
 ORT_CLASSES = {
     "feature-extraction": "ORTModelForFeatureExtraction",
@@ -42,21 +42,25 @@ def card(manifest: Mapping[str, Any], proof: Mapping[str, Any] | None) -> str:
     environment.filters |= {"code": code_span, "plain": plain, "cell": plain}
     source, components = manifest.get("source", {}), manifest.get("components", {})
     task = str(source.get("task") or manifest.get("task") or "")
-    kind = role(components)
+    kind = str(source.get("role") or role(components))
+    graphs = of_target(components, "onnx")
     return environment.get_template("README.md").render(
         front=_front_matter(source, task, components),
         name=model_name(manifest),
         source=source,
         task=task,
         role=kind,
-        runtimes=listed(sorted({_RUNTIMES.get(c.get("target", "onnx"), c.get("target")) for c in components.values()})),
+        runtimes=listed([_RUNTIMES.get(target, target) for target in _targets(components)]),
+        targets=_targets(components),
+        programs=list(of_target(components, "executorch").values()),
+        planned=program_words(manifest),
         verdict=_verdict(manifest, proof),
         reported=proof is not None,
         tokenizer=_has_tokenizer(manifest),
         snippet=snippet(manifest),
-        ort_class=ORT_CLASSES.get(task) if _onnx(components) else None,
-        javascript=_runs_in_javascript(task, components),
-        external=_external(manifest),
+        ort_class=ORT_CLASSES.get(task) if graphs else None,
+        javascript=_runs_in_javascript(task, graphs),
+        external=_external(manifest, graphs),
         components=[component_view(name, entry) for name, entry in components.items()],
         files=[(path, size_words(entry["size"]), entry["sha256"]) for path, entry in manifest.get("files", {}).items()],
         versions=manifest.get("versions", {}),
@@ -68,9 +72,10 @@ _RUNTIMES = {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}
 
 def role(components: Mapping[str, Any]) -> str:
     """``seq2seq``, ``decoder`` or ``encoder``, as the components show it."""
-    if {"encoder", "decoder"} <= set(components):
+    if {"encoder", "decoder"} <= {name.rpartition("/")[2] for name in components}:
         return "seq2seq"
-    return "decoder" if any(entry.get("state") for entry in components.values()) else "encoder"
+    cached = any(entry.get("state") or entry.get("kept") for entry in components.values())
+    return "decoder" if cached else "encoder"
 
 
 def plain(value: Any) -> str:
@@ -112,25 +117,21 @@ def _targets(components: Mapping[str, Any]) -> list[str]:
     return sorted(target for target in found if re.fullmatch(r"[a-z0-9-]+", target))
 
 
-def _onnx(components: Mapping[str, Any]) -> bool:
-    return bool(components) and all(entry.get("target", "onnx") == "onnx" for entry in components.values())
-
-
 def _has_tokenizer(manifest: Mapping[str, Any]) -> bool:
     return any(path in manifest.get("files", {}) for path in ("tokenizer.json", "tokenizer_config.json"))
 
 
-def _runs_in_javascript(task: str, components: Mapping[str, Any]) -> bool:
+def _runs_in_javascript(task: str, graphs: Mapping[str, Any]) -> bool:
     """transformers.js makes its empty cache in float32 unless the config tells otherwise."""
-    floats = {tensor["dtype"] for entry in components.values() for tensor in entry.get("inputs", [])} - {"int64"}
-    return task in ORT_CLASSES and _onnx(components) and floats <= {"float32"}
+    floats = {tensor["dtype"] for entry in graphs.values() for tensor in entry.get("inputs", [])} - {"int64"}
+    return task in ORT_CLASSES and bool(graphs) and floats <= {"float32"}
 
 
-def _external(manifest: Mapping[str, Any]) -> dict[str, bool]:
+def _external(manifest: Mapping[str, Any], graphs: Mapping[str, Any]) -> dict[str, bool]:
     """The graphs with a weights file of their own name, as transformers.js asks for them one by one."""
     files = manifest.get("files", {})
-    graphs = [str(entry.get("file", "")) for entry in manifest.get("components", {}).values()]
-    return {file.rpartition("/")[2]: True for file in graphs if f"{file}_data" in files}
+    names = [str(entry.get("file", "")) for entry in graphs.values()]
+    return {file.rpartition("/")[2]: True for file in names if f"{file}_data" in files}
 
 
 # Code for plain ONNX Runtime
@@ -141,19 +142,19 @@ def snippet(manifest: Mapping[str, Any]) -> str | None:
 
     It takes its tokens from the artefact's tokenizer, where there is one.
     """
-    components = manifest.get("components", {})
+    components = of_target(manifest.get("components", {}), "onnx")
     tensors = [
         tensor for entry in components.values() for tensor in (*entry.get("inputs", []), *entry.get("outputs", []))
     ]
     known = all(tensor["dtype"] in NUMPY_DTYPES for tensor in tensors)
-    if not _onnx(components) or not known or not tensors:
+    if not known or not tensors:
         return None
     tokenizer = _has_tokenizer(manifest)
     kind = role(components)
     if kind == "seq2seq":
         return _seq2seq(components, tokenizer)
     (entry, *others) = components.values()
-    if others:
+    if others or (entry.get("state") and manifest.get("source", {}).get("role") == "custom"):
         return None
     if kind == "decoder":
         return _decoder(entry, tokenizer) if {"input_ids", "logits"} <= _names(entry) else None

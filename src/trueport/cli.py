@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trueport import __version__
+from trueport.commands import register
 from trueport.errors import TrueportError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="trueport",
-    help="Carry transformer models to ONNX Runtime, with a proof.",
+    help="Carry transformer models to ONNX Runtime and ExecuTorch, with a proof.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -41,10 +42,25 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the proof's in
 def export(
     model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
-    to: Annotated[str, typer.Option("--to", help="The target: onnx.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="The target: onnx, executorch, or onnx,executorch.")] = "onnx",
     task: Annotated[str | None, typer.Option("--task", help="What the model is for, such as text-generation.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32 (default), float16 or bfloat16.")] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset (default 23).")] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="ExecuTorch's kernels: xnnpack (default) or portable.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", min=1, help="Rows that an ExecuTorch program serves (default 8).")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=2, help="Tokens that it serves, past and new (default 512).")
+    ] = None,
+    max_arena: Annotated[
+        int | None, typer.Option("--max-arena", min=1, help="Bytes of memory that it may plan (default 2 GiB).")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", help="Of an ExecuTorch program: 8da8w, 8da4w or int8.")
+    ] = None,
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the tokenizer goes along.")
     ] = True,
@@ -60,6 +76,7 @@ def export(
 ) -> None:
     """Export MODEL to the folder OUT, and prove that what arrived is the model that left."""
     from trueport import pipeline
+    from trueport.words import program_words
 
     with _progress() as tell:
         try:
@@ -70,6 +87,11 @@ def export(
                 task=task,
                 dtype=dtype,
                 opset=opset,
+                backend=backend,
+                max_batch=max_batch,
+                max_length=max_length,
+                max_arena=max_arena,
+                quantize=quantize,
                 tokenizer="auto" if tokenizer else None,
                 proof=proof,
                 allow_unproven=allow_unproven,
@@ -87,6 +109,8 @@ def export(
     _show(content)
     if failure is not None:
         raise failure
+    for line in program_words(artifact.manifest):
+        typer.echo(line)
     if content is None:
         typer.echo(f"{out}: written, unproven (--no-proof).")
     else:
@@ -138,6 +162,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of the sampling.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sampling.")] = 0,
     memory: Annotated[str, typer.Option("--memory", help="fast (default) or map.")] = "fast",
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="onnx or executorch, where the folder holds both.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Stream what the exported model says to TEXT."""
@@ -152,7 +179,10 @@ def generate(
     ):
         if value is not None:
             options[name] = value
-    stream(folder, text, options, seed=seed, memory=memory)
+    stream(folder, text, options, seed=seed, memory=memory, runtime=runtime)
+
+
+register(app)
 
 
 def _check_json_place(json_file: Path | None, folder: Path) -> None:

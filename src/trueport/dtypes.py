@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -41,3 +43,33 @@ def _computed_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, to
     except Exception:  # a class of the user's own that its config alone does not build: its buffers stay as they are
         return {}
     return {name: tensor.dtype for name, tensor in built.named_buffers()}
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The NumPy dtype; bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as an array; bfloat16 is ml_dtypes' own."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+    return tensor.numpy()
+
+
+def tensor_of(array: Any) -> torch.Tensor:
+    """The array's memory as a tensor, bfloat16 included; a tensor as it is."""
+    import torch
+
+    if isinstance(array, torch.Tensor):
+        return array
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -47,3 +47,7 @@ class ProofError(TrueportError):
     """The artefact is not the model that left (exit code 1)."""
 
     exit_code = 1
+
+
+class RewriteError(CaptureError):
+    """Control flow that depends on a tensor's values has no form in a graph."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trueport.errors import ArtifactError
+from trueport.graphs.loading import check
 from trueport.interface import Interface, StatePair
 from trueport.targets.onnx.session import OnnxSession, State
 
@@ -137,6 +138,7 @@ class RenamedSession(OnnxSession):
     """
 
     def __init__(self, path: Path, side: str) -> None:
+        check(path)  # a stranger's: before the runtime opens it
         super().__init__(path)
         given, results = self.interface.inputs, self.interface.outputs
         patterns = NAMES["inputs"]
@@ -155,7 +157,7 @@ class RenamedSession(OnnxSession):
         self._outputs = [raw for raw, name in self._names.items() if name in kept]
         self._plain = [tensor.name for tensor in self.interface.plain_outputs]
 
-    def empty_state(self, batch: int) -> State:
+    def empty_state(self, batch: int | Mapping[str, int], given: Mapping[str, Any] | None = None) -> State:
         """State before the first step: all that the graph takes, with length 0."""
         taken = tuple(pair for pair in self.interface.state if self.interface.has_input(pair.input))
         whole, self.interface = self.interface, replace(self.interface, state=taken)
@@ -187,7 +189,7 @@ class SteppedSession:
         state = tuple(pair for pair in later.interface.state if later.interface.has_input(pair.input))
         self.interface = Interface(inputs, first.interface.plain_outputs, later.interface.dimensions, state)
 
-    def empty_state(self, batch: int) -> State:
+    def empty_state(self, batch: int | Mapping[str, int], given: Mapping[str, Any] | None = None) -> State:
         """The state before the first step; the graph's own empty tensors join it there."""
         return State({})
 

@@ -10,6 +10,10 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "
 """Element sizes in bytes by dtype name."""
 
 
+PAST = "past_sequence_length"
+"""The dimension that grows with every token."""
+
+
 @dataclass(frozen=True)
 class Dimension:
     """A named axis length and the range that the artefact serves.
@@ -48,12 +52,16 @@ class StatePair:
 
 @dataclass(frozen=True)
 class Interface:
-    """Inputs, outputs and state of one component, in the order of the graph's own signature."""
+    """Inputs, outputs and state of one component, in the order of the graph's own signature.
+
+    ``kept`` are buffers inside the program that carry state from call to call, unseen by the caller.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     dimensions: tuple[Dimension, ...]
     state: tuple[StatePair, ...] = field(default=())
+    kept: tuple[Tensor, ...] = field(default=())
 
     def input(self, name: str) -> Tensor:
         """The input called ``name``; KeyError when there is none."""
@@ -74,6 +82,22 @@ class Interface:
                 return dimension
         raise KeyError(name)
 
+    def largest(self, axis: int | str) -> int:
+        """The longest that an axis of bounded dimensions gets; a sum with a past ends where the past's own bound does.
+
+        Raises:
+            KeyError: a dimension has no maximum.
+        """
+        if isinstance(axis, int):
+            return axis
+        bounds = {part: self.dimension(part).maximum for part in terms(axis)}
+        if any(bound is None for bound in bounds.values()):
+            raise KeyError(f"{axis} is unbounded")
+        past = [bound for part, bound in bounds.items() if bound is not None and self.dimension(part).minimum == 0]
+        if len(bounds) > 1 and past:
+            return past[0] + 1
+        return sum(bound for bound in bounds.values() if bound is not None)
+
     @property
     def state_inputs(self) -> tuple[str, ...]:
         """Names of the inputs that carry state."""
@@ -91,6 +115,13 @@ class Interface:
         state = {pair.output for pair in self.state}
         return tuple(tensor for tensor in self.outputs if tensor.name not in state)
 
+    @property
+    def fed(self) -> frozenset[str]:
+        """Dimensions that the inputs of a caller tell by themselves; those of a state alone are not among them."""
+        return frozenset(
+            axis for t in self.plain_inputs for axis in t.shape if isinstance(axis, str) and "+" not in axis
+        )
+
     def with_outputs(self, outputs: Iterable[Tensor]) -> Interface:
         """The same interface with other outputs."""
         return replace(self, outputs=tuple(outputs))
@@ -105,7 +136,7 @@ class Interface:
                 for pair in self.state
             ],
             "dimensions": {dimension.name: [dimension.minimum, dimension.maximum] for dimension in self.dimensions},
-        }
+        } | ({"kept": [_tensor_json(tensor) for tensor in self.kept]} if self.kept else {})
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Interface:
@@ -117,6 +148,7 @@ class Interface:
             state=tuple(
                 StatePair(entry["input"], entry["output"], entry["axis"], entry["initial"]) for entry in data["state"]
             ),
+            kept=tuple(_tensor_from_json(entry) for entry in data.get("kept", ())),
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +20,19 @@ from trueport.artifact import (
     write_json,
 )
 from trueport.errors import ProofError, TrueportError
-from trueport.targets import find_target
+from trueport.quiet import quiet
+from trueport.targets import find_targets
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from trueport.capture import Captured
     from trueport.proof.result import Proof
     from trueport.source import Source
     from trueport.targets import Target
 
-VERSIONED = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "safetensors")
-"""Packages whose versions the manifest names."""
+VERSIONED = ("torch", "transformers", "safetensors")
+"""Packages whose versions every manifest names, besides those of its targets."""
 OLDEST_OPSET = 17
 """The first with LayerNormalization, which every graph here uses."""
 Progress = Callable[[str], None]
@@ -41,9 +44,17 @@ def export(
     out: str | Path,
     *,
     to: str = "onnx",
+    inputs: Any = None,
+    dynamic: Mapping[str, Any] | None = None,
+    state: Mapping[Any, str] | None = None,
     task: str | None = None,
     dtype: str | None = None,
     opset: int | None = None,
+    backend: str | None = None,
+    max_batch: int | None = None,
+    max_length: int | None = None,
+    max_arena: int | None = None,
+    quantize: str | None = None,
     tokenizer: Any = "auto",
     proof: bool = True,
     allow_unproven: bool = False,
@@ -56,12 +67,21 @@ def export(
     """Export a model to a folder, and prove it.
 
     Args:
-        model: a hub id, a folder, or a live PreTrainedModel.
+        model: a hub id, a folder, or a live module.
         out: the folder to write.
-        to: the target, ``onnx``.
+        to: the target, ``onnx`` or ``executorch``, or both with a comma between them.
+        inputs: sample inputs, a tuple or dict of tensors, of a module that is no PreTrainedModel.
+        dynamic: its dynamic axes by input, such as ``{"x": {0: "batch_size"}}``; all that can be when None.
+        state: which of its outputs is which input of the next call, such as ``{"mems_out": "mems"}`` or ``{1: "hx"}``;
+            looked for when None.
         task: what the model is for, such as ``text-generation``; found from the checkpoint when None.
         dtype: ``float32`` (default), ``float16`` or ``bfloat16``.
         opset: ONNX opset; 23 when None.
+        backend: ExecuTorch's kernels, ``xnnpack`` (default) or ``portable``.
+        max_batch: rows that an ExecuTorch program serves at most; 8 when None.
+        max_length: tokens that it serves at most, past and new together; 512 when None.
+        max_arena: bytes of memory that it may plan; 2 GiB when None.
+        quantize: ``8da8w``, ``8da4w`` or ``int8`` for an ExecuTorch program (docs/quantisation.md); None for none.
         tokenizer: ``auto`` takes the checkpoint's, None exports without one, or an object with ``save_pretrained``.
         proof: whether to prove the artefact; without, it is stamped ``unproven``.
         allow_unproven: keep a folder whose proof failed, stamped ``failed``.
@@ -79,20 +99,38 @@ def export(
     from trueport.source import load_source
 
     tell = progress or (lambda phase: None)
-    target = find_target(to)
+    targets = find_targets(to)
     _check_opset(opset)
+    options = {
+        "opset": opset,
+        "backend": backend,
+        "max_batch": max_batch,
+        "max_length": max_length,
+        "max_arena": max_arena,
+        "quantize": quantize,
+    }
+    for target in targets:
+        target.check(options)
     place = Path(out)
     check_place(place, force=force)
     tell("load")
-    source = load_source(
-        model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision
-    )
+    source: Any
+    if _is_custom(model, inputs, dynamic, state):
+        from trueport.modules import module_source
+
+        source = module_source(model, inputs=inputs, dynamic=dynamic, state=state, dtype=dtype)  # type: ignore[arg-type]
+    else:
+        source = load_source(
+            model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision
+        )
     with staged(place, replace=force) as staging:
-        manifest = _write_graphs(source, staging, target, {"opset": opset}, tell)
+        manifest = _write_graphs(source, staging, targets, options, tell)
         tell("assets")
         source.save_assets(staging)
         write_json(staging / MANIFEST, manifest)
         found = _prove(source, staging, manifest, seed, tell) if proof else None
+        if found is not None and not found.proven:
+            found = _explained(found, source, targets, options, seed, tell)
         if found is not None and not found.proven and not allow_unproven:
             raise _failed(found)
         content = found.to_json() if found is not None else None
@@ -101,6 +139,22 @@ def export(
     if found is not None and not found.proven:
         raise _failed(found, artifact)
     return artifact
+
+
+def _is_custom(model: Any, *given: Any) -> bool:
+    """Whether ``model`` is a module that only its sample inputs describe."""
+    if isinstance(model, str | Path):
+        custom = False
+    else:
+        from torch import nn
+        from transformers import PreTrainedModel
+
+        custom = isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel)
+    if not custom and any(entry is not None for entry in given):
+        raise TrueportError(
+            "inputs, dynamic and state are for modules that are no PreTrainedModel", "Leave them out for this one."
+        )
+    return custom
 
 
 def _check_opset(opset: int | None) -> None:
@@ -135,63 +189,119 @@ def verify(
     """
     from trueport.verification import judge
 
-    return judge(
-        Path(folder),
-        against=against,
-        clauses=clauses,
-        trust_remote_code=trust_remote_code,
-        seed=seed,
-        progress=progress or (lambda phase: None),
-    )
+    with quiet():
+        return judge(
+            Path(folder),
+            against=against,
+            clauses=clauses,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            progress=progress or (lambda phase: None),
+        )
 
 
 def _write_graphs(
-    source: Source, staging: Path, target: Target, options: dict[str, Any], tell: Progress
+    source: Source, staging: Path, targets: Sequence[Target], options: dict[str, Any], tell: Progress
 ) -> dict[str, Any]:
-    """Capture and lower every component into ``staging``; the manifest so far."""
-    from trueport.capture import Captured, capture
-    from trueport.roles import components
-
+    """Capture and lower every component for every target into ``staging``; the manifest so far."""
     patches: list[str] = []
-
-    def captured() -> Iterator[Captured]:
-        for component in components(source.model, untrained=source.untrained):
-            tell(f"capture {component.name}")
-            program = capture(component)
-            patches.extend(program.patches)
-            tell(f"lower {component.name}")
-            yield program
-
-    with _quiet():
-        lowered = target.lower(captured(), staging, options)
+    components: dict[str, Any] = {}
+    quantized: dict[str, Any] = {}
+    for target in targets:
+        prefix = f"{target.name}/" if components else ""
+        with quiet():
+            lowered = target.lower(_captured(source, target, options, patches, tell), staging, options)
+        for name, part in lowered.items():
+            entry = {"target": target.name, "file": part.file, "depth": part.depth, "guards": list(part.guards)}
+            extra = dict(part.extra)
+            if "quantize" in extra:  # of the program that all components are methods of: said once
+                quantized["quantize"] = extra.pop("quantize")
+            components[prefix + name] = entry | extra | part.interface.to_json()
     return {
         "schema_version": SCHEMA_VERSION,
         "source": source.describe(),
-        "versions": _versions(),
-        "components": {
-            name: {"target": target.name, "file": part.file, "depth": part.depth, "guards": list(part.guards)}
-            | part.interface.to_json()
-            for name, part in lowered.items()
-        },
+        "versions": _versions(targets),
+        "components": components,
         "patches": list(dict.fromkeys(patches)),
+        **quantized,
         "files": {},
         "proof": {"verdict": "unproven"},
     }
 
 
-def _versions() -> dict[str, str]:
+def _captured(
+    source: Source, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
+) -> Iterator[Captured]:
+    from trueport.capture import capture
+
+    if source.role == "custom":
+        components = source.components(target, options)  # type: ignore[attr-defined]
+    else:
+        components = target.components(source.model, untrained=source.untrained, options=options)
+    for component in components:
+        tell(f"capture {component.name}")
+        program = capture(component)
+        patches.extend(program.patches)
+        tell(f"lower {component.name}")
+        yield program
+
+
+def _versions(targets: Sequence[Target]) -> dict[str, str]:
     from trueport import __version__
 
-    return {"trueport": __version__} | {name: importlib.metadata.version(name) for name in VERSIONED}
+    packages = [*VERSIONED, *(name for target in targets for name in target.packages)]
+    return {"trueport": __version__} | {name: importlib.metadata.version(name) for name in packages}
 
 
-def _prove(source: Source, staging: Path, manifest: dict[str, Any], seed: int | None, tell: Progress) -> Proof:
+def _prove(
+    source: Source,
+    staging: Path,
+    manifest: dict[str, Any],
+    seed: int | None,
+    tell: Progress,
+    clauses: Sequence[str] | None = None,
+) -> Proof:
     from trueport.verification import judge_own
 
-    with _quiet():
+    with quiet():
         return judge_own(
-            staging, manifest, source.model, clauses=None, seed=seed, progress=lambda name: tell(f"prove {name}")
+            staging, manifest, source.model, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}")
         )
+
+
+def _explained(
+    proof: Proof, source: Source, targets: Sequence[Target], options: dict[str, Any], seed: int | None, tell: Progress
+) -> Proof:
+    """The proof with what each target finds out about its failed clauses by exporting again in other ways."""
+    clauses = list(proof.clauses)
+    for target in targets:
+        mine = [c for c in proof.failures() if len(targets) == 1 or c.component.startswith(f"{target.name}: ")]
+        failed = [clause.clause for clause in mine]
+
+        def again(changed: Mapping[str, Any], target: Target = target, failed: list[str] = failed) -> set[str]:
+            return _failing(source, target, options | dict(changed), failed, seed, tell)
+
+        try:
+            words = target.explain(failed, again, options) if failed else {}
+        except TrueportError:  # another way does not export at all: the failed clauses stand as they are
+            words = {}
+        for clause in mine:
+            if clause.clause in words:
+                place = clauses.index(clause)
+                clauses[place] = replace(clause, reason=f"{clause.reason}. {words[clause.clause]}")
+    return replace(proof, clauses=tuple(clauses))
+
+
+def _failing(
+    source: Source, target: Target, options: dict[str, Any], clauses: list[str], seed: int | None, tell: Progress
+) -> set[str]:
+    """Which of the clauses fail for an export with these options, made beside everything and thrown away."""
+    with tempfile.TemporaryDirectory() as place:
+        manifest = _write_graphs(source, Path(place), [target], options, tell)
+        source.save_assets(Path(place))
+        write_json(Path(place) / MANIFEST, manifest)
+        found = _prove(source, Path(place), manifest, seed, tell, clauses)
+    return {clause.clause for clause in found.failures()}
 
 
 def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None) -> None:
@@ -221,19 +331,3 @@ def _failed(proof: Proof, artifact: Artifact | None = None) -> ProofError:
     error.proof = proof  # type: ignore[attr-defined]
     error.artifact = artifact  # type: ignore[attr-defined]
     return error
-
-
-def _quiet() -> AbstractContextManager[Any]:
-    """No warnings or log lines of torch and transformers while they work: what matters, Trueport says."""
-    import logging
-    import warnings
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-    stack.enter_context(warnings.catch_warnings())
-    warnings.simplefilter("ignore")
-    for name in ("torch", "transformers", "onnxscript", "torch.onnx"):
-        logger = logging.getLogger(name)
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)
-    return stack

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from trueport.assets import load_tokenizer, save_config, save_tokenizer
 from trueport.checkpoint import AGAIN, HUB_ID, check_weights, fetch, one_line, read_config, refuse, weights_digest
 from trueport.dtypes import DTYPES, converted
+from trueport.quiet import quiet
 from trueport.tasks import (
     DEFAULTS,
     TASKS,
@@ -134,29 +132,6 @@ def load_source(
             tokenizer = load_tokenizer(folder, loaded, where, trust_remote_code=trust_remote_code)
     name = where if kind == "hub" else os.path.basename(os.path.abspath(where)) or type(loaded).__name__
     return Source(loaded, _role(loaded, task), task, name, kind, untrained, tokenizer, commit)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines, warnings or progress bars of transformers and the hub; what matters becomes an error of ours."""
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from transformers.utils import logging as transformers_logging
-
-    hub = logging.getLogger("huggingface_hub")
-    level, hub_level = transformers_logging.get_verbosity(), hub.level
-    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    hub.setLevel(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        hub.setLevel(hub_level)
-        if bars and hub_bars:  # one switch of transformers moves both
-            transformers_logging.enable_progress_bar()
 
 
 def _check_hub_id(where: str, *, path: bool) -> None:
@@ -283,21 +258,26 @@ def _remote_class(folder: Path, where: str, reference: str) -> type[PreTrainedMo
 
 
 def _check_inputs(kind: type[PreTrainedModel], where: str) -> None:
-    """Refuse what reads neither text nor, to write text, speech."""
+    """Refuse what reads neither text, nor images alone, nor, to write text, speech."""
     from trueport.roles.component import signature
 
     names = signature(cast("Any", kind))
     other: str | None = next(
         (name for name in ("pixel_values", "input_values", "pixel_values_videos") if name in names), None
     )
-    if kind.main_input_name not in ("input_ids", "input_features"):
+    if kind.main_input_name == "pixel_values" and not {"input_ids", "decoder_input_ids"} & names:
+        other = None
+    elif kind.main_input_name not in ("input_ids", "input_features"):
         other = kind.main_input_name
     if kind.main_input_name == "input_features" and not {"decoder_input_ids", "input_features"} <= names:
         other = "input_features"
     if kind.__name__.endswith("ForMultipleChoice"):
         other = "input_ids of three dimensions"
     if other is not None:
-        refuse(f"{where}: a {kind.__name__} reads {other}", "This version exports text models, and speech to text.")
+        refuse(
+            f"{where}: a {kind.__name__} reads {other}",
+            "This version exports models of text, of images, and of speech to text.",
+        )
 
 
 def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str, task: str | None) -> tuple[str, ...]:

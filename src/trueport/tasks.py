@@ -37,6 +37,9 @@ TASKS = {
     "question-answering": Task(
         "encoder", "AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"
     ),
+    "image-classification": Task(
+        "encoder", "AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"
+    ),
     "feature-extraction": Task("encoder", "AutoModel", "MODEL_MAPPING_NAMES"),
 }
 """Most telling first: BART's one generating class is listed under fill-mask as well."""

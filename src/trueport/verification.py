@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trueport.artifact import MANIFEST, changed_files, read_manifest
 from trueport.errors import ArtifactError, TrueportError
+from trueport.proof.quantised import quantised_of
+from trueport.proof.reference import widened
 from trueport.proof.result import FAIL, FOLDER, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.run import SEED, model_class, prove
 
@@ -40,8 +43,13 @@ def judge(
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         changed = _files_clause(folder, manifest)
-        source = _source(against, manifest["source"], trust_remote_code)
-        original = None if source is None else source.model
+        _check_graphs(folder, manifest)
+        source = None
+        original: Any = against if manifest["source"].get("role") == "custom" else None
+        if original is None:
+            source = _source(against, manifest["source"], trust_remote_code)
+            original = None if source is None else source.model
+        _check_original(original, manifest["source"])
         proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress)
         if changed.status == PASS:
             proof = _excused(proof, folder)
@@ -50,6 +58,27 @@ def judge(
     source = _source(against, {}, trust_remote_code)
     original = None if source is None else source.model
     return judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress)
+
+
+def _check_original(original: Any, source: Mapping[str, Any]) -> None:
+    """Refuse what is not the kind of thing that was exported."""
+    from torch import nn
+
+    if source.get("role") == "custom" and original is not None and not isinstance(original, nn.Module):
+        raise TrueportError(
+            f"The folder holds a {source.get('class')}, a module that no checkpoint names",
+            "Give the module itself: trueport.verify(folder, against=module).",
+        )
+
+
+def _check_graphs(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse hostile graphs before a runtime opens them: the manifest may vouch for anything."""
+    from trueport.graphs.loading import check
+
+    for component in manifest["components"].values():
+        path = folder / str(component.get("file", ""))
+        if path.suffix == ".onnx" and path.is_file():
+            check(path)
 
 
 def judge_own(
@@ -62,28 +91,75 @@ def judge_own(
     progress: Callable[[str], None],
 ) -> Proof:
     """The proof of a folder with a manifest, through the runtime that users have."""
+    targets = list(dict.fromkeys(str(entry.get("target")) for entry in manifest["components"].values()))
+    with ThreadPoolExecutor(1) as pool:  # the runtime loads the artefact meanwhile
+        custom = original is None or manifest["source"]["role"] == "custom"
+        wide = None if custom else pool.submit(widened, cast("PreTrainedModel", original))
+        proofs = [
+            _judge_target(folder, manifest, target, original, wide, clauses=clauses, seed=seed, progress=progress)
+            for target in targets
+        ]
+    if len(proofs) == 1:
+        return proofs[0]
+    named = [
+        replace(clause, component=f"{target}: {clause.component}")
+        for target, proof in zip(targets, proofs, strict=True)
+        for clause in proof.clauses
+    ]
+    return replace(proofs[0], clauses=tuple(named))
+
+
+def _judge_target(
+    folder: Path,
+    manifest: dict[str, Any],
+    target: str,
+    original: PreTrainedModel | None,
+    wide: Future[PreTrainedModel] | None,
+    *,
+    clauses: Sequence[str] | None,
+    seed: int | None,
+    progress: Callable[[str], None],
+) -> Proof:
+    """The proof of what one target's runtime runs."""
     from trueport.runtime import load
 
-    runnable = load(folder)
+    runnable = load(folder, runtime=target)
     role = manifest["source"]["role"]
+    entries = [entry for entry in manifest["components"].values() if entry.get("target") == target]
+    if role == "custom":
+        from trueport.proof.run_module import prove_module
+
+        return prove_module(
+            runnable.main.session,
+            manifest["source"],
+            original=original,
+            dtype=_float_dtype(runnable.sessions),
+            depth=max(_depth(folder, entry) for entry in entries),
+            guards=_guards(entries),
+            clauses=clauses,
+            seed=SEED if seed is None else seed,
+            progress=progress,
+        )
     return prove(
         runnable.sessions,
         role=role,
         config=runnable.config,
         original=original,
         dtype=_float_dtype(runnable.sessions),
-        depth=max(_nodes(folder / component["file"]) for component in manifest["components"].values()),
+        depth=max(_depth(folder, entry) for entry in entries),
         runnable=None if role == "encoder" else runnable,
-        guards=_guards(manifest),
+        guards=_guards(entries),
+        quantised=quantised_of(manifest),
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,
+        wide=None if wide is None else wide.result(),
     )
 
 
-def _guards(manifest: Mapping[str, Any]) -> list[int]:
+def _guards(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     """Sizes past which a capture made no promise."""
-    found = {guard for component in manifest["components"].values() for guard in component.get("guards") or ()}
+    found = {guard for component in entries for guard in component.get("guards") or ()}
     return sorted(guard for guard in found if isinstance(guard, int))
 
 
@@ -299,6 +375,16 @@ def _bounded(interface: Interface, name: str, config: Any, original: PreTrainedM
         bound, because = position_bound(parts[name]() if name in parts else original)
     lengths = ("sequence_length", "encoder_sequence_length")
     return replace(interface, dimensions=tuple(Dimension(length, 1, bound, because) for length in lengths))
+
+
+DEEPEST = 10_000
+"""Operators that a manifest may claim where the file itself does not tell: it must not choose its own tolerance."""
+
+
+def _depth(folder: Path, entry: Mapping[str, Any]) -> int:
+    """Operators in a component's graph."""
+    path = folder / entry["file"]
+    return _nodes(path) if path.suffix == ".onnx" else min(int(entry.get("depth", 1)), DEEPEST)
 
 
 def _nodes(path: Path) -> int:

@@ -101,15 +101,70 @@ def model_name(manifest: Mapping[str, Any]) -> str:
 
 
 def component_view(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A component of the manifest, ready for tables."""
+    """A component of the manifest, ready for tables.
+
+    ``saved`` is by dimension what half of its bound would save, in words; empty where no memory is planned.
+    """
+    tables = [(title, grouped(entry.get(key, []))) for title, key in TABLES]
+    memory = entry.get("memory") or {}
+    halves = memory.get("saved_by_half", {})
     return {
         "name": name,
         "target": entry.get("target", "onnx"),
         "file": entry.get("file", ""),
-        "tables": [("Inputs", grouped(entry.get("inputs", []))), ("Outputs", grouped(entry.get("outputs", [])))],
+        "method": entry.get("method", ""),
+        "backend": entry.get("backend", ""),
+        "memory": _memory_words(memory) if memory else "",
+        "tables": tables,
         "state": _state(entry.get("state", [])),
-        "dimensions": [(axis, range_words(bounds)) for axis, bounds in entry.get("dimensions", {}).items()],
+        "dimensions": [
+            (axis, range_words(bounds), size_words(halves[axis]) if axis in halves else "–" if halves else "")
+            for axis, bounds in entry.get("dimensions", {}).items()
+        ],
     }
+
+
+TABLES = (("Inputs", "inputs"), ("Outputs", "outputs"), ("Kept inside", "kept"))
+"""What a component's tables are called, and where the manifest has their lines."""
+
+
+def _memory_words(memory: Mapping[str, Any]) -> str:
+    """A plan's size: ``2.2 MB, 262.1 kB of it for caches``."""
+    kept = f", {size_words(memory['kept'])} of it for caches" if memory.get("kept") else ""
+    return f"{size_words(memory['arena'])}{kept}"
+
+
+def of_target(components: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """The components of one target by their bare names; with two targets the second one's carry its name in front."""
+    return {
+        name.removeprefix(f"{target}/"): entry
+        for name, entry in components.items()
+        if entry.get("target", "onnx") == target
+    }
+
+
+def program_words(manifest: Mapping[str, Any]) -> list[str]:
+    """For each file that plans its memory ahead a line of what it costs, and one of what smaller bounds would save."""
+    files: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in manifest.get("components", {}).values():
+        if entry.get("memory"):
+            files.setdefault(entry["file"], []).append(entry)
+    return [line for file, part in files.items() for line in _program_lines(file, part, manifest.get("files", {}))]
+
+
+def _program_lines(file: str, entries: Sequence[Mapping[str, Any]], files: Mapping[str, Any]) -> list[str]:
+    size = f"{size_words(files[file]['size'])}, " if file in files else ""
+    plans = [f"{entry.get('method', 'forward')} {_memory_words(entry['memory'])}" for entry in entries]
+    bounds: dict[str, int | None] = {}
+    for entry in entries:
+        bounds |= {axis: largest for axis, (_, largest) in entry["dimensions"].items()}
+    saved: dict[str, int] = {}
+    for entry in entries:
+        for axis, count in entry["memory"].get("saved_by_half", {}).items():
+            saved[axis] = saved.get(axis, 0) + count
+    halves = [f"{axis} ({bounds[axis]}) {size_words(count)}" for axis, count in saved.items() if axis in bounds]
+    costs = [f"Half of a bound saves: {', '.join(halves)}."] if halves else []
+    return [f"{file}: {size}{entries[0].get('backend', '')}. Memory planned: {'; '.join(plans)}.", *costs]
 
 
 def _state(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from trueport.errors import CaptureError
-from trueport.patches import Patch, exportable, registered
-
-
-def everything(patches: tuple[Patch, ...]) -> list[Any]:
-    return [patch.resolve()[2] for patch in patches]
+import trueport
+from tests import zoo
+from trueport.errors import CaptureError, TrueportError
+from trueport.patches import Patch, context, exportable, registered
 
 
 @pytest.mark.parametrize("patch", registered(), ids=lambda patch: patch.path)
@@ -48,22 +44,14 @@ def test_a_path_that_leads_nowhere_names_the_version() -> None:
         pytest.fail("the block must not run")
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.booleans(), min_size=1, max_size=5), st.booleans())
-def test_nesting_and_failing_leave_everything_as_it_was(fails: list[bool], together: bool) -> None:
-    patches = registered()
-    before = everything(patches)
-
-    def nest(depth: int) -> None:
-        if depth == len(fails):
-            return
-        with exportable(nn.Linear(1, 1), patches=patches if together else None):
-            nest(depth + 1)
-            if fails[depth]:
-                raise RuntimeError
-
-    try:
-        nest(0)
-    except RuntimeError:
-        assert any(fails)
-    assert all(now is then for now, then in zip(everything(patches), before, strict=True))
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", registered(), ids=lambda patch: patch.path)
+def test_without_it_a_model_does_not_come_out_right(
+    patch: Patch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A patch that nothing needs any more is to be removed."""
+    rest = tuple(other for other in registered() if other is not patch)
+    monkeypatch.setattr(context, "registered", lambda: rest)
+    model = zoo.build(patch.model)
+    with pytest.raises(TrueportError):
+        trueport.export(model, tmp_path / "out", tokenizer=None)

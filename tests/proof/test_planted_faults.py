@@ -125,6 +125,7 @@ def cases(proof: Proof, clause: str) -> dict[str, bool]:
 DECODER = {"shapes", "padding", "inert", "causal", "cache", "finite"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
@@ -241,7 +242,7 @@ def test_a_decoder_with_a_baked_length_that_refuses(judged: Judged, original: bo
     proof = judged("gpt2", baked_reshape, original=original, clauses=["shapes"])
     assert failed(proof) == {"shapes"}
     found = cases(proof, "shapes")
-    assert found["batch 1, length 1"] and found["batch 1, length 33"]
+    assert found["batch 1, length 1"] and found["batch 2, length 33"]
     assert "refuses input_ids" in proof.failures()[0].reason
 
 
@@ -255,7 +256,7 @@ def test_a_decoder_with_a_baked_length_in_silence(judged: Judged):
     assert failed(proof) == {"shapes"}
     found = cases(proof, "shapes")
     wrong = {name for name, wrong in found.items() if wrong}
-    assert {"batch 1, length 33", "batch 2, length 33"} <= wrong
+    assert "batch 2, length 33" in wrong
     assert not [name for name in wrong if name.startswith("batch") and not name.endswith("length 33")]
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tests import samples
 from trueport.proof.report import gaps, headline, html, table
+from trueport.words import program_words
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "rect", "line", "path", "circle"}
 
@@ -249,3 +250,44 @@ class TestPage:
     def test_machine_paths_stay_out(self) -> None:
         text = html(PROOFS["proven"], samples.seq2seq(name="/home/someone/models/t5-dates/"))
         assert "/home/someone" not in text and "<h1>t5-dates</h1>" in text
+
+    def test_a_program_states_its_memory_and_its_bounds(self) -> None:
+        page = Page(html(PROOFS["proven"], samples.program(samples.seq2seq())))
+        assert "executorch/model.pte: 894.2 kB, xnnpack. Memory planned: encoder 1.5 MB; decoder 1.5 MB" in page.text
+        assert "Half of a bound saves: batch_size (4) 2.0 kB, encoder_sequence_length (64) 6.0 kB" in page.text
+        assert "Memory planned: 1.5 MB, 196.6 kB of it for caches" in page.text
+        assert "Half of its bound saves batch_size 1 to 4 1.0 kB" in page.text
+        assert "method decoder , backend xnnpack" in page.text and "Kept inside" in page.text
+        assert "The decoder’s inputs take what the encoder’s outputs gave" in page.text
+
+    def test_a_folder_without_a_program_says_nothing_of_memory(self) -> None:
+        assert "Memory planned" not in html(PROOFS["proven"], samples.seq2seq())
+
+    def test_both_targets(self) -> None:
+        page = Page(html(TWO, samples.both(samples.seq2seq())))
+        assert "encoder (onnx), decoder (onnx), executorch/encoder (executorch)" in page.text
+        assert "padding executorch pass" in page.text
+
+
+TWO = samples.proof(
+    clauses=[
+        clause | {"component": f"{target}: encoder, decoder"}
+        for target in ("onnx", "executorch")
+        for clause in samples.passing()
+    ]
+)
+
+
+def test_two_targets_are_told_apart_in_80_columns() -> None:
+    lines = rendered(TWO)
+    assert [line.split()[1] for line in lines if line.startswith("padding")] == ["onnx", "executorch"]
+    assert "(padding (onnx), left 3 of 12)" in headline(TWO)
+
+
+def test_a_line_about_memory_without_a_size() -> None:
+    manifest = samples.program(samples.encoder()) | {"files": {}}
+    assert program_words(manifest) == [
+        "executorch/model.pte: xnnpack. Memory planned: forward 1.5 MB.",
+        "Half of a bound saves: batch_size (4) 1.0 kB, sequence_length (64) 2.0 kB.",
+    ]
+    assert program_words(samples.encoder()) == []

@@ -48,6 +48,7 @@ def clamp_positions(path: Path, largest: int) -> None:
     onnx.save(model, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [33, 64, 120])
 def test_positions_that_end_early(copied: Exported, largest: int) -> None:
     folder = copied("llama-tales")

@@ -95,7 +95,7 @@ def test_spoilt_folders(copied, spoil, message: str):
 
 
 def test_unknown_choices(artefact):
-    with pytest.raises(ArtifactError, match=r"no runtime 'abacus'\. Choose from onnx"):
+    with pytest.raises(ArtifactError, match=r"no runtime 'abacus'\. Choose from executorch, onnx"):
         load(artefact("llama"), runtime="abacus")
     with pytest.raises(ArtifactError, match=r"no memory mode 'none'\. Choose from fast, map"):
         load(artefact("llama"), memory="none")

@@ -12,9 +12,10 @@ import torch
 from onnx import TensorProto, helper
 from transformers.utils import ModelOutput
 
+from trueport.dtypes import numpy_dtype
 from trueport.errors import RunError
 from trueport.runtime import load
-from trueport.targets.onnx.session import OnnxSession, numpy_dtype
+from trueport.targets.onnx.session import OnnxSession
 
 DTYPES = ["float32", "float16", "bfloat16"]
 

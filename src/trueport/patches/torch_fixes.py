@@ -89,5 +89,6 @@ PATCHES: tuple[Patch, ...] = (
         upstream="torch/onnx/_internal/exporter/_torchlib/ops/nn.py, aten_scaled_dot_product_attention_23",
         replacement=_plain_attention,
         samples=_attention_samples,
+        model="t5",
     ),
 )

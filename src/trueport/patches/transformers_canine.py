@@ -91,6 +91,8 @@ PATCHES: tuple[Patch, ...] = (
         replacement=_local_attention,
         samples=_layer_samples,
         needed_by=CANINE,
+        versions=">=5.23",
+        model="canine",
     ),
     Patch(
         f"{CANINE}.CanineModel._downsample_attention_mask",
@@ -99,5 +101,7 @@ PATCHES: tuple[Patch, ...] = (
         replacement=_downsample_mask,
         samples=_mask_samples,
         needed_by=CANINE,
+        versions=">=5.23",
+        model="canine",
     ),
 )

@@ -70,5 +70,7 @@ PATCHES: tuple[Patch, ...] = (
         replacement=_position_embeds,
         samples=_position_samples,
         needed_by=FUNNEL,
+        versions=">=5.23",
+        model="funnel",
     ),
 )

@@ -30,35 +30,6 @@ def _window(config: Any) -> int:
     return windows if isinstance(windows, int) else max(windows)
 
 
-def _pad_longformer(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``_pad_to_window_size`` without ``if padding_len > 0``; padding by 0 is no padding."""
-
-    def pad(
-        self: Any,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor,
-        token_type_ids: torch.Tensor,
-        position_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        pad_token_id: int,
-    ) -> tuple[Any, ...]:
-        if input_ids is None:
-            return original(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, pad_token_id)
-        padding = _padding_to(_window(self.config), input_ids.shape[1])
-        if position_ids is not None:
-            position_ids = functional.pad(position_ids, (0, padding), value=pad_token_id)
-        return (
-            padding,
-            functional.pad(input_ids, (0, padding), value=pad_token_id),
-            functional.pad(attention_mask, (0, padding), value=0),
-            functional.pad(token_type_ids, (0, padding), value=0),
-            position_ids,
-            inputs_embeds,
-        )
-
-    return pad
-
-
 def _pad_led(original: Callable[..., Any]) -> Callable[..., Any]:
     """The encoder on tokens padded beforehand: its own ``[:, :-padding_len]`` is empty where ``padding_len`` is 0."""
 
@@ -218,19 +189,6 @@ def _ids_and_masks() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return pairs
 
 
-def _longformer_samples() -> list[tuple[Any, ...]]:
-    from transformers import LongformerConfig, LongformerModel
-
-    config = LongformerConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-        attention_window=[4],
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        model = LongformerModel(config).eval()
-    samples = [(model, ids, mask, torch.zeros_like(ids), None, None, 1) for ids, mask in _ids_and_masks()]
-    return [*samples, (model, ids := samples[-1][1], ids * 0 + 1, ids * 0, ids + 2, None, 1)]
-
-
 def _led_samples() -> list[tuple[Any, ...]]:
     from transformers import LEDConfig
     from transformers.models.led.modeling_led import LEDEncoder
@@ -276,20 +234,14 @@ BLOCKS = "counts its chunks in tensors, which torch.export refuses, and `if is_g
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
-        f"{LONGFORMER}.LongformerModel._pad_to_window_size",
-        symptom="`if padding_len > 0` makes the exported program claim that no length is a multiple of the window",
-        upstream="https://github.com/huggingface/transformers/pull/20292",
-        replacement=_pad_longformer,
-        samples=_longformer_samples,
-        needed_by=LONGFORMER,
-    ),
-    Patch(
         f"{LONGFORMER}.LongformerSelfAttention.forward",
         symptom=BLOCKS,
         upstream="https://github.com/huggingface/optimum/issues/503",
         replacement=_attention,
         samples=_attention_samples(f"{LONGFORMER}.LongformerSelfAttention"),
         needed_by=LONGFORMER,
+        versions=">=5.23",
+        model="longformer",
     ),
     Patch(
         f"{LED}.LEDEncoder.forward",
@@ -298,6 +250,8 @@ PATCHES: tuple[Patch, ...] = (
         replacement=_pad_led,
         samples=_led_samples,
         needed_by=LED,
+        versions=">=5.23",
+        model="led",
     ),
     Patch(
         f"{LED}.LEDEncoderSelfAttention.forward",
@@ -306,5 +260,7 @@ PATCHES: tuple[Patch, ...] = (
         replacement=_attention,
         samples=_attention_samples(f"{LED}.LEDEncoderSelfAttention"),
         needed_by=LED,
+        versions=">=5.23",
+        model="led",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
 from trueport.proof.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    from trueport.proof.quantised import Quantised
 
 
 class NotApplicableError(Exception):
@@ -38,6 +41,8 @@ class Asked:
         maskable: whether the model itself, though perhaps not its graph, takes a mask.
         cached: whether the decoder's graph can go on from an earlier step.
         guards: lengths past which the capture made no promise.
+        prompts: how many ``generate`` is asked with.
+        quantised: how the artefact is quantised; None where it computes in floats.
     """
 
     subject: Subject
@@ -54,6 +59,8 @@ class Asked:
     maskable: bool = True
     cached: bool = True
     guards: tuple[int, ...] = ()
+    prompts: int = 3
+    quantised: Quantised | None = None
 
     @cached_property
     def masked(self) -> bool:
@@ -73,7 +80,7 @@ class Asked:
     def require_mask(self) -> None:
         """Raise NotApplicableError where the model itself takes no mask."""
         if self.inputs.features is not None:
-            raise NotApplicableError("the source is speech of one fixed length, without a mask")
+            raise NotApplicableError("the source has one fixed shape, without a mask")
         if not self.masked and not self.maskable:
             raise NotApplicableError("the model takes no attention_mask")
 
@@ -87,7 +94,7 @@ class Asked:
         if len(self.outputs[name]) > 1 and isinstance(self.outputs[name][1], str):
             return batch.mask == 1
         if self.role == "seq2seq":
-            return np.ones((batch.size, 1), dtype=bool) if batch.ids.ndim == 3 else batch.mask == 1
+            return np.ones((batch.size, 1), dtype=bool) if batch.ids.ndim > 2 else batch.mask == 1
         return rows
 
     def ask(self, batch: Batch) -> dict[str, np.ndarray]:

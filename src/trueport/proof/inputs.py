@@ -24,18 +24,18 @@ class Batch:
 
     Attributes:
         ids: (batch, length) int64, the side that can be padded: an encoder's or decoder's tokens, a seq2seq source;
-            or (batch, features, frames) float for speech.
+            or (batch, features, frames) float for speech, (batch, channels, height, width) for images.
         mask: (batch, length) int64, 1 where ``ids`` is real.
         target: (batch, target_length) int64, the decoder's tokens of a seq2seq model.
         types: (batch, length) int64 token types, where the model reads them.
-        start: the position of the first real token, where positions are given.
+        start: the position of the first real token, where positions are given: one number, or one for each row.
     """
 
     ids: np.ndarray
     mask: np.ndarray
     target: np.ndarray | None = None
     types: np.ndarray | None = None
-    start: int = 0
+    start: int | tuple[int, ...] = 0
 
     @property
     def size(self) -> int:
@@ -50,14 +50,15 @@ class Batch:
     @property
     def positions(self) -> np.ndarray:
         """(batch, length) position of each token among the real ones, as ``generate`` counts them."""
-        return self.start + np.maximum(self.mask.cumsum(-1) - 1, 0)
+        return np.reshape(self.start, (-1, 1)) + np.maximum(self.mask.cumsum(-1) - 1, 0)
 
     def take(self, rows: Sequence[int]) -> Batch:
         """The batch whose row i is this batch's row ``rows[i]``."""
         index = list(rows)
         target = None if self.target is None else self.target[index]
         types = None if self.types is None else self.types[index]
-        return Batch(self.ids[index], self.mask[index], target, types, self.start)
+        start = self.start if isinstance(self.start, int) else tuple(self.start[row] for row in index)
+        return Batch(self.ids[index], self.mask[index], target, types, start)
 
     def trimmed(self, row: int) -> Batch:
         """One row from its first to its last real token."""
@@ -88,11 +89,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long the proof's inputs may be: bounds of the padded side and of the target; None for unbounded."""
+    """How large the proof's inputs may be: bounds of the padded side, of the target, and of rows; None for unbounded."""
 
     length: int | None = None
     target: int | None = None
     shortest: int = 1
+    rows: int | None = None
 
 
 class Inputs:
@@ -103,7 +105,7 @@ class Inputs:
         role: ``encoder``, ``decoder`` or ``seq2seq``.
         seed: of all draws.
         limits: bounds on lengths.
-        features: (features, frames) where the source is speech.
+        features: (features, frames) where the source is speech, (channels, height, width) where it is an image.
         typed: whether the model reads token types.
     """
 
@@ -114,7 +116,7 @@ class Inputs:
         seed: int,
         limits: Limits,
         *,
-        features: tuple[int, int] | None = None,
+        features: tuple[int, ...] | None = None,
         typed: bool = False,
     ) -> None:
         self.config, self.role, self.seed, self.limits = config, role, seed, limits
@@ -143,18 +145,24 @@ class Inputs:
         return length if bound is None else min(length, bound)
 
     def draw(self, case: str, mask: np.ndarray, target: int = 5) -> Batch:
-        """A batch under ``mask``, (batch, length): random tokens, the pad token where the mask is 0."""
+        """A batch under ``mask``, (batch, length): random tokens, the pad token where the mask is 0.
+
+        The real tokens of a row are the first of the row's own stream, wherever the mask puts them: masks of one case and
+        length that differ in where they pad ask about the same rows, and the original answers each of those once.
+        """
         rng = self.rng(case)
+        # The last rows of a family are the more padded ones.
+        mask = mask[-self.limits.rows :] if self.limits.rows is not None else mask
         rows, length = mask.shape
+        types = None
         if self.features is not None:
             ids = rng.standard_normal((rows, *self.features)).astype(np.float32)
             mask = np.ones((rows, 1), dtype=np.int64)
         else:
-            ids = np.where(mask == 1, rng.choice(self.ordinary, (rows, length)), self.pad)
-        types = None
-        if self.typed:
-            split = rng.integers(0, length + 1, (rows, 1))
-            types = (np.arange(length) >= split).astype(np.int64) * mask
+            ids = _placed(mask, rng.choice(self.ordinary, (rows, length)), self.pad)
+            if self.typed:
+                split = rng.integers(0, length + 1, (rows, 1))
+                types = _placed(mask, (np.arange(length) >= split).astype(np.int64), 0)
         drawn = None
         if self.role == "seq2seq":
             drawn = rng.choice(self.ordinary, (rows, self.target_fits(target)))
@@ -195,6 +203,12 @@ def special_ids(config: Any) -> set[int]:
             if name.endswith("_token_id") and value is not None:
                 found.update(entry for entry in np.atleast_1d(value).tolist() if isinstance(entry, int))
     return found
+
+
+def _placed(mask: np.ndarray, streams: np.ndarray, filler: int) -> np.ndarray:
+    """The first entries of each row's stream, (batch, length), in order where the mask is 1; ``filler`` elsewhere."""
+    order = np.maximum(mask.cumsum(axis=-1) - 1, 0)
+    return np.where(mask == 1, np.take_along_axis(streams, order, axis=-1), filler)
 
 
 def left(length: int, pads: Sequence[int]) -> np.ndarray:

@@ -21,8 +21,25 @@ class OriginalError(TrueportError):
     """The original itself refuses these inputs."""
 
 
-REMEMBERED = 4
-"""Answers kept: a clause asks about one batch in several ways."""
+REMEMBERED = 12
+"""Answers kept: a clause asks about one batch in several ways, and about the same rows under other padding."""
+
+
+def widened(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model in float64; experts are looped over, as the grouped kernel knows no float64."""
+    # The weights are widened first and the rest copied around them: never a third copy in memory.
+    tensors = [*model.parameters(), *model.buffers()]
+    wider = {id(tensor): _widened(tensor) for tensor in tensors if tensor.is_floating_point()}
+    wide = copy.deepcopy(model, wider).double()
+    if getattr(wide, "_can_set_experts_implementation", lambda: False)():
+        wide.set_experts_implementation("eager")
+    return wide
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """The same parameter or buffer in float64."""
+    wide = tensor.detach().double()
+    return torch.nn.Parameter(wide, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else wide
 
 
 class Reference:
@@ -39,12 +56,9 @@ class Reference:
         self.takes = signature(model)
         self._memo: dict[Any, dict[str, np.ndarray]] = {}
 
-    def exact(self) -> Reference:
-        """The same model in float64; experts are looped over, as the grouped kernel knows no float64."""
-        wide = copy.deepcopy(self.model).double()
-        if getattr(wide, "_can_set_experts_implementation", lambda: False)():
-            wide.set_experts_implementation("eager")
-        return Reference(wide, self.role, self.names)
+    def exact(self, wide: PreTrainedModel | None = None) -> Reference:
+        """The same in float64; ``wide`` is the model ``widened`` already."""
+        return Reference(widened(self.model) if wide is None else wide, self.role, self.names)
 
     def jittered(self, seed: int) -> Reference:
         """The same model with every weight one unit in the last place up or down."""
@@ -108,7 +122,7 @@ class Reference:
 
     def _feeds(self, batch: Batch, positions: bool) -> dict[str, Any]:
         feeds: dict[str, Any] = {}
-        if batch.ids.ndim == 3:
+        if batch.ids.ndim > 2:
             dtype = next(self.model.parameters()).dtype
             feeds[self.model.main_input_name] = torch.from_numpy(batch.ids).to(dtype)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.words import clean, component_view, count_words, listed, model_name, number, size_words
+from trueport.words import clean, component_view, count_words, listed, model_name, number, program_words, size_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,13 +21,14 @@ CLAUSES = {
     "window": "Lengths past every sliding window, chunk and rope limit match the original.",
     "generate": "Greedy, beam and sampled generation equal the original's, token for token, on ragged prompts.",
     "finite": "Extreme but legal inputs give no NaN and no infinity.",
+    "quality": "Likeliest entries and distributions of a quantised artefact stay the float original's, within its gate.",
     "state": "Two runs over a split input equal one run over the whole.",
     "files": "Every file is the one that was exported.",
     "assets": "Config, generation config and tokenizer are the original's.",
 }
 """What each clause claims, in the order of the proof."""
 
-CORE = tuple(name for name in CLAUSES if name not in ("state", "files", "assets"))
+CORE = tuple(name for name in CLAUSES if name not in ("quality", "state", "files", "assets"))
 """The clauses that every transformer is asked."""
 
 WORDS = {"pass": "pass", "fail": "fail", "not applicable": "n/a"}
@@ -66,7 +67,14 @@ def _worst(clauses: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Map
 
 def _named(clause: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
     """The clause's name, and its component where the proof has several."""
-    return f"{clause['clause']} ({clause['component']})" if _several(proof) else str(clause["clause"])
+    return f"{clause['clause']} ({_part(clause, proof)})" if _several(proof) else str(clause["clause"])
+
+
+def _part(clause: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
+    """The clause's component; its target alone where all targets' components are the same."""
+    target, colon, rest = str(clause["component"]).partition(": ")
+    same = len({str(c["component"]).partition(": ")[2] for c in proof["clauses"]} - {""}) == 1
+    return target if colon and rest and same else str(clause["component"])
 
 
 def _several(proof: Mapping[str, Any]) -> bool:
@@ -163,7 +171,7 @@ def table(proof: Mapping[str, Any]) -> Table:
         passed, dimmed = status == "pass", COLOURS[status] if status == "not applicable" else ""
         cells = [
             Text(clause["clause"], style=COLOURS[status] if status == "fail" else ""),
-            *([Text(clause["component"])] if several else []),
+            *([Text(_part(clause, proof))] if several else []),
             Text(WORDS[status], style=COLOURS[status]),
             Text(str(len(clause["cases"])) if clause["cases"] else "–"),
             Text("–" if worst is None else _ratio_words(*worst)),
@@ -204,6 +212,7 @@ def html(proof: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
         versions=list(manifest.get("versions", {}).items()),
         patches=[_patch(entry) for entry in manifest.get("patches", [])],
         compared=proof.get("reference") is not None,
+        programs=program_words(manifest),
         bar_width=int(BAR),
     )
 
@@ -244,7 +253,7 @@ def _clause_view(index: int, clause: Mapping[str, Any], proof: Mapping[str, Any]
     return {
         "anchor": f"clause-{index}",
         "name": clause["clause"],
-        "component": clause["component"] if _several(proof) else "",
+        "component": _part(clause, proof) if _several(proof) else "",
         "claim": CLAUSES.get(clause["clause"], ""),
         "status": clause["status"],
         "kind": WORDS[clause["status"]].replace("/", ""),

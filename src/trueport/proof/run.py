@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy as np
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES, check_names
 from trueport.proof.inputs import Batch, Inputs, Limits, left
+from trueport.proof.quantised import Quantised
+from trueport.proof.quantised import ask as ask_quantised
+from trueport.proof.quantised import tolerance as quantised_tolerance
 from trueport.proof.reference import Reference
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.subject import Session, subject_of
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEED = 7
+PROMPTS = 3
+"""Prompts that ``generate`` is asked with."""
+PROMPTS_KEPT = 40
+"""The same for a program that keeps its cache: source after source, so that what a reset left behind would show."""
 Progress = Callable[[str], None]
 """Called with each clause's name as it starts."""
 
@@ -36,9 +44,11 @@ def prove(
     depth: int,
     runnable: Any = None,
     guards: Sequence[int] = (),
+    quantised: Quantised | None = None,
     clauses: Sequence[str] | None = None,
     seed: int = SEED,
     progress: Progress | None = None,
+    wide: PreTrainedModel | None = None,
 ) -> Proof:
     """Ask every clause.
 
@@ -51,14 +61,20 @@ def prove(
         depth: operators in a row, for the tolerance without the original.
         runnable: the loaded artefact with ``generate``.
         guards: lengths past which the capture made no promise.
+        quantised: how the artefact is quantised; it is then judged by ``proof/quantised.py``.
         clauses: names of those to ask; None asks all.
         seed: of all inputs.
         progress: told each clause's name.
+        wide: the original in float64, where that was made already.
     """
-    asked = _asked(sessions, role, config, original, dtype, depth, runnable, seed, guards)
+    asked = _asked(sessions, role, config, original, wide, dtype, depth, runnable, seed, guards)
+    if quantised is not None:
+        asked = replace(asked, quantised=quantised, tolerance=quantised_tolerance(quantised))
     component = "encoder, decoder" if role == "seq2seq" else "model"
     results = []
     for name in check_names(clauses):
+        if name == "quality" and quantised is None and clauses is None:
+            continue
         if progress is not None:
             progress(name)
         results.append(_judge(name, component, asked))
@@ -66,16 +82,23 @@ def prove(
 
 
 def _judge(name: str, component: str, asked: Asked) -> ClauseResult:
+    quantised = asked.quantised is not None
+    return judged(name, component, lambda: ask_quantised(name, asked) if quantised else CLAUSES[name](asked))
+
+
+def judged(name: str, component: str, ask: Callable[[], Sequence[Case]]) -> ClauseResult:
+    """One clause's verdict from its cases."""
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            cases = tuple(CLAUSES[name](asked))
+            cases = tuple(ask())
     except NotApplicableError as reason:
         return ClauseResult(name, component, NOT_APPLICABLE, str(reason))
     failed = [case for case in cases if case.failed]
     if failed:
         return ClauseResult(name, component, FAIL, _in_words(max(failed, key=lambda case: case.ratio)), cases)
-    notes = list(dict.fromkeys(case.note for case in cases if "original" in case.note))
+    told = cases if name == "quality" else [case for case in cases if "original" in case.note]
+    notes = list(dict.fromkeys(case.note for case in told))
     return ClauseResult(name, component, PASS, "; ".join(notes), cases)
 
 
@@ -91,6 +114,7 @@ def _asked(
     role: str,
     config: Any,
     original: PreTrainedModel | None,
+    wide: PreTrainedModel | None,
     dtype: str,
     depth: int,
     runnable: Any,
@@ -98,19 +122,23 @@ def _asked(
     guards: Sequence[int],
 ) -> Asked:
     padded = sessions["encoder" if role == "seq2seq" else "model"].interface
-    outputs = {tensor.name: tensor.shape for session in sessions.values() for tensor in session.interface.plain_outputs}
+    interfaces = [session.interface for session in sessions.values()]
+    # What the encoder projects for its decoder alone, the original does not give out.
+    handed = {pair.output for interface in interfaces for pair in interface.state}
+    outputs = {t.name: t.shape for interface in interfaces for t in interface.plain_outputs if t.name not in handed}
     last = sessions["decoder" if role == "seq2seq" else "model"].interface
     side = "encoder_sequence_length" if role == "seq2seq" else "sequence_length"
     shortest = next((entry.minimum for entry in padded.dimensions if entry.name == side), 1)
-    limits = Limits(_maximum(padded, side), _maximum(last, "sequence_length"), max(shortest, 1))
+    rows = _maximum(last, "batch_size")
+    limits = Limits(_maximum(padded, side), _maximum(last, "sequence_length"), max(shortest, 1), rows)
     source = padded.inputs[0]
-    features = tuple(source.shape[1:]) if len(source.shape) == 3 else None
+    features = tuple(source.shape[1:]) if len(source.shape) >= 3 else None
     typed = padded.has_input("token_type_ids")
     inputs = Inputs(config, role, seed, limits, features=features, typed=typed)  # type: ignore[arg-type]
     own = exact = None
     if original is not None:
         own = Reference(original, role, list(outputs))
-        exact = own.exact()
+        exact = own.exact(wide)
     widest = max([0, *windows(config)])
     lengths = (7 if widest == 0 else min(2 * widest + 3, 64), 33)
     masked = padded.has_input("attention_mask")
@@ -120,7 +148,8 @@ def _asked(
     tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
     return Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
-        maskable=_takes_mask(config, original), cached=bool(last.state), guards=tuple(guards),
+        maskable=_takes_mask(config, original), cached=bool(last.state or last.kept), guards=tuple(guards),
+        prompts=PROMPTS_KEPT if role == "seq2seq" and last.kept else PROMPTS,
     )  # fmt: skip
 
 
@@ -167,11 +196,7 @@ def _tolerance(
 def _typical(inputs: Inputs, masked: bool) -> list[Batch]:
     """Batches like those that the clauses ask."""
     length = inputs.fits(24)
-    pads = [0, min(2, length - 1), min(5, length - 1), 0] if masked else [0] * 4
-    return [
-        inputs.draw("floor whole", left(length, [0] * 4), target=12),
-        inputs.draw("floor padded", left(length, pads), target=12),
-    ]
+    return [inputs.draw("floor", left(length, [0, min(5, length - 1) if masked else 0]), target=12)]
 
 
 def _finite(exact: Reference, inputs: Inputs, masked: bool) -> bool:

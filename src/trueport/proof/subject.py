@@ -24,8 +24,8 @@ class Session(Protocol):
         """Plain inputs and a state to plain outputs and the next state."""
         ...
 
-    def empty_state(self, batch: int) -> Any:
-        """The state before the first step."""
+    def empty_state(self, batch: int, given: Mapping[str, Any] | None = None) -> Any:
+        """The state before the first step; it may begin with what the encoder gave out."""
         ...
 
 
@@ -78,7 +78,8 @@ class DecoderSubject:
         self, batch: Batch, chunks: Sequence[int], reorder: Mapping[int, Sequence[int]] | None = None
     ) -> np.ndarray:
         """Logits over the cache in the given chunks."""
-        state = self.session.empty_state(batch.size) if self.session.interface.state else None
+        interface = self.session.interface
+        state = self.session.empty_state(batch.size) if interface.state or interface.kept else None
         start, pieces = 0, list[np.ndarray]()
         for index, size in enumerate(chunks):
             if reorder and index in reorder:
@@ -102,17 +103,16 @@ class Seq2SeqSubject:
     def __init__(self, encoder: Session, decoder: Session) -> None:
         self.encoder, self.decoder = encoder, decoder
 
-    def encode(self, batch: Batch) -> np.ndarray:
-        """(batch, length, hidden) states of the source."""
-        if batch.ids.ndim == 3:
-            return self.encoder.run({self.encoder.interface.inputs[0].name: batch.ids})["last_hidden_state"]
-        return self.encoder.run(text_feeds(self.encoder.interface, batch))["last_hidden_state"]
+    def encode(self, batch: Batch) -> dict[str, np.ndarray]:
+        """``last_hidden_state`` of the source, (batch, length, hidden), and what else the encoder gives to the decoder."""
+        return self.encoder.run(text_feeds(self.encoder.interface, batch))
 
     def forward(self, batch: Batch) -> dict[str, np.ndarray]:
         """``last_hidden_state`` of the encoder and ``logits`` of the whole target."""
-        states = self.encode(batch)
+        encoded = self.encode(batch)
         assert batch.target is not None
-        return {"last_hidden_state": states, "logits": self._decode(batch, states, [batch.target.shape[1]])}
+        logits = self._decode(batch, encoded, [batch.target.shape[1]])
+        return {"last_hidden_state": encoded["last_hidden_state"], "logits": logits}
 
     def decode(
         self, batch: Batch, chunks: Sequence[int], reorder: Mapping[int, Sequence[int]] | None = None
@@ -123,11 +123,12 @@ class Seq2SeqSubject:
     def _decode(
         self,
         batch: Batch,
-        states: np.ndarray,
+        encoded: Mapping[str, np.ndarray],
         chunks: Sequence[int],
         reorder: Mapping[int, Sequence[int]] | None = None,
     ) -> np.ndarray:
-        state = self.decoder.empty_state(batch.size)
+        state = self.decoder.empty_state(batch.size, encoded)
+        states = encoded["last_hidden_state"]
         start, pieces = 0, list[np.ndarray]()
         for index, size in enumerate(chunks):
             if reorder and index in reorder:
@@ -138,6 +139,7 @@ class Seq2SeqSubject:
                 "input_ids": batch.decoded[:, start : start + size],
                 "encoder_hidden_states": states,
                 "encoder_attention_mask": batch.mask,
+                "decoder_attention_mask": np.ones((batch.size, start + size), dtype=np.int64),
             }
             outputs, state = self.decoder.step(_only(self.decoder.interface, feeds), state)
             pieces.append(outputs["logits"])
@@ -156,6 +158,8 @@ def subject_of(role: str, sessions: Mapping[str, Session]) -> Subject:
 
 def text_feeds(interface: Interface, batch: Batch) -> dict[str, np.ndarray]:
     """The batch under the names that the interface takes."""
+    if batch.ids.ndim > 2:
+        return _only(interface, {interface.inputs[0].name: batch.ids})
     feeds = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
     feeds["token_type_ids"] = np.zeros_like(batch.mask) if batch.types is None else batch.types
     return _only(interface, feeds)
@@ -163,7 +167,7 @@ def text_feeds(interface: Interface, batch: Batch) -> dict[str, np.ndarray]:
 
 def _only(interface: Interface, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Those of the feeds that the graph takes, in the dtypes that it takes."""
-    from trueport.targets.onnx.session import numpy_dtype
+    from trueport.dtypes import numpy_dtype
 
     return {
         tensor.name: np.ascontiguousarray(feeds[tensor.name].astype(numpy_dtype(tensor.dtype), copy=False))

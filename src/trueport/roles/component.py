@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trueport.errors import CaptureError
 from trueport.interface import Interface, Tensor, terms
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ TRACE_SIZES = {
 class Component:
     """One graph to be: ``module(**inputs)`` returns a dict of tensors, named as in ``interface``.
 
-    ``stem`` is the file's name without its ending. ``sizes`` are the dimension sizes of the traced sample.
+    ``stem`` is the file's name without its ending. ``sizes`` are the dimension sizes of the traced sample. ``bounded``
+    components state each dimension's largest size, by which a runtime plans its memory. ``feeds`` is the sample to trace,
+    where not any will do.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Component:
     module: nn.Module
     interface: Interface
     sizes: Mapping[str, int]
+    bounded: bool = False
+    feeds: Mapping[str, torch.Tensor] | None = None
 
 
 def sample(interface: Interface, sizes: Mapping[str, int], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -125,6 +130,23 @@ def signature(module: nn.Module | type[nn.Module]) -> set[str]:
     import inspect
 
     return set(inspect.signature(module.forward).parameters)
+
+
+def image_input(model: PreTrainedModel) -> Tensor:
+    """Pixels of the one size that the model's table of patches serves, (batch, channels, height, width).
+
+    Raises:
+        CaptureError: the config names no size.
+    """
+    size = getattr(model.config, "image_size", None)
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    channels = getattr(model.config, "num_channels", None)
+    if len(sides) != 2 or not isinstance(channels, int):
+        raise CaptureError(
+            f"The config of {type(model).__name__} names no image_size and num_channels",
+            "Trueport exports vision models of one size, which the config has to tell.",
+        )
+    return Tensor(model.main_input_name, float_dtype(model), ("batch_size", channels, *sides))
 
 
 def text_inputs(config: Any, names: set[str], length: str) -> list[Tensor]:

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from trueport.interface import Dimension, Interface, Tensor
-from trueport.roles.component import Component, position_bound, sample, signature, text_inputs, trace_sizes
+from trueport.roles.component import (
+    Component,
+    image_input,
+    position_bound,
+    sample,
+    signature,
+    text_inputs,
+    trace_sizes,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,19 +52,23 @@ def components(model: PreTrainedModel, *, untrained: tuple[str, ...] = ()) -> li
         untrained: outputs that no checkpoint trained (a pooler without weights); they are left out.
     """
     constants = {"use_cache": False} if "use_cache" in signature(model) else {}
-    bound, because = position_bound(model)
-    inputs = tuple(text_inputs(model.config, signature(model), "sequence_length"))
-    shortest = shortest_length(model, inputs)
-    interface = Interface(
-        inputs=inputs,
-        outputs=(),
-        dimensions=(Dimension("batch_size"), Dimension("sequence_length", shortest, bound, because)),
-    )
+    interface = _image_interface(model) if model.main_input_name == "pixel_values" else _text_interface(model)
     names = _outputs(model, interface, constants, untrained)
     interface = interface.with_outputs(Tensor(name, "float32", ()) for name in names)
     module = EncoderModule(model, names, constants)
     sizes = trace_sizes(interface, sequence_length=trace_length(model.config))
     return [Component("model", "model", module, interface, sizes)]
+
+
+def _text_interface(model: PreTrainedModel) -> Interface:
+    bound, because = position_bound(model)
+    inputs = tuple(text_inputs(model.config, signature(model), "sequence_length"))
+    length = Dimension("sequence_length", shortest_length(model, inputs), bound, because)
+    return Interface(inputs, (), (Dimension("batch_size"), length))
+
+
+def _image_interface(model: PreTrainedModel) -> Interface:
+    return Interface((image_input(model),), (), (Dimension("batch_size"),))
 
 
 def trace_length(config: Any) -> int:

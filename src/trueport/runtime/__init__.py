@@ -28,9 +28,12 @@ def load(
     Raises:
         ArtifactError: the folder is not an artefact, a file is missing, or no runtime can run it.
     """
-    from trueport.runtime.loading import load as open_folder
+    from trueport.quiet import quiet
 
-    return open_folder(Path(folder), runtime=runtime, memory=memory, threads=threads)
+    with quiet():
+        from trueport.runtime.loading import load as open_folder
+
+        return open_folder(Path(folder), runtime=runtime, memory=memory, threads=threads)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from trueport.errors import RunError
+from trueport.interface import PAST
 from trueport.runtime.protocol import Session, State
-
-PAST = "past_sequence_length"
-"""The dimension that grows with every token."""
 
 
 class RuntimeCache(Cache):
@@ -27,10 +25,6 @@ class RuntimeCache(Cache):
         super().__init__(layers=[])
         self.session = session
         self.state = state
-        interface = session.interface
-        self._grown = {p.input: p.axis for p in interface.state if interface.input(p.input).shape[p.axis] == PAST}
-        self._fixed = [pair for pair in interface.state if pair.initial != "empty"]
-        self._first = next(iter(self._grown.items()), None)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -42,7 +36,9 @@ class RuntimeCache(Cache):
 
     def __len__(self) -> int:
         """Number of layers."""
-        return len({name.rpartition(".")[0] for name in self._grown})
+        interface = self.session.interface
+        names = [*interface.state_inputs, *(tensor.name for tensor in interface.kept)]
+        return len({name.rpartition(".")[0] for name in names if ".encoder." not in name})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RuntimeCache:
         """A cache that goes its own way from here: states are never changed in place, so the buffers are shared."""
@@ -50,9 +46,7 @@ class RuntimeCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens in the cache, equally many in every layer."""
-        if self.state is None or self._first is None:
-            return 0
-        return self.state.length(*self._first)
+        return 0 if self.state is None else self.session.sizes(self.state).get(PAST, 0)
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """Tokens that the model has positions for; -1 where nothing bounds them."""
@@ -66,9 +60,7 @@ class RuntimeCache(Cache):
     @property
     def batch_size(self) -> int:
         """Rows in the cache; -1 before the first step."""
-        if self.state is None or not self.session.interface.state:
-            return -1
-        return self.state.length(self.session.interface.state[0].input, 0)
+        return -1 if self.state is None else self.session.sizes(self.state).get("batch_size", -1)
 
     @property
     def is_compileable(self) -> bool:
@@ -83,7 +75,8 @@ class RuntimeCache(Cache):
     @property
     def is_croppable(self) -> bool:
         """Whether ``crop`` undoes steps; a recurrent state cannot go back."""
-        return bool(self._grown) and not self._fixed
+        interface = self.session.interface
+        return bool(interface.kept) or all(pair.initial == "empty" for pair in interface.state)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -110,9 +103,7 @@ class RuntimeCache(Cache):
             raise RunError(f"crop takes the number of tokens to drop as a negative number, not {tokens_to_remove}")
         if tokens_to_remove == 0 or self.state is None:
             return
-        if not self.is_croppable:
-            raise RunError(f"The state of {self.session.path.name} cannot go back by {-tokens_to_remove} tokens")
-        self.state = self.state.shorten(self._grown, -tokens_to_remove)
+        self.state = self.session.shorten(self.state, -tokens_to_remove)
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
         """The graph itself appends to the cache."""

@@ -51,7 +51,7 @@ class Feeder:
         for name, declared in self.tensors.items():
             if name not in feeds:
                 feeds[name] = self._default(declared, feeds, sizes)
-            elif name == "position_ids" and feeds[name].shape[0] != sizes["batch_size"]:
+            elif name == "position_ids" and feeds[name].shape[0] != sizes.get("batch_size", 1):
                 feeds[name] = feeds[name].expand(sizes["batch_size"], -1)
         for name, tensor in feeds.items():
             self._check_sums(self.tensors[name], tensor, sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,12 @@ class GenerativeModel(TrueportModel, GenerationMixin):
             raise RunError(f"past_key_values is a {kind} that is not this model's", "Begin with model.new_cache().")
         return cache
 
-    def _decode(self, inputs: dict[str, Any], cache: Any, use_cache: bool | None) -> tuple[torch.Tensor, Any]:
+    def _decode(
+        self, inputs: dict[str, Any], cache: Any, use_cache: bool | None, encoded: Any = None
+    ) -> tuple[torch.Tensor, Any]:
         """Logits (batch, new, vocabulary), and the grown cache where one is wanted."""
         cache = None if cache is None else self._own(cache)
-        outputs, state = self.main.run(inputs, None if cache is None else cache.state)
+        outputs, state = self.main.run(inputs, None if cache is None else cache.state, encoded)
         if cache is None and use_cache is not False:
             cache = self.new_cache()
         if cache is not None:
@@ -112,6 +115,9 @@ class Encoder:
             inputs.pop("attention_mask", None)  # of features: their encoder reads every frame, padded or not
         outputs, _ = self.component.run(inputs)
         result = BaseModelOutput(last_hidden_state=outputs["last_hidden_state"])
+        for name, tensor in outputs.items():  # a decoder may begin with the keys and values that its encoder projects
+            if name not in result:
+                result[name] = tensor
         return result if return_dict else result.to_tuple()
 
 
@@ -148,11 +154,13 @@ class Seq2SeqModel(GenerativeModel):
         if encoded is None:
             encoded = self.encoder(**inputs)
         states = encoded[0]
-        feeds["encoder_hidden_states"] = states
+        if self.main.session.interface.has_input("encoder_hidden_states"):
+            feeds["encoder_hidden_states"] = states
         if self._masked:
-            feeds["encoder_attention_mask"] = mask
+            feeds["encoder_attention_mask"] = torch.ones(states.shape[:2], dtype=torch.long) if mask is None else mask
         elif self.main_input_name == "input_ids":
             feeds["attention_mask"] = mask
-        logits, cache = self._decode(feeds, cache, use_cache)
+        given = encoded if isinstance(encoded, Mapping) else None
+        logits, cache = self._decode(feeds, cache, use_cache, given)
         result = Seq2SeqLMOutput(logits=logits, past_key_values=cache, encoder_last_hidden_state=states)
         return result if return_dict else result.to_tuple()

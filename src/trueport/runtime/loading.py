@@ -29,7 +29,8 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
     if not isinstance(manifest.get("components"), dict) or not manifest["components"]:
         raise ArtifactError(f"{folder / MANIFEST} names no components", "Export again.")
     sessions = {
-        name: _open(folder, name, entry, runtime, memory, threads) for name, entry in manifest["components"].items()
+        name.rpartition("/")[2]: _open(folder, name, entry, memory, threads)
+        for name, entry in _of_runtime(folder, manifest["components"], runtime).items()
     }
     source = manifest.get("source") or {}
     role = source.get("role") or _role(sessions)
@@ -39,9 +40,18 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
     return kind(folder, config, _generation_config(folder, config), sessions, source.get("task"))
 
 
-def _open(
-    folder: Path, name: str, entry: Mapping[str, Any], runtime: str | None, memory: str, threads: int | None
-) -> Session:
+def _of_runtime(folder: Path, components: Mapping[str, Any], runtime: str | None) -> dict[str, Any]:
+    """The components of one target: of the first that the manifest names, unless another is asked for."""
+    targets = [entry.get("target") if isinstance(entry, dict) else None for entry in components.values()]
+    wanted = targets[0] if runtime is None else runtime
+    if wanted not in targets:
+        raise ArtifactError(
+            f"{folder.name} was exported to {', '.join(sorted(set(map(str, targets))))}, not to {wanted}"
+        )
+    return {name: entry for (name, entry), target in zip(components.items(), targets, strict=True) if target == wanted}
+
+
+def _open(folder: Path, name: str, entry: Mapping[str, Any], memory: str, threads: int | None) -> Session:
     try:
         target, file = entry["target"], PurePosixPath(entry["file"])
         interface = Interface.from_json(entry)
@@ -49,14 +59,12 @@ def _open(
         raise ArtifactError(f"{folder / MANIFEST} describes the component {name} incompletely: {error!r}") from error
     if target not in target_names():
         raise ArtifactError(f"{folder.name} was exported to {target}, which this Trueport cannot run")
-    if runtime is not None and target != runtime:
-        raise ArtifactError(f"{folder.name} was exported to {target}, not to {runtime}")
     if file.is_absolute() or ".." in file.parts:
         raise ArtifactError(f"{folder / MANIFEST} points out of its folder: {file}")
     path = folder / file
     if not path.is_file():
         raise ArtifactError(f"{folder} lacks {file}", "Export again.")
-    return find_target(target).open(path, interface, memory=memory, threads=threads)
+    return find_target(target).open(path, interface, entry=entry, memory=memory, threads=threads)
 
 
 def _role(sessions: Mapping[str, Session]) -> str:
@@ -64,7 +72,7 @@ def _role(sessions: Mapping[str, Session]) -> str:
     if "encoder" in sessions and "decoder" in sessions:
         return "seq2seq"
     interface = next(iter(sessions.values())).interface
-    return "decoder" if interface.state and interface.has_input("input_ids") else "encoder"
+    return "decoder" if (interface.state or interface.kept) and interface.has_input("input_ids") else "encoder"
 
 
 def _check_components(folder: Path, role: str, sessions: Mapping[str, Session]) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from trueport.errors import RunError
-from trueport.interface import Interface, terms
+from trueport.interface import PAST, Interface, terms
 from trueport.runtime.feeds import Feeder
 from trueport.runtime.outputs import make_output, output_kind
 from trueport.runtime.protocol import Session, State
@@ -26,28 +26,40 @@ class Component:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.feeder = Feeder(session.path.name, session.interface)
-        self._lengths = {
-            terms(axis)[0]: (pair.input, index)
-            for pair in session.interface.state
-            for index, axis in enumerate(session.interface.input(pair.input).shape)
-            if index and len(terms(axis)) == 1
-        }
+        interface = session.interface
+        begun = [pair for pair in interface.state if pair.initial == "empty"]
+        fed = {axis for tensor in interface.plain_inputs for axis in tensor.shape}
+        axes = [axis for pair in begun for axis in interface.input(pair.input).shape[1:] if len(terms(axis)) == 1]
+        axes = [axis for axis in axes if axis not in fed]
+        self._empty = dict.fromkeys([str(axis) for axis in axes] + ([PAST] if interface.kept else []), 0)
+        self.stateful = bool(interface.state or interface.kept)
+        self.named = any(interface.input(pair.input).shape[:1] != ("batch_size",) for pair in interface.state)
 
-    def run(self, given: Mapping[str, Any], state: State | None = None) -> tuple[dict[str, torch.Tensor], State]:
-        """Inputs by name and a state to outputs by name and the next state; None is the state before the first step."""
+    def run(
+        self, given: Mapping[str, Any], state: State | None = None, encoded: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, torch.Tensor], State]:
+        """Inputs by name and a state to outputs by name and the next state.
+
+        Args:
+            given: plain inputs by name.
+            state: None is the state before the first step.
+            encoded: the encoder's outputs, with which a first state may begin.
+        """
         feeds = self.feeder(given, self._past(state))
-        if state is None and self.session.interface.state:
-            state = self.session.empty_state(len(next(iter(feeds.values()))))
+        if state is None and self.stateful:
+            rows = self._sizes(feeds) if self.named else len(next(iter(feeds.values())))
+            state = self.session.empty_state(rows, encoded)
         return self.session.advance(feeds, state)
+
+    def _sizes(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Sizes of the dimensions that the inputs decide."""
+        shapes = [(t.shape, feeds[t.name].shape) for t in self.session.interface.plain_inputs]
+        axes = [pair for names, sizes in shapes for pair in zip(names, sizes, strict=True)]
+        return {name: size for name, size in axes if isinstance(name, str)}
 
     def _past(self, state: State | None) -> dict[str, int]:
         """Sizes of the state's dimensions."""
-        if state is None:
-            return dict.fromkeys(self._lengths, 0)
-        sizes = {name: state.length(*place) for name, place in self._lengths.items()}
-        if self.session.interface.state:
-            sizes["batch_size"] = state.length(self.session.interface.state[0].input, 0)
-        return sizes
+        return dict(self._empty) if state is None else self.session.sizes(state)
 
 
 class TrueportModel:

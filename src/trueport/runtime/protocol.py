@@ -19,14 +19,8 @@ class State(Protocol):
     def take(self, rows: torch.Tensor) -> State:
         """The state whose row i is this state's row ``rows[i]``."""
 
-    def shorten(self, axes: Mapping[str, int], count: int) -> State:
-        """The state without the last ``count`` entries along ``axes[name]``."""
-
-    def length(self, name: str, axis: int) -> int:
-        """Length of one tensor's axis."""
-
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Views of the buffers by input name."""
+        """What the state consists of, by name."""
 
 
 class Session(Protocol):
@@ -35,8 +29,17 @@ class Session(Protocol):
     path: Path
     interface: Interface
 
-    def empty_state(self, batch: int) -> State:
-        """The state before the first step."""
+    def empty_state(self, batch: Any, given: Mapping[str, Any] | None = None) -> Any:
+        """The state before the first step, of so many rows; it may begin with what the encoder gave out.
+
+        Where a state has no batch as its first axis, ``batch`` are the sizes of dimensions by name.
+        """
+
+    def sizes(self, state: Any) -> dict[str, int]:
+        """Sizes of the dimensions that a state decides: ``batch_size``, ``past_sequence_length``."""
+
+    def shorten(self, state: Any, count: int) -> Any:
+        """The state without its last ``count`` tokens; RunError where a state cannot go back."""
 
     def advance(self, feeds: Mapping[str, torch.Tensor], state: Any) -> tuple[dict[str, torch.Tensor], Any]:
         """Plain inputs and a state of this session, or None, to plain outputs and the next state, without copies."""

@@ -18,6 +18,7 @@ def stream(
     *,
     seed: int = 0,
     memory: str = "fast",
+    runtime: str | None = None,
     file: IO[str] | None = None,
 ) -> str:
     """Generate from ``text``, writing each piece as soon as it is certain; returns the whole.
@@ -27,13 +28,13 @@ def stream(
         text: the prompt, or a seq2seq model's source.
         options: for ``generate``. More than one beam cannot be streamed and is written at its end.
         seed: of torch's generator.
-        memory: as ``load`` takes it.
+        memory, runtime: as ``load`` takes them.
         file: where to write; stdout when None.
     """
     import torch
 
     out = sys.stdout if file is None else file
-    model = load(folder, memory=memory)
+    model = load(folder, memory=memory, runtime=runtime)
     if not model.can_generate():
         raise RunError(f"{folder} holds an encoder, which generates no text", "Call it from Python: trueport.load().")
     tokenizer = _tokenizer(folder)

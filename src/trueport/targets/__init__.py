@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trueport.errors import TrueportError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from trueport.capture import Captured
     from trueport.interface import Interface
+    from trueport.roles import Component
     from trueport.runtime.protocol import Session
 
+Again = Callable[[Mapping[str, Any]], set[str]]
+"""Changed options to the names of the clauses that fail with them."""
 GROUP = "trueport.targets"
 """Entry point group: a package of its own adds a target by naming a class there."""
 
@@ -28,18 +33,42 @@ class Lowered:
         interface: what the file takes and gives.
         guards: sizes past which torch made no promise.
         depth: operators in the graph; the proof's tolerance without an original grows with its square root.
+        extra: what else the target's ``open`` needs, and what the report tells; JSON.
     """
 
     file: str
     interface: Interface
     depth: int
     guards: tuple[int, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Target(Protocol):
-    """A runtime to export to."""
+    """A runtime to export to.
+
+    One that has a method ``check(options)`` quantises: it refuses what it cannot do before the model is loaded, and
+    names what it did under ``quantize`` in the ``extra`` of what it lowered.
+
+    Attributes:
+        packages: the distributions whose versions the manifest names.
+    """
 
     name: str
+    packages: tuple[str, ...]
+
+    def components(
+        self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
+    ) -> list[Component]:
+        """What to capture, in the form that the runtime takes."""
+        ...
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that the target does not know, before the model is loaded.
+
+        Raises:
+            TrueportError: it says which, and what to give.
+        """
+        ...
 
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write every captured program below ``folder``, the artefact's root; by component name.
@@ -49,10 +78,26 @@ class Target(Protocol):
         """
         ...
 
+    def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
+        """Why clauses failed, as far as exporting again in other ways can tell; words by clause.
+
+        Args:
+            failed: names of the clauses.
+            again: exports with these options changed and gives the names of those clauses that fail then.
+            options: of the export that failed.
+        """
+        ...
+
     def open(
-        self, path: Path, interface: Interface | None, *, memory: str = "fast", threads: int | None = None
+        self,
+        path: Path,
+        interface: Interface | None,
+        *,
+        entry: Mapping[str, Any],
+        memory: str = "fast",
+        threads: int | None = None,
     ) -> Session:
-        """A file that ``lower`` wrote, ready to run.
+        """A file that ``lower`` wrote, ready to run; ``entry`` is the component's part of the manifest.
 
         Raises:
             ArtifactError: the runtime cannot open it.
@@ -63,6 +108,18 @@ class Target(Protocol):
 def target_names() -> list[str]:
     """Every installed target."""
     return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def find_targets(names: str) -> list[Target]:
+    """The targets in a list such as ``onnx,executorch``.
+
+    Raises:
+        TrueportError: one of them is not installed, or is named twice.
+    """
+    listed = [name.strip() for name in names.split(",")]
+    if len(set(listed)) < len(listed):
+        raise TrueportError(f"{names} names a target twice", "Name each once.")
+    return [find_target(name) for name in listed]
 
 
 def find_target(name: str) -> Target:

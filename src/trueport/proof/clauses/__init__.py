@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked
-from trueport.proof.clauses import cache, causal, finite, generate, inert, padding, shapes, window
+from trueport.proof.clauses import cache, causal, finite, generate, inert, padding, quality, shapes, state, window
 from trueport.proof.result import Case
 
 CLAUSES: dict[str, Callable[[Asked], Sequence[Case]]] = {
@@ -18,6 +18,8 @@ CLAUSES: dict[str, Callable[[Asked], Sequence[Case]]] = {
     "window": window.ask,
     "generate": generate.ask,
     "finite": finite.ask,
+    "state": state.ask,
+    "quality": quality.ask,
 }
 """Each clause's question by its name; it raises NotApplicableError where it has none."""
 

@@ -26,7 +26,9 @@ def ask(asked: Asked) -> list[Case]:
     for chunks in chunkings(length):
         cases.append(stepped(asked, f"chunks {words(chunks)}", batch, chunks))
     half = length // 2
-    beams = {1: [1, 1, 0], 2: [2, 0, 0]}
+    beams = {
+        step: [row % batch.size for row in rows[: batch.size]] for step, rows in {1: [1, 1, 0], 2: [2, 0, 0]}.items()
+    }
     cases.append(stepped(asked, "rows reordered and repeated", batch, [half, 1, length - half - 1], beams))
     return cases
 

@@ -24,7 +24,7 @@ def ask(asked: Asked) -> list[Case]:
         except TrueportError as error:
             cases.append(asked.refused(name, batch, error))
             continue
-        past = np.zeros((2, length), dtype=bool)
+        past = np.zeros((batch.size, length), dtype=bool)
         past[:, :position] = True
         cases.append(asked.compare(name, other, {"logits": after["logits"]}, before, only={"logits": past}))
     return cases

@@ -47,7 +47,7 @@ def _extremes(asked: Asked) -> Iterator[tuple[str, Batch]]:
     yield "one token", inputs.full("one token", 1, 1)
     if inputs.features is not None:
         batch = inputs.full("silence", 2, length)
-        yield "silence", Batch(np.zeros_like(batch.ids), batch.mask, batch.target, batch.types)
+        yield "all zeros", Batch(np.zeros_like(batch.ids), batch.mask, batch.target, batch.types)
         return
     for name, token in (("the first token only", 0), ("the last token only", inputs.vocabulary - 1)):
         batch = inputs.full(name, 2, length)

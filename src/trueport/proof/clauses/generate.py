@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.inputs import Batch, left, right
 from trueport.proof.result import Case
 
-NEW_TOKENS = 8
+NEW_TOKENS = 6
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"num_beams": 1, "do_sample": False},
     "beam 3": {"num_beams": 3, "do_sample": False},
     "sampling": {"num_beams": 1, "do_sample": True, "top_k": 20, "temperature": 1.0, "top_p": 1.0},
 }
 """Options of ``generate`` by the case's name."""
+BEAMED = 6
+"""Prompts under beam search at the most, of which each takes several rows."""
 NUDGES = 3
 """How often the original is asked whether rounding alone changes its tokens."""
 
@@ -34,37 +37,80 @@ def ask(asked: Asked) -> list[Case]:
     new = asked.inputs.target_fits(NEW_TOKENS + 7) - 7
     if new < 1:
         raise NotApplicableError("the model takes too few tokens to generate")
-    batch = _prompts(asked)
     cases = []
     for name, options in WAYS.items():
         options = {"max_new_tokens": new, "min_new_tokens": min(3, new), "use_cache": True} | options
-        cases.append(_one(asked, name, batch, options))
+        cases.append(_way(asked, name, options))
     return cases
 
 
-def _prompts(asked: Asked) -> Batch:
+def _way(asked: Asked, name: str, options: dict[str, Any]) -> Case:
+    """All prompts under one way to choose tokens; as many at once as the artefact takes."""
+    beams = options["num_beams"]
+    prompts = asked.prompts if beams == 1 else min(asked.prompts, BEAMED)
+    rows = asked.inputs.limits.rows
+    at_once = prompts if rows is None else min(prompts, max(rows // beams, 1))
+    if rows is not None and beams > rows:
+        options = options | {"num_beams": rows}
+    cases = []
+    for start in range(0, prompts, at_once):
+        batch = _prompts(asked, f"prompts {start}" if start else "prompts", min(at_once, prompts - start))
+        cases.append(_one(asked, batch, options))
+    worst = max(cases, key=lambda case: case.ratio)
+    notes = "; ".join(dict.fromkeys(case.note for case in cases if case.note))
+    wrong = None if worst.error is None else sum(case.error or 0.0 for case in cases)
+    told = replace(worst, case=f"{name}, {prompts} prompts", error=wrong, note=notes)
+    if asked.quantised is None or wrong is None:
+        return told
+    tokens = sum(case.budget for case in cases)
+    share = 1 - wrong / tokens if tokens else 1.0
+    note = f"{share:.3f} of {tokens:.0f} tokens are the original's; a figure, judged by quality alone"
+    return replace(told, budget=tokens, note=note)
+
+
+def _prompts(asked: Asked, name: str, count: int) -> Batch:
     if asked.role == "seq2seq":
         length = asked.inputs.fits(9)
-        return asked.inputs.draw("prompts", right(length, [0, min(4, length - 1), min(2, length - 1)]))
-    return asked.inputs.draw("prompts", left(7, [0, 4, 6] if asked.masked else [0, 0, 0]))
+        pads = [0, min(4, length - 1), min(2, length - 1)]
+        return asked.inputs.draw(name, right(length, [pads[i % 3] for i in range(count)]))
+    pads = [0, 4, 6] if asked.masked else [0, 0, 0]
+    return asked.inputs.draw(name, left(7, [pads[i % 3] for i in range(count)]))
 
 
-def _one(asked: Asked, name: str, batch: Batch, options: dict[str, Any]) -> Case:
+def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     assert asked.own is not None and asked.exact is not None
+    name = "prompts"
     wanted = generate(asked.own.model, batch, options)
     try:
         got = generate(asked.runnable, batch, options)
     except (TrueportError, RuntimeError, ValueError, IndexError) as error:  # torch will not sample from NaN
         return asked.refused(name, batch, error)
+    if asked.quantised is not None:
+        return _agreement(asked, batch, got, wanted)
     differing = differing_rows(got, wanted)
     if not differing:
-        return Case(f"{name}, {batch.size} prompts", 0.0, 0.0)
+        return Case(name, 0.0, 0.0)
     tied = set(differing) & _ties(asked, batch, options, wanted)
     wrong = [row for row in differing if row not in tied]
     note = f"tie in {len(tied)} prompts: rounding alone changes the original's own tokens there" if tied else ""
     row = (wrong or differing)[0]
     worst = batch.take([row]).to_json() | {"got": got[row].tolist(), "wanted": wanted[row].tolist()}
-    return Case(f"{name}, {batch.size} prompts", float(len(wrong)), 0.0, worst, note)
+    return Case(name, float(len(wrong)), 0.0, worst, note)
+
+
+def _agreement(asked: Asked, batch: Batch, got: np.ndarray, wanted: np.ndarray) -> Case:
+    """A quantised artefact: how many generated tokens differ, of how many; what both fill up is not counted."""
+    start = 1 if asked.role == "seq2seq" else batch.ids.shape[1]
+    width = max(got.shape[1], wanted.shape[1])
+    pad = asked.inputs.pad
+    first, second = (
+        np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=pad)[:, start:] for a in (got, wanted)
+    )
+    counted = (first != pad) | (second != pad)
+    differ = (first != second) & counted
+    row = int(differ.sum(axis=1).argmax())
+    worst = batch.take([row]).to_json() | {"got": got[row].tolist(), "wanted": wanted[row].tolist()}
+    return Case("prompts", float(differ.sum()), float(counted.sum()), worst if differ.any() else None)
 
 
 def _ties(asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarray) -> set[int]:

@@ -16,7 +16,7 @@ def ask(asked: Asked) -> list[Case]:
     asked.require_mask()
     cases = []
     for name, mask in masks(asked).items():
-        batch = asked.inputs.draw(f"padding {name}", mask)
+        batch = asked.inputs.draw("padding", mask)
         try:
             got = asked.ask(batch)
             case = _judged(asked, name, batch, got)
@@ -45,7 +45,7 @@ def masks(asked: Asked, *, whole: bool = False) -> dict[str, np.ndarray]:
         whole: give all of them, for a question that has an answer without the original.
     """
     length = asked.inputs.fits(12)
-    few, many = min(3, length - 1), min(7, length - 1)
+    few, many = min(3, (length - 1) // 2), min(7, length - 1)
     dead = right(length, [0, few, length])
     families = {
         f"right 0, {few}, {many} of {length}": right(length, [0, few, many]),
@@ -53,7 +53,8 @@ def masks(asked: Asked, *, whole: bool = False) -> dict[str, np.ndarray]:
     }
     whole = whole or asked.exact is not None
     if whole or asked.role == "decoder":
-        both = left(length, [0, few, 1]) * right(length, [0, 1, few])
+        # As many real tokens in each row as in the families above: the same questions to the original.
+        both = left(length, [0, few - few // 2, many - few]) * right(length, [0, few // 2, few])
         families[f"left 0, {few}, {many} of {length}"] = left(length, [0, few, many])
         families[f"both sides of {length}"] = both
     if whole:

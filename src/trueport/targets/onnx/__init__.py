@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.targets import Lowered
+from trueport.errors import TrueportError
+from trueport.targets import Again, Lowered
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from trueport.capture import Captured
     from trueport.interface import Interface
+    from trueport.roles import Component
     from trueport.targets.onnx.session import OnnxSession
 
 FOLDER = "onnx"
@@ -21,6 +25,20 @@ class OnnxTarget:
     """Graphs of one artefact, their weights stored once, run by ONNX Runtime."""
 
     name = "onnx"
+    packages = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
+
+    def components(
+        self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
+    ) -> list[Component]:
+        """Graphs of any batch and length, whose cache goes in and out."""
+        from trueport.roles import components
+
+        return components(model, untrained=untrained)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse a quantisation: these graphs stay as they are."""
+        if options.get("quantize") is not None:
+            raise TrueportError("The target onnx takes no --quantize", "Leave it out, or give --to executorch alone.")
 
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write ``onnx/*.onnx`` and the data file they share; ``options``: ``opset``."""
@@ -35,8 +53,18 @@ class OnnxTarget:
             for graph in graphs
         }
 
+    def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
+        """There is one way to export to ONNX."""
+        return {}
+
     def open(
-        self, path: Path, interface: Interface | None, *, memory: str = "fast", threads: int | None = None
+        self,
+        path: Path,
+        interface: Interface | None,
+        *,
+        entry: Mapping[str, Any],
+        memory: str = "fast",
+        threads: int | None = None,
     ) -> OnnxSession:
         """An ONNX Runtime session on the CPU."""
         from trueport.targets.onnx.session import OnnxSession

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trueport.dtypes import array_of, tensor_of
 from trueport.errors import ArtifactError, RunError
-from trueport.interface import Dimension, Interface, StatePair, Tensor
+from trueport.interface import PAST, Dimension, Interface, StatePair, Tensor, terms
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,17 +33,20 @@ class State:
 
     Attributes:
         values: OrtValues by input name.
+        rows: the axis of the batch by input name; 0 where none is named.
     """
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None) -> None:
         self.values = values
+        self.rows = rows or {}
 
     def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> State:
         """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
         import torch
 
         index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        return State({name: from_torch(to_torch(value).index_select(0, index)) for name, value in self.values.items()})
+        taken = {n: from_torch(to_torch(v).index_select(self.rows.get(n, 0), index)) for n, v in self.values.items()}
+        return State(taken, self.rows)
 
     def shorten(self, axes: Mapping[str, int], count: int) -> State:
         """The state without the last ``count`` entries along ``axes[name]``; tensors that it does not name stay."""
@@ -50,7 +54,7 @@ class State:
         for name, axis in axes.items():
             tensor = to_torch(values[name])
             values[name] = from_torch(tensor.narrow(axis, 0, max(tensor.shape[axis] - count, 0)))
-        return State(values)
+        return State(values, self.rows)
 
     def length(self, name: str, axis: int) -> int:
         """Length of one tensor's axis."""
@@ -97,17 +101,46 @@ class OnnxSession:
         self._inputs = {tensor.name for tensor in self.interface.inputs}
         self._outputs = [tensor.name for tensor in self.interface.outputs]
         self._plain = [tensor.name for tensor in self.interface.plain_outputs]
+        shapes = {pair.input: self.interface.input(pair.input).shape for pair in self.interface.state}
+        self._rows = {name: shape.index("batch_size") for name, shape in shapes.items() if "batch_size" in shape}
 
-    def empty_state(self, batch: int) -> State:
-        """State before the first step: every tensor with length 0 along its state axis."""
+    def empty_state(self, batch: int | Mapping[str, int], given: Mapping[str, Any] | None = None) -> State:
+        """State before the first step: zeros, of length 0 along the state axes, whatever an encoder gave.
+
+        Args:
+            batch: rows, where the first axis of every tensor is the batch; else the sizes of dimensions by name.
+            given: what an encoder gave.
+        """
         import torch
 
         values = {}
         for pair in self.interface.state:
             tensor = self.interface.input(pair.input)
-            shape = [size if isinstance(size, int) else 0 for size in tensor.shape]
-            values[pair.input] = from_torch(torch.zeros([batch, *shape[1:]], dtype=getattr(torch, tensor.dtype)))
-        return State(values)
+            sizes = batch if isinstance(batch, Mapping) else {}
+            shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in tensor.shape]
+            shape = shape if isinstance(batch, Mapping) else [batch, *shape[1:]]
+            values[pair.input] = from_torch(torch.zeros(shape, dtype=getattr(torch, tensor.dtype)))
+        return State(values, self._rows)
+
+    def sizes(self, state: State) -> dict[str, int]:
+        """Sizes of the dimensions that the state's tensors have."""
+        sizes = {}
+        for pair in self.interface.state:
+            for index, axis in enumerate(self.interface.input(pair.input).shape):
+                if isinstance(axis, str) and len(terms(axis)) == 1:
+                    sizes[axis] = state.length(pair.input, index)
+        return sizes
+
+    def shorten(self, state: State, count: int) -> State:
+        """The state without its last ``count`` tokens.
+
+        Raises:
+            RunError: a part of it has no axis of tokens, such as a recurrent state.
+        """
+        if any(pair.initial != "empty" for pair in self.interface.state):
+            raise RunError(f"The state of {self.path.name} cannot go back by {count} tokens")
+        grown = {p.input: p.axis for p in self.interface.state if self.interface.input(p.input).shape[p.axis] == PAST}
+        return state.shorten(grown, count)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All inputs by name to all outputs by name.
@@ -154,7 +187,7 @@ class OnnxSession:
         return dict(zip(self._outputs, results, strict=True))
 
     def _following(self, results: Mapping[str, Any]) -> State:
-        return State({pair.input: results[pair.output] for pair in self.interface.state})
+        return State({pair.input: results[pair.output] for pair in self.interface.state}, self._rows)
 
 
 def from_torch(tensor: torch.Tensor) -> Any:
@@ -179,30 +212,18 @@ def to_torch(value: Any) -> torch.Tensor:
 def from_numpy(array: np.ndarray) -> Any:
     """An OrtValue of the array, bfloat16 included."""
     import onnxruntime
-    import torch
 
     array = np.ascontiguousarray(array)
     if array.dtype.name == "bfloat16":
-        return from_torch(torch.from_numpy(array.view(np.int16)).view(torch.bfloat16))
+        return from_torch(tensor_of(array))
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def to_numpy(value: Any) -> np.ndarray:
     """The OrtValue as an array; bfloat16 is ml_dtypes' own."""
     if value.data_type() == "tensor(bfloat16)":
-        import torch
-
-        return to_torch(value).view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+        return array_of(to_torch(value))
     return value.numpy()
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The NumPy dtype; bfloat16 comes from ml_dtypes."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def _check_interface(path: Path, interface: Interface, runtime: onnxruntime.InferenceSession) -> None:

@@ -1,0 +1,128 @@
+"""Lengths of the export's sample that became constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from trueport.graphs.audit.rule import Rule
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.report import Finding
+    from trueport.graphs.audit.shapes import Shape
+    from trueport.graphs.audit.view import View
+
+OPEN = (1 << 31) - 1
+"""Ends from here on mean "to the end"."""
+MEETS = {"Add", "Sub", "Mul", "Where", "And", "Or"}
+"""Operators in which a mask of the sample's length meets values of any length."""
+
+
+def check(rule: Rule, view: View) -> Iterator[Finding]:
+    """Only in a graph whose inputs have an axis of any length."""
+    if not any(isinstance(size, str) for value in view.model.graph.inputs for size in view.shape(value) or ()):
+        return
+    for node in view.nodes:
+        words = ""
+        if node.op_type == "Reshape":
+            words = _reshape(view, node)
+        elif node.op_type == "Expand":
+            words = _expand(view, node)
+        elif node.op_type == "Slice":
+            words = _slice(view, node)
+        elif node.op_type in MEETS:
+            words = _meets(view, node)
+        if words:
+            yield rule.finding(view, node, words)
+
+
+def _reshape(view: View, node: ir.Node) -> str:
+    """The target's fixed sizes hold more than the input's fixed axes do: the rest is a length or a batch."""
+    target, given = view.array(node.inputs[1]), view.shape(node.inputs[0])
+    if target is None or given is None or not any(isinstance(size, str) for size in given):
+        return ""
+    sizes = [int(size) for size in target.flat]
+    if 0 in sizes:
+        return ""  # copied axes may be dynamic themselves
+    wanted = math.prod(size for size in sizes if size > 0)
+    static = math.prod(size for size in given if isinstance(size, int))
+    if any(size is None for size in given) or (-1 in sizes and static % wanted == 0):
+        return ""
+    if -1 not in sizes or wanted > static:
+        return f"Reshape to {sizes} fixes an axis of its input {_words(given)}"
+    return ""
+
+
+def _expand(view: View, node: ir.Node) -> str:
+    """A mask's axis of any length is stretched to a fixed one."""
+    target, given = view.array(node.inputs[1]), view.shape(node.inputs[0])
+    if target is None or given is None or id(node.inputs[0]) not in view.masked:
+        return ""
+    sizes = [int(size) for size in target.flat]
+    pairs = zip(reversed(sizes), reversed(given), strict=False)
+    fixed = any(isinstance(axis, str) and size > 1 for size, axis in pairs)
+    return f"Expand of a mask of {_words(given)} to {sizes} fixes its length" if fixed else ""
+
+
+def _slice(view: View, node: ir.Node) -> str:
+    """A fixed number of entries, more than one, out of a mask's axis of any length."""
+    inputs = [*node.inputs, None, None]
+    starts, ends, axes, steps = (view.array(value) for value in inputs[1:5])
+    given = view.shape(node.inputs[0])
+    if starts is None or ends is None or given is None or id(node.inputs[0]) not in view.masked:
+        return ""
+    if steps is not None and (steps != 1).any():
+        return ""
+    places = range(len(starts)) if axes is None else [int(axis) for axis in axes.flat]
+    for start, end, axis in zip(starts.flat, ends.flat, places, strict=False):
+        whole = start >= 0 and end - start > 1 and end < OPEN
+        if whole and -len(given) <= axis < len(given) and isinstance(given[axis], str):
+            return f"Slice takes entries {start} to {end} of a mask's axis {given[axis]}"
+    return ""
+
+
+def _meets(view: View, node: ir.Node) -> str:
+    """A stored mask with fixed lengths over values whose axes are free, or a stored triangle over anything computed."""
+    shapes = [view.shape(value) for value in node.inputs]
+    for value, own in zip(node.inputs, shapes, strict=True):
+        array = view.array(value)
+        if array is None or own is None or len(own) < 2:
+            continue
+        others = [shape for shape in shapes if shape is not None and shape is not own and len(shape) >= 2]
+        for size, free in ((own[axis], other[axis]) for other in others for axis in (-1, -2)):
+            if isinstance(size, int) and size > 1 and isinstance(free, str):
+                return f"a stored mask of shape {list(own)} meets the axis {free} of any length"
+        if _triangle(array) and any(view.array(other) is None for other in node.inputs):
+            return f"a causal mask of shape {list(own)} is stored, for sequences of {own[-1]} tokens alone"
+    return ""
+
+
+def _triangle(array: np.ndarray) -> bool:
+    """Whether a stored mask says one thing up to the diagonal and another behind it."""
+    if (
+        array.ndim < 2
+        or array.shape[-1] != array.shape[-2]
+        or array.shape[-1] < 2
+        or array.size != array.shape[-1] ** 2
+    ):
+        return False
+    square = array.reshape(array.shape[-2:])
+    lower = np.tril(np.ones(square.shape, dtype=bool))
+    past, future = square[lower], square[~lower]
+    return bool((past == past[0]).all() and (future == future[0]).all() and past[0] != future[0])
+
+
+def _words(shape: Shape) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+
+
+BAKED_LENGTH = Rule(
+    "baked-length",
+    "The sample's length is part of the graph",
+    "Export again with dynamic axes; where that changes nothing, the model reads a length as a Python number.",
+    check,
+)

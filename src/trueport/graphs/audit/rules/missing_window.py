@@ -1,0 +1,71 @@
+"""Sliding windows that the config names and the graph lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from trueport.graphs.audit.rule import Rule
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.report import Finding
+    from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.view import View
+
+
+def check(rule: Rule, view: View) -> Iterator[Finding]:
+    """Every layer that should slide has the window's number in its mask, or as its operator's attribute."""
+    window = sliding_window(view.config)
+    if window is None or not view.sites:
+        return
+    kinds = view.config.get("layer_types")
+    for index, site in enumerate(view.sites):
+        layer = _layer(view, site, index)
+        if isinstance(kinds, list) and not (layer < len(kinds) and kinds[layer] == "sliding_attention"):
+            continue
+        if not _has(view, site, window):
+            yield rule.finding(
+                view, site.node, f"config.json gives layer {layer} a window of {window} tokens, and its mask has none"
+            )
+
+
+def sliding_window(config: dict[str, Any]) -> int | None:
+    """The window in tokens, where the model reaches past it."""
+    window = config.get("sliding_window")
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        return None
+    if config.get("use_sliding_window") is False or config.get("is_encoder_decoder"):
+        return None
+    limit = config.get("max_position_embeddings")
+    return None if isinstance(limit, int) and limit <= window else window
+
+
+def _layer(view: View, site: Site, index: int) -> int:
+    """The layer's number in its path, else its place among the attentions."""
+    found = re.search(r"(?:layers|layer|h|blocks)[._](\d{1,5})", view.module(site.node) or site.node.name or "")
+    return int(found.group(1)) if found else index
+
+
+def _has(view: View, site: Site, window: int) -> bool:
+    attribute = site.node.attributes.get("local_window_size")
+    if attribute is not None and int(attribute.value) > 0:
+        return True
+    values = site.mask_values() if site.fused else [term.value for term in site.terms]
+    wanted = {window, window - 1, window + 1, -window, 1 - window}
+    for node in view.backwards(values):
+        for value in node.inputs:
+            if view.scalar(value) in wanted:
+                return True
+            array = view.array(value)
+            if array is not None and array.ndim >= 2:
+                return True  # a stored mask may hold the window in its pattern
+    return False
+
+
+MISSING_WINDOW = Rule(
+    "missing-window",
+    "A sliding window is missing",
+    "Export with a tool that keeps the model's window: past it, the graph attends what the model does not see.",
+    check,
+)

@@ -1,0 +1,81 @@
+"""Ways from -inf to NaN: a row in which every key is hidden, or -inf times 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trueport.graphs.audit.rule import Rule
+from trueport.graphs.audit.rules.summed_masks import filter_value
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.report import Finding
+    from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.terms import Term
+    from trueport.graphs.audit.view import View
+
+GUARDS = {"ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd", "IsNaN", "IsInf"}
+"""What a mask goes through where somebody looks for rows without keys."""
+
+
+def check(rule: Rule, view: View) -> Iterator[Finding]:
+    """-inf at layers whose masks depend on the input, unguarded; and products with -inf."""
+    for site in view.sites:
+        if not _fills_with_inf(site) or _guarded(view, site) or not _from_input(view, site):
+            continue
+        yield rule.finding(view, site.node, "hidden keys get -inf, and a row in which all are hidden becomes NaN")
+    for node in view.nodes:
+        if node.op_type == "Mul" and any(id(value) in view.masked for value in node.inputs):
+            factors = [view.scalar(value) for value in node.inputs]
+            if any(factor is not None and math.isinf(factor) for factor in factors):
+                yield rule.finding(view, node, "a mask is multiplied by infinity: 0 times infinity is NaN")
+
+
+def _fills_with_inf(site: Site) -> bool:
+    """ONNX's own Attention gives zeros there, GroupQueryAttention too; the others give NaN."""
+    if site.fused and (site.node.domain != "com.microsoft" or site.node.op_type == "GroupQueryAttention"):
+        return False
+    own = site.fused and site.slot("mask") is not None and filter_value(site) == -math.inf
+    return own or any(term.fill == -math.inf for term in site.terms)
+
+
+def _from_input(view: View, site: Site) -> bool:
+    """A mask that only hides the future, or what lies far away, leaves every query itself."""
+    values = [value for term in site.terms if term.fill == -math.inf for value in _deciders(view, term)]
+    if site.fused and site.slot("mask") is not None and filter_value(site) == -math.inf:
+        values += site.mask_values()
+    return any(id(value) in view.masked for value in values)
+
+
+def _deciders(view: View, term: Term) -> list[ir.Value]:
+    """What decides where -inf stands: the conditions of the Wheres that put it there, else the term itself."""
+    if term.chosen:
+        return [term.value]
+    wheres = (node for node in view.backwards([term.value]) if node.op_type == "Where")
+    found = [node.inputs[0] for node in wheres if any(view.scalar(branch) == -math.inf for branch in node.inputs[1:])]
+    return [condition for condition in found if condition is not None] or [term.value]
+
+
+def _guarded(view: View, site: Site) -> bool:
+    """Whether rows without keys are looked for: before the softmax in the mask, or after it."""
+    if site.fused:
+        return False
+    level = list(site.node.outputs)
+    for _ in range(4):
+        users = [use.node for value in level for use in value.uses()]
+        if any(user.op_type in ("Where", "IsNaN") for user in users):
+            return True
+        level = [value for user in users if user.op_type in ("Cast", "Identity", "Reshape") for value in user.outputs]
+    return any(node.op_type in GUARDS for node in view.backwards(term.value for term in site.terms))
+
+
+NAN_ROWS = Rule(
+    "nan-rows",
+    "A row without visible keys becomes NaN",
+    "Fill with the lowest float and set such rows after the softmax; `trueport repair` does.",
+    check,
+    repairable=True,
+)

@@ -1,0 +1,85 @@
+"""Mask formats of ONNX Runtime's operators that can only say how long a row is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trueport.graphs.audit.rule import Rule
+from trueport.graphs.audit.view import EMBED_MASK, uncast
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.report import Finding
+    from trueport.graphs.audit.view import View
+
+COUNTS = {"ReduceSum", "ReduceMax"}
+"""What makes lengths out of a mask."""
+
+
+def check(rule: Rule, view: View) -> Iterator[Finding]:
+    """Lengths in the place of masks; rotary embedding inside GroupQueryAttention with positions per row."""
+    for site in view.sites:
+        node = site.node
+        if not site.fused or node.domain != "com.microsoft":
+            continue
+        if node.op_type == "GroupQueryAttention":
+            yield from _grouped(rule, view, node)
+            continue
+        mask = site.slot("mask")
+        if mask is not None and is_lengths(view, mask):
+            yield rule.finding(
+                view, node, f"{node.op_type} gets lengths ({mask.name}), which say nothing of left padding and holes"
+            )
+
+
+def is_lengths(view: View, mask: ir.Value) -> bool:
+    """Whether a mask input has one axis."""
+    shape = view.shape(mask)
+    if shape is not None:
+        return len(shape) == 1
+    return counted(view, mask) is not None
+
+
+def counted(view: View, mask: ir.Value) -> ir.Value | None:
+    """The mask (batch, keys) whose sums along the keys ``mask`` is; None where it is made otherwise."""
+    value: ir.Value | None = mask
+    for _ in range(8):
+        node = value.producer() if value is not None else None
+        if node is None:
+            return None
+        if node.op_type == "EmbedLayerNormalization":
+            return node.inputs[EMBED_MASK] if len(node.inputs) > EMBED_MASK and value is node.outputs[1] else None
+        if node.op_type in COUNTS and node.inputs[0] is not None:
+            return uncast(node.inputs[0])
+        if node.op_type not in ("Cast", "Identity", "Reshape", "Squeeze"):
+            return None
+        value = node.inputs[0]
+    return None
+
+
+def _grouped(rule: Rule, view: View, node: ir.Node) -> Iterator[Finding]:
+    inputs = [*node.inputs, *[None] * 12]
+    made = list(view.backwards([inputs[5]]))
+    by_mask = any(n.op_type in COUNTS and id(n.inputs[0]) in view.masked for n in made)
+    if by_mask and inputs[10] is None:
+        yield rule.finding(
+            view,
+            node,
+            "GroupQueryAttention gets the mask's sums as lengths and no attention_bias: padding must be right",
+        )
+    rotates = node.attributes.get("do_rotary")
+    if rotates is not None and rotates.value and inputs[9] is not None and by_mask:
+        yield rule.finding(
+            view, node, "GroupQueryAttention rotates by the first row's first position only: left padding is wrong"
+        )
+
+
+RIGHT_PADDING_ONLY = Rule(
+    "right-padding-only",
+    "A mask format assumes right padding",
+    "Give the operator the raw mask (batch, keys), or an attention_bias; `trueport repair` does for the Attention family.",
+    check,
+    repairable=True,
+)

@@ -1,0 +1,205 @@
+"""Attention layers of a graph: operators that are one, and Softmax over the product of queries and keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trueport.graphs.audit.terms import FILL_FROM, Fills, Term
+from trueport.graphs.audit.view import uncast
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.view import View
+
+SLOTS: dict[tuple[str, str], dict[str, int]] = {
+    ("", "Attention"): {"mask": 3, "past": 4, "lengths": 6},
+    ("com.microsoft", "Attention"): {"mask": 3, "past": 4, "bias": 5},
+    ("com.microsoft", "QAttention"): {"mask": 5, "past": 8},
+    ("com.microsoft", "MultiHeadAttention"): {"mask": 4, "bias": 5, "past": 6},
+    ("com.microsoft", "DecoderMaskedMultiHeadAttention"): {"mask": 3, "bias": 4, "past": 5},
+    ("com.microsoft", "GroupQueryAttention"): {"past": 3, "lengths": 5, "positions": 9, "bias": 10},
+}
+"""Inputs of the attention operators that masks come in by (onnx operators 23 and 24; ONNX Runtime's ContribOperators.md)."""
+KEEPS = {"Identity", "Cast", "CastLike", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tanh", "Slice", "Concat",
+         "Dropout", "Flatten", "Expand", "Pad"}  # fmt: skip
+"""Operators on the way from scores to softmax that hide nothing."""
+
+MOST_TERMS = 16
+"""Masks of one layer that are told apart."""
+MOST_DECIDED = 512
+"""Values of one condition that are looked at."""
+DECIDES = {"And", "Not", "Identity", "Cast", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
+"""Operators that make one condition of several masks."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention layer.
+
+    Attributes:
+        node: the attention operator, or the Softmax.
+        scores: the MatMul of queries and keys; None for an operator.
+        terms: the masks between scores and softmax, the last one first; for an operator those in its bias.
+        clamped: whether summed masks are clipped from below.
+    """
+
+    node: ir.Node
+    scores: ir.Node | None = None
+    terms: tuple[Term, ...] = ()
+    clamped: bool = False
+
+    @property
+    def fused(self) -> bool:
+        """Whether one operator is the whole layer."""
+        return self.scores is None
+
+    def slot(self, name: str) -> ir.Value | None:
+        """An operator's input by its role: ``mask``, ``bias``, ``past``, ``lengths``, ``positions``."""
+        index = SLOTS.get((_domain(self.node), self.node.op_type), {}).get(name)
+        return None if index is None or index >= len(self.node.inputs) else self.node.inputs[index]
+
+    def mask_values(self) -> list[ir.Value]:
+        """What may carry a mask into this layer."""
+        if not self.fused:
+            return [value for value in self.node.inputs[:1] if value is not None]
+        slots = (self.slot(name) for name in ("mask", "bias", "lengths"))
+        return [value for value in slots if value is not None]
+
+    def flag(self, name: str) -> int:
+        """An integer attribute, 0 where it is not set."""
+        attribute = self.node.attributes.get(name)
+        return 0 if attribute is None else int(attribute.value)
+
+
+def _domain(node: ir.Node) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+def find_sites(view: View) -> list[Site]:
+    """Every attention layer that can be told as one."""
+    fills = Fills(view)
+    found = []
+    for node in view.nodes:
+        if (_domain(node), node.op_type) in SLOTS:
+            site = Site(node)
+            bias = site.slot("bias") if node.domain == "com.microsoft" else site.slot("mask")
+            fill = fills.of(bias)
+            terms = fills.inside(bias)
+            if fill is not None and bias is not None:
+                terms = summands(fills, Term(node, bias, fill))
+            found.append(Site(node, None, tuple(terms)))
+        elif node.op_type == "Softmax" and node.inputs:
+            site_ = _decomposed(view, fills, node)
+            if site_ is not None:
+                found.append(site_)
+    return found
+
+
+def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
+    """Walk from the softmax up to the product of two computed matrices."""
+    terms: list[Term] = []
+    clamped = False
+    value = softmax.inputs[0]
+    for _ in range(200):
+        node = value.producer() if value is not None else None
+        if node is None:
+            return None
+        kind, inputs = node.op_type, node.inputs
+        if kind in ("MatMul", "FusedMatMul", "Einsum", "Gemm"):
+            if any(view.is_weight(operand) for operand in inputs):
+                return None
+            return Site(softmax, node, _uncovered(terms), clamped)
+        if kind == "Where":
+            scalars = [view.scalar(branch) for branch in inputs[1:3]]
+            filled = [s is not None and s <= FILL_FROM for s in scalars]
+            if filled[0] == filled[1]:
+                return None
+            assert inputs[0] is not None
+            terms.append(Term(node, inputs[0], float(scalars[filled.index(True)] or 0), True, hides=filled[0]))
+            value = inputs[1 + filled.index(False)]
+        elif kind in ("Add", "Sub", "Mul", "Div"):
+            value = _through(view, fills, node, terms)
+        elif kind in ("Max", "Clip"):
+            # A limit from below after the sum makes all hidden keys alike.
+            clamped = clamped or not terms
+            value = inputs[0]
+        elif kind in KEEPS:
+            value = inputs[0]
+        else:
+            return None
+    return None
+
+
+def _uncovered(terms: list[Term]) -> tuple[Term, ...]:
+    """The terms without those that a Where nearer to the softmax decides anew: its condition is made from them."""
+    found: list[Term] = []
+    decided: set[int] = set()
+    for term in terms:
+        if id(uncast(term.value)) not in decided:
+            found.append(term)
+        waiting = [term.value] if term.chosen else []
+        while waiting and len(decided) < MOST_DECIDED:
+            value = waiting.pop()
+            node = value.producer()
+            if id(value) not in decided and node is not None and node.op_type in DECIDES:
+                waiting += [operand for operand in node.inputs if operand is not None]
+            decided.add(id(value))
+    return tuple(found)
+
+
+def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Value | None:
+    """The operand that holds the scores; mask terms in the other one are noted."""
+    first, second = node.inputs[:2]
+    if node.op_type == "Sub":
+        fill = fills.positive(second)
+        if fill is not None and second is not None:
+            terms.append(Term(node, second, fill))
+        return first
+    if node.op_type == "Add":
+        for operand, other in ((first, second), (second, first)):
+            fill = fills.of(operand)
+            if fill is not None and operand is not None:
+                terms += summands(fills, Term(node, operand, fill))
+                return other
+    if view.scalar(second) is not None or node.op_type == "Div":
+        return first
+    if view.scalar(first) is not None:
+        return second
+    sides = [(_has_product(view, first), first, second), (_has_product(view, second), second, first)]
+    for has, scores, other in sides:
+        if has:
+            if node.op_type == "Add":
+                terms += fills.inside(other)
+            return scores
+    return None
+
+
+def summands(fills: Fills, term: Term) -> list[Term]:
+    """A term that is itself a sum of masks, taken apart; of endless sums the first ``MOST_TERMS``."""
+    found: list[Term] = []
+    waiting = [term]
+    while waiting and len(found) < MOST_TERMS:
+        part = waiting.pop()
+        node = part.value.producer()
+        if node is not None and node.op_type == "Add" and all(fills.of(value) is not None for value in node.inputs):
+            waiting += [Term(node, value, fills.of(value) or 0.0) for value in node.inputs[::-1] if value is not None]
+        else:
+            found.append(part)
+    return found
+
+
+def _has_product(view: View, value: ir.Value | None) -> bool:
+    """Whether scores lie a few nodes above ``value``."""
+    level = [value]
+    for _ in range(12):
+        nodes = {id(n): n for v in level if v is not None and (n := v.producer()) is not None}
+        for node in nodes.values():
+            if node.op_type in ("MatMul", "FusedMatMul", "Einsum") and not any(map(view.is_weight, node.inputs)):
+                return True
+        follow = [n for n in nodes.values() if n.op_type in KEEPS | {"Add", "Sub", "Mul", "Div", "Where", "Max"}]
+        level = [v for n in follow for v in n.inputs]
+        if not level:
+            return False
+    return False

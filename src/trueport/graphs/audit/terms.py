@@ -1,0 +1,161 @@
+"""Mask terms: what is added to scores, or put in their place, so that a key gets no weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.view import View
+
+FILL_FROM = -500.0
+"""The weakest number that is taken for a fill; biases of real models are smaller."""
+PASS = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten",
+        "Slice", "Gather", "Trilu", "Pad", "GatherND", "Split"}  # fmt: skip
+"""Operators whose result holds some of their first input's elements, zeros apart."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A mask on its way to the scores.
+
+    Attributes:
+        node: the Add or Sub that adds it, or the Where that chooses.
+        value: what is added; the condition where ``node`` is a Where.
+        fill: what a hidden key gets, at most ``FILL_FROM``.
+        chosen: whether the fill replaces the score instead of being added to it.
+        hides: of a Where, whether a true condition hides.
+    """
+
+    node: ir.Node
+    value: ir.Value
+    fill: float
+    chosen: bool = False
+    hides: bool = False
+
+
+class Fills:
+    """Finds out whether a value is 0 for visible keys and a large negative number for hidden ones.
+
+    Args:
+        view: the graph.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self._known: dict[int, float | None] = {}
+
+    def of(self, value: ir.Value | None, depth: int = 0) -> float | None:
+        """The fill of a mask term; None for what is no mask term."""
+        if value is None or depth > 40:
+            return None
+        if id(value) not in self._known:
+            self._known[id(value)] = None  # against circles, which a checked graph has none of
+            self._known[id(value)] = self._find(value, depth + 1)
+        return self._known[id(value)]
+
+    def _find(self, value: ir.Value, depth: int) -> float | None:
+        array = self.view.array(value)
+        if array is not None:
+            return _fill_of_array(array)
+        node = value.producer()
+        if node is None or not node.inputs:
+            return None
+        kind, inputs = node.op_type, list(node.inputs)
+        if kind in PASS:
+            whole = self.view.scalar(inputs[0]) if kind == "Trilu" else None
+            return whole if whole is not None and whole <= FILL_FROM else self.of(inputs[0], depth)
+        if kind == "Where":
+            return self._chosen(inputs[1:3], depth)
+        if kind in ("Add", "Min"):
+            parts = [self.of(term, depth) for term in inputs]
+            fills = [fill for fill in parts if fill is not None]
+            if len(fills) < len(parts):
+                return None
+            return sum(fills) if kind == "Add" else min(fills)
+        if kind in ("Max", "Clip"):
+            floor = self.view.scalar(inputs[1]) if len(inputs) > 1 else None
+            fill = self.of(inputs[0], depth)
+            return fill if fill is None or floor is None else max(fill, floor)
+        if kind == "Mul":
+            return self._product(inputs, depth)
+        if kind in ("ScatterND", "ScatterElements"):
+            fills = [fill for fill in (self.of(inputs[0], depth), self.of(inputs[2], depth)) if fill is not None]
+            return min(fills, default=None)
+        if kind == "Concat":
+            found = [self.of(part, depth) for part in inputs]
+            fills = [fill for fill in found if fill is not None]
+            zeros = all(f is not None or self.view.scalar(p) == 0 for f, p in zip(found, inputs, strict=True))
+            return min(fills) if fills and zeros else None
+        return None
+
+    def _chosen(self, branches: list[ir.Value | None], depth: int) -> float | None:
+        """A Where between a fill and zero, or between a fill and another mask term."""
+        scalars = [self.view.scalar(branch) for branch in branches]
+        fills = [scalar for scalar in scalars if scalar is not None and scalar <= FILL_FROM]
+        for scalar, branch in zip(scalars, branches, strict=True):
+            if scalar is None:
+                inner = self.of(branch, depth)
+                if inner is None:
+                    return None
+                fills.append(inner)
+            elif scalar > FILL_FROM and scalar != 0:
+                return None
+        return min(fills, default=None)
+
+    def _product(self, inputs: list[ir.Value | None], depth: int) -> float | None:
+        """``(1 - mask) * fill``, ``(mask - 1) * -fill``, or a mask term times something from 0 to 1."""
+        for scaled, other in (inputs, inputs[::-1]):
+            factor = self.view.scalar(scaled)
+            if factor is None or abs(factor) < -FILL_FROM:
+                continue
+            node = other.producer() if other is not None else None
+            if node is not None and node.op_type in ("MatMul", "FusedMatMul", "Einsum", "Gemm", "Gather"):
+                return None
+            if factor < 0:
+                return factor
+            if node is not None and node.op_type == "Sub" and self.view.scalar(node.inputs[1]) == 1:
+                return -factor
+        fills = [fill for fill in (self.of(value, depth) for value in inputs) if fill is not None]
+        if len(fills) != 1:
+            return None
+        return fills[0] if self.view.scalar(inputs[0]) is None and self.view.scalar(inputs[1]) is None else None
+
+    def positive(self, value: ir.Value | None) -> float | None:
+        """The fill, negated, of what a Sub takes away: ``1e6 * (1 - mask)``."""
+        node = value.producer() if value is not None else None
+        while node is not None and node.op_type in PASS and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        if node is None or node.op_type != "Mul":
+            return None
+        factors = [self.view.scalar(factor) for factor in node.inputs]
+        return next((-factor for factor in factors if factor is not None and factor >= -FILL_FROM), None)
+
+    def inside(self, value: ir.Value | None, depth: int = 0) -> list[Term]:
+        """Mask terms that a bias holds already: ``position bias + mask``."""
+        node = value.producer() if value is not None else None
+        if node is None or depth > 12 or self.of(value) is not None:
+            return []
+        if node.op_type in PASS or node.op_type in ("Mul", "Div"):
+            return self.inside(node.inputs[0], depth + 1)
+        if node.op_type != "Add":
+            return []
+        found = []
+        for term in node.inputs:
+            fill = self.of(term)
+            if fill is not None and term is not None:
+                found.append(Term(node, term, fill))
+            else:
+                found += self.inside(term, depth + 1)
+        return found
+
+
+def _fill_of_array(array: np.ndarray) -> float | None:
+    """Of a stored mask: its lowest entry, where all others are 0 or fills too."""
+    if array.dtype.kind != "f" or array.size < 2:
+        return None
+    hidden = array <= FILL_FROM
+    return float(array.min()) if hidden.any() and (array[~hidden] == 0).all() else None

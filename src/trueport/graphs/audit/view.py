@@ -1,0 +1,279 @@
+"""A graph as the rules see it: constants, what depends on which mask, attention layers, shapes."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trueport.graphs.loading import GraphError
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.shapes import Shape
+    from trueport.graphs.audit.sites import Site
+
+READABLE = 1 << 24
+"""Elements of the largest constant that is looked into."""
+PATIENCE = 20_000_000
+"""Steps that all walks through one graph may take together: seconds; a real model needs some hundred thousand."""
+MAX_MASKS = 64
+"""Mask inputs that are followed; models have three at most."""
+MASK_NAME = re.compile(r"(^|[._/])(\w*attention_mask|\w*padding_mask|input_mask|mask|mask_index|attn_mask)([._]\d+)?$")
+"""How exporters name the inputs that say what is padding."""
+SAME = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten"}
+"""Operators that keep every element's value."""
+LEARNED = {"LayerNormalization", "SkipLayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
+           "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "Conv", "Gemm", "MatMulInteger",
+           "MatMulNBits", "QLinearMatMul", "LSTM", "GRU", "DynamicQuantizeMatMul"}  # fmt: skip
+"""Operators that no mask passes through: behind them lie hidden states."""
+ATTENTION = {"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention",
+             "PackedMultiHeadAttention", "PackedAttention", "SparseAttention", "LongformerAttention"}  # fmt: skip
+"""Operators that are whole attentions."""
+
+EMBED_MASK = 7
+"""The mask among EmbedLayerNormalization's inputs; its second output is the mask's sums (ContribOperators.md)."""
+
+
+class View:
+    """One model, looked at.
+
+    Args:
+        model: a graph without functions.
+        path: its file, beside which a config may lie.
+    """
+
+    def __init__(self, model: ir.Model, path: Path) -> None:
+        self.model = model
+        self.path = path
+        self.nodes: list[ir.Node] = list(ir.traversal.RecursiveGraphIterator(model.graph))
+        self.parents = {id(graph): node for node in self.nodes for graph in _graphs(node)}
+        self._arrays: dict[int, np.ndarray | None] = {}
+        self._steps = 0
+
+    @classmethod
+    def open(cls, path: Path) -> View:
+        """The checked file, its functions written out."""
+        from onnx_ir.passes.common import InlinePass
+
+        from trueport.graphs.loading import load
+
+        model = load(path)
+        if model.functions:
+            InlinePass()(model)
+        return cls(model, path)
+
+    @functools.cached_property
+    def sites(self) -> list[Site]:
+        """The attention layers, in the graph's order."""
+        from trueport.graphs.audit.sites import find_sites
+
+        return find_sites(self)
+
+    @functools.cached_property
+    def masks(self) -> dict[str, set[int]]:
+        """For every mask input, the ids of the values that depend on it before they become hidden states."""
+        found: dict[str, set[int]] = {}
+        for value in self.model.graph.inputs:
+            stored = value.name in self.model.graph.initializers
+            if value.name and MASK_NAME.search(value.name) and not stored and len(found) < MAX_MASKS:
+                found[value.name] = self.dependents([value])
+        return found
+
+    def _step(self, count: int) -> None:
+        """Refuse a graph that is made to be walked forever."""
+        self._steps += count
+        if self._steps > PATIENCE:
+            raise GraphError(f"{self.path.name} is too tangled to be audited", "No model that Trueport knows is.")
+
+    @functools.cached_property
+    def masked(self) -> set[int]:
+        """Ids of the values that depend on any mask input."""
+        return set().union(*self.masks.values()) if self.masks else set()
+
+    def dependents(self, values: Iterable[ir.Value]) -> set[int]:
+        """Ids of what is computed from ``values``, not looking through attention, weights and shapes."""
+        seen: set[int] = set()
+        waiting = list(values)
+        while waiting:
+            value = waiting.pop()
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            uses = value.uses()
+            self._step(1 + len(uses))
+            for use in uses:
+                if use.node.op_type == "EmbedLayerNormalization" and use.idx == EMBED_MASK:
+                    waiting += use.node.outputs[1:2]
+                elif not self.stops(use.node):
+                    waiting += use.node.outputs
+                    waiting += [inner for graph in _graphs(use.node) for inner in graph.inputs]
+            if value.is_graph_output() and value.graph is not None and id(value.graph) in self.parents:
+                waiting += self.parents[id(value.graph)].outputs
+        return seen
+
+    def stops(self, node: ir.Node) -> bool:
+        """Whether what leaves ``node`` is a hidden state, a size or a probability, no mask any more."""
+        if node.op_type in ("Softmax", "Shape", "Size") or node.op_type in LEARNED or node.op_type in ATTENTION:
+            return True
+        if node.op_type in ("MatMul", "FusedMatMul"):
+            return any(self.is_weight(value) for value in node.inputs)
+        # A table that is looked up: words, positions.
+        return node.op_type == "Gather" and self.is_weight(node.inputs[0])
+
+    def is_weight(self, value: ir.Value | None) -> bool:
+        """Whether a value is a learned matrix: a stored float tensor of two axes or more, perhaps transposed or scaled."""
+        for _ in range(8):
+            if value is None:
+                return False
+            if value.is_initializer() or value.const_value is not None:
+                tensor = value.const_value
+                shape = tensor.shape if tensor is not None else value.shape
+                return shape is not None and len(shape) >= 2 and not _all_ones(shape)
+            node = value.producer()
+            if node is None or node.op_type not in SAME | {"DequantizeLinear", "Mul", "Constant"} or not node.inputs:
+                return node is not None and node.op_type == "Constant"
+            value = node.inputs[0]
+        return False
+
+    def backwards(self, values: Iterable[ir.Value | None]) -> Iterator[ir.Node]:
+        """The nodes that ``values`` are computed by, up to hidden states and sizes."""
+        seen: set[int] = set()
+        waiting = [value for value in values if value is not None]
+        while waiting:
+            node = waiting.pop().producer()
+            if node is None or id(node) in seen:
+                continue
+            seen.add(id(node))
+            self._step(1 + len(node.inputs))
+            yield node
+            if not self.stops(node):
+                waiting += [value for value in node.inputs if value is not None]
+                waiting += [value for graph in _graphs(node) for value in graph.outputs]
+
+    def array(self, value: ir.Value | None) -> np.ndarray | None:
+        """A constant's content: an initializer's, or a Constant node's; None for what is computed, or huge."""
+        if value is None:
+            return None
+        if id(value) not in self._arrays:
+            self._arrays[id(value)] = _content(value)
+        return self._arrays[id(value)]
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """The one number that all elements have, through casts, expansions and ConstantOfShape; None for others."""
+        for _ in range(16):
+            array = self.array(value)
+            if array is not None:
+                if array.size and array.dtype.kind in "fiub" and (array == array.flat[0]).all():
+                    return float(array.flat[0])
+                return None
+            node = value.producer() if value is not None else None
+            if node is None:
+                return None
+            if node.op_type == "ConstantOfShape":
+                attribute = node.attributes.get("value")
+                return 0.0 if attribute is None else float(attribute.as_tensor().numpy().flat[0])
+            if node.op_type not in SAME:
+                return None
+            value = node.inputs[0]
+        return None
+
+    def module(self, node: ir.Node) -> str:
+        """The path of the module that a node comes from: by metadata, or by a name like ``/layer.0/attention/Add_1``."""
+        from trueport.targets.onnx.lower import MODULE_KEY, _module_path
+
+        path = node.metadata_props.get(MODULE_KEY, "")
+        if not path and "pkg.torch.onnx.name_scopes" in node.metadata_props:
+            scopes = node.metadata_props["pkg.torch.onnx.name_scopes"]
+            try:
+                names = ast.literal_eval(scopes)
+                path = _module_path(scopes) or str(names[-2])
+            except (ValueError, SyntaxError, IndexError, TypeError, MemoryError, RecursionError):
+                path = ""
+        if not path and node.name and node.name.startswith("/"):
+            path = ".".join(part for part in node.name.split("/")[1:-1] if part)
+        return path
+
+    @functools.cached_property
+    def inferred(self) -> tuple[dict[str, Shape], dict[str, int]]:
+        """Shapes and dtypes by value name, as far as ONNX's shape inference finds them."""
+        from trueport.graphs.audit.shapes import infer
+
+        return infer(self.model)
+
+    def dtype(self, value: ir.Value) -> ir.DataType:
+        """A value's dtype; float32 where nothing tells."""
+        known = value.dtype or self.inferred[1].get(value.name or "")
+        return ir.DataType(known) if known else ir.DataType.FLOAT
+
+    def shape(self, value: ir.Value | None) -> Shape | None:
+        """A value's shape, None where unknown; an int is a static axis, a name one of the inputs' axes."""
+        if value is None or value.name is None:
+            return None
+        if value.const_value is not None:
+            return tuple(int(size) for size in value.const_value.shape.numpy())
+        return self.inferred[0].get(value.name)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's config beside the graph, or one folder up; empty where there is none."""
+        for folder in (self.path.parent, self.path.parent.parent):
+            file = folder / "config.json"
+            try:
+                if file.is_file() and not file.is_symlink() and file.stat().st_size < 1 << 20:
+                    content = json.loads(file.read_text(encoding="utf-8"))
+                    if isinstance(content, dict):
+                        inner = content.get("text_config")
+                        return inner if isinstance(inner, dict) else content
+            except (OSError, ValueError, RecursionError):
+                continue
+        return {}
+
+
+def _graphs(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
+
+
+def uncast(value: ir.Value) -> ir.Value:
+    """The value before it was cast."""
+    while (
+        (node := value.producer()) is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None
+    ):
+        value = node.inputs[0]
+    return value
+
+
+def _all_ones(shape: Any) -> bool:
+    return all(size == 1 for size in shape)
+
+
+def _content(value: ir.Value) -> np.ndarray | None:
+    tensor = value.const_value
+    node = value.producer()
+    if tensor is None and node is not None and node.op_type == "Constant":
+        for name in ("value", "value_float", "value_int", "value_floats", "value_ints"):
+            if name in node.attributes:
+                attribute = node.attributes[name]
+                if name != "value":
+                    return np.asarray(attribute.value)
+                tensor = attribute.as_tensor()
+    if tensor is None or tensor.size > READABLE or tensor.dtype == ir.DataType.STRING:
+        return None
+    array = np.asarray(tensor.numpy())
+    if isinstance(tensor, ir.ExternalTensor):
+        array = array.copy()  # the file is let go again, so that a repair may write where it lies
+        tensor.release()
+    # bfloat16 and its like, which NumPy does not know, compute as float32.
+    return array.astype(np.float32) if array.dtype.kind == "V" else array

@@ -1,0 +1,127 @@
+"""Masks of every family, and inputs for any graph that takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from trueport.graphs.audit.view import MASK_NAME
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.view import View
+
+ROWS, LENGTH, PAST = 3, 7, 3
+"""Batch, new tokens, and tokens of the past where the graph takes one."""
+FAMILIES = ("none hidden", "right", "left", "both sides", "holes", "random", "one row empty", "all rows empty")
+"""The masks of the proof; all but the first keep their shape and draw their places."""
+
+
+def draw(family: str, rng: np.random.Generator, rows: int, keys: int) -> np.ndarray:
+    """One mask of a family: bool (rows, keys), true is visible."""
+    places = np.arange(keys)
+    first = rng.integers(1, max(keys - 1, 2), rows)[:, None]
+    if family == "right":
+        return places < first
+    if family == "left":
+        return places >= first
+    if family == "both sides":
+        return (places >= first // 2) & (places < np.maximum(first, first // 2 + 1))
+    if family == "holes":
+        hole = rng.integers(1, max(keys - 1, 2), rows)[:, None]
+        return (places != hole) & (places != first)
+    if family == "random":
+        return rng.random((rows, keys)) < 0.5
+    mask = np.ones((rows, keys), dtype=bool)
+    if family == "one row empty":
+        mask[rng.integers(rows)] = False
+    elif family == "all rows empty":
+        mask[:] = False
+    return mask
+
+
+def feeds(view: View, *, seed: int, rounds: int, past: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Families and inputs for the whole graph, ``rounds`` of each family.
+
+    Token ids stay inside the tables that are read with them, positions count up, other floats are N(0, 1).
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(rounds):
+        for family in FAMILIES:
+            mask = draw(family, rng, ROWS, past + LENGTH)
+            yield family, {value.name or "": _fill(view, value, mask, rng, past) for value in _inputs(view)}
+
+
+def _inputs(view: View) -> list[ir.Value]:
+    stored = view.model.graph.initializers
+    return [value for value in view.model.graph.inputs if value.name not in stored]
+
+
+def has_past(view: View) -> bool:
+    """Whether the graph takes keys and values of earlier tokens."""
+    return any("past" in (value.name or "") for value in _inputs(view))
+
+
+def _fill(view: View, value: ir.Value, mask: np.ndarray, rng: np.random.Generator, past: int) -> np.ndarray:
+    name, dtype = value.name or "", (value.dtype or ir.DataType.FLOAT).numpy()
+    batch = _batch_axis(view)
+    shape = [_axis(size, index, name, batch, past) for index, size in enumerate(value.shape or ())]
+    if MASK_NAME.search(name):
+        return _shaped(mask, shape, past).astype(dtype)
+    if name == "causal" or "causal_mask" in name:
+        return np.broadcast_to(np.tril(np.ones(shape[-2:], bool), past), shape).astype(dtype)
+    if "position" in name and len(shape) == 2:
+        return np.broadcast_to(past + np.arange(shape[1]), shape).astype(dtype)
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    if dtype.kind in "iu":
+        low, high = _range(view, value, dtype)
+        return rng.integers(low, high, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _shaped(mask: np.ndarray, shape: list[int], past: int) -> np.ndarray:
+    """A mask (rows, keys) in the axes that the input has; lengths where it has one."""
+    if len(shape) == 1:
+        return mask.sum(axis=1)
+    whole = mask.reshape(len(mask), *[1] * (len(shape) - 2), mask.shape[1])
+    return np.ascontiguousarray(np.broadcast_to(whole[: shape[0], ..., : shape[-1]], shape))
+
+
+def _batch_axis(view: View) -> str | None:
+    """The name of the batch axis: that of the first input that has one."""
+    for value in _inputs(view):
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            return str(value.shape[0])
+    return None
+
+
+def _axis(size: object, index: int, name: str, batch: str | None, past: int) -> int:
+    """A number for an axis of any length."""
+    if isinstance(size, int):
+        return size
+    text = str(size)
+    if text == batch or (index == 0 and text in ("None", "?")):
+        return ROWS
+    if "past" in name:
+        return past
+    whole = "+" in text or "total" in text or ("past" in text and "seq" in text)
+    return past + LENGTH if whole or (past and MASK_NAME.search(name)) else LENGTH
+
+
+def _range(view: View, value: ir.Value, dtype: np.dtype) -> tuple[int, int]:
+    """Numbers that an integer input may hold: rows of the tables that it is looked up in."""
+    tables = [
+        use.node.inputs[0].const_value
+        for use in value.uses()
+        if use.node.op_type == "Gather" and use.idx == 1 and use.node.inputs[0] is not None
+    ]
+    rows = [int(table.shape.numpy()[0]) for table in tables if table is not None and len(table.shape) == 2]
+    if rows:
+        return 0, min(rows)
+    if dtype.itemsize == 1:
+        limits = np.iinfo(dtype)
+        return int(limits.min), int(limits.max) + 1
+    return 0, 2

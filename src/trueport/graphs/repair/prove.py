@@ -1,0 +1,218 @@
+"""The proof of a repair: random masks of every family, every row of every repaired layer against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trueport.graphs.repair.expected import expected
+from trueport.graphs.repair.families import FAMILIES, PAST, feeds, has_past
+from trueport.graphs.repair.probe import Probe
+from trueport.words import count_words, number
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.view import View
+
+RELATIVE = 1e-5
+"""How far a row may be from the reference, relative to its own largest entry."""
+EXACT_TO = 8.0
+"""Largest score up to which float32 holds ``RELATIVE``; past it the allowance grows with the score."""
+HALF = 4e-3
+"""The same for float16: four of its unit roundoffs."""
+ROUNDS = 8
+"""Masks of each family."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the proof saw of one repaired layer.
+
+    Attributes:
+        node, module: the node that was replaced.
+        rows: rows compared, over all masks.
+        wrong_before, wrong_after: rows further from the reference than allowed.
+        error_before, error_after: the largest error, relative to the row's largest entry; inf for NaN.
+        allowed: the largest allowance.
+        score: the largest score met.
+    """
+
+    node: str
+    module: str
+    rows: int
+    wrong_before: int
+    wrong_after: int
+    error_before: float
+    error_after: float
+    allowed: float
+    score: float
+
+
+@dataclass(frozen=True)
+class RepairProof:
+    """The proof of a repaired graph.
+
+    Attributes:
+        proven: whether no row is wrong, and outputs that were right are unchanged.
+        masks: how many masks were drawn.
+        layers: each repaired layer.
+        unchanged: the largest change of the graph's outputs on inputs where every layer was right before, relative to
+            the output's largest entry; None where no mask left all of them right.
+    """
+
+    proven: bool
+    masks: int
+    layers: tuple[Layer, ...]
+    unchanged: float | None
+
+    def text(self) -> str:
+        """One sentence."""
+        rows = sum(layer.rows for layer in self.layers)
+        before = sum(layer.wrong_before for layer in self.layers)
+        after = sum(layer.wrong_after for layer in self.layers)
+        worst = max((layer.error_after for layer in self.layers), default=0.0)
+        kept = "" if self.unchanged is None else f"; where all was right, outputs move by {number(self.unchanged)}"
+        return (
+            f"{'Proven' if self.proven else 'Not proven'} over {count_words(self.masks, 'mask')} of "
+            f"{len(FAMILIES)} families: of {rows:,} rows {before:,} were wrong and {after:,} are; the worst lies "
+            f"{number(worst)} from the reference{kept}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; infinities as null."""
+        content = asdict(self)
+        for layer in content["layers"]:
+            layer.update({k: None for k, v in layer.items() if isinstance(v, float) and not np.isfinite(v)})
+        return content
+
+
+def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, probing: Path, rows: str) -> RepairProof:
+    """Run both graphs on inputs under masks of all families.
+
+    Args:
+        view: the repaired graph.
+        probes: its repaired layers.
+        original, fixed: the graphs on disk.
+        probing: the repaired graph, with everything that the probes watch as further outputs.
+        rows: the policy of rows that see no key.
+
+    Raises:
+        ArtifactError, RunError: ONNX Runtime refuses a graph, or the inputs that were made for it.
+    """
+    from trueport.targets.onnx.session import OnnxSession
+
+    before, after, inner = (OnnxSession(path) for path in (original, fixed, probing))
+    lone = [_Lone(probe) for probe in probes]
+    seen: list[list[_Compared]] = [[] for _ in probes]
+    moved: list[float] = []
+    masks = 0
+    pasts = (0, PAST) if has_past(view) else (0,)
+    for past in pasts:
+        for _, inputs in feeds(view, seed=SEED + past, rounds=ROUNDS, past=past):
+            masks += 1
+            values = {**inputs, **inner.run(inputs)}
+            found = [_compare(probe, model, values, rows) for probe, model in zip(probes, lone, strict=True)]
+            for one, compared in zip(seen, found, strict=True):
+                one.append(compared)
+            if all((one.before <= one.allowed).all() for one in found):
+                old = before.run(inputs)
+                if not any(np.isnan(array).any() for array in old.values() if array.dtype.kind == "f"):
+                    moved.append(_moved(old, after.run(inputs)))
+    layers = tuple(_layer(probe, compared) for probe, compared in zip(probes, seen, strict=True))
+    allowed = max((layer.allowed for layer in layers), default=RELATIVE)
+    unchanged = max(moved, default=None)
+    right = not any(layer.wrong_after for layer in layers) and (unchanged is None or unchanged <= 100 * allowed)
+    return RepairProof(bool(right), masks, layers, unchanged)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Errors of every row of one run, relative to the row."""
+
+    before: np.ndarray
+    after: np.ndarray
+    allowed: float
+    score: float
+
+
+def _compare(probe: Probe, lone: _Lone, values: Mapping[str, np.ndarray], rows: str) -> _Compared:
+    wanted, score = expected(probe, values, rows)
+    got = values[probe.output]
+    allowed = RELATIVE if probe.double else RELATIVE * max(1.0, score / EXACT_TO)
+    if probe.original.op_type == "Softmax":
+        allowed = RELATIVE if got.dtype != np.float16 else HALF
+    return _Compared(_errors(lone.run(values), wanted), _errors(got, wanted), allowed, score)
+
+
+def _errors(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The largest error of each row, relative to its largest entry; of rows of zeros to the tensor's."""
+    size = np.abs(wanted).max(axis=-1)
+    size = np.where(size > 0, size, max(float(size.max(initial=0.0)), 1e-30))
+    error = np.abs(got.astype(np.float64) - wanted).max(axis=-1) / size
+    return np.asarray(np.where(np.isnan(error), np.inf, error))
+
+
+class _Lone:
+    """A layer's original node as a graph of its own."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.node = probe.original
+        self.session: Any = None
+
+    def run(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Its first output on these inputs."""
+        named = {name: index for index, name in enumerate(self.probe.inputs) if name}
+        arrays = {name: np.asarray(self.probe.constants.get(i, values.get(name))) for name, i in named.items()}
+        output = self.node.outputs[0].name or ""
+        if self.session is None:
+            self.session = self._open(arrays, output)
+        return np.asarray(self.session.run([output], arrays)[0])
+
+    def _open(self, arrays: Mapping[str, np.ndarray], output: str) -> Any:
+        import onnx
+        import onnxruntime
+
+        taken = [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
+            )
+            for name, array in arrays.items()
+        ]
+        given = [onnx.helper.make_empty_tensor_value_info(output)]
+        graph = onnx.helper.make_graph([ir.to_proto(self.node)], "original", taken, given)
+        imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
+        whole = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        return onnxruntime.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _moved(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> float:
+    """The largest change of any output, relative to its largest entry."""
+    changes = [0.0]
+    for name, old in before.items():
+        if old.size and old.dtype.kind == "f":
+            size = max(float(np.abs(old).max()), 1e-30)
+            change = float(np.abs(after[name].astype(np.float64) - old).max()) / size
+            changes.append(change if np.isfinite(change) else np.inf)
+    return max(changes)
+
+
+def _layer(probe: Probe, runs: Sequence[_Compared]) -> Layer:
+    return Layer(
+        probe.name,
+        probe.module,
+        rows=sum(run.after.size for run in runs),
+        wrong_before=sum(int((run.before > run.allowed).sum()) for run in runs),
+        wrong_after=sum(int((run.after > run.allowed).sum()) for run in runs),
+        error_before=max((float(run.before.max(initial=0.0)) for run in runs), default=0.0),
+        error_after=max((float(run.after.max(initial=0.0)) for run in runs), default=0.0),
+        allowed=max((run.allowed for run in runs), default=RELATIVE),
+        score=max((run.score for run in runs), default=0.0),
+    )

@@ -1,0 +1,115 @@
+"""Softmax layers: their masks become one condition, which chooses between the score and the lowest number."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from trueport.graphs.audit.terms import FILL_FROM
+from trueport.graphs.repair.builder import Builder
+from trueport.graphs.repair.probe import Probe, detached
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.terms import Term
+    from trueport.graphs.audit.view import View
+
+KEEPS_LAYOUT = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Max", "Clip", "Tanh", "Min"}
+"""Operators on the way to the softmax that leave every score at its place."""
+HIDDEN = FILL_FROM / 2
+"""A mask term is 0 or at most ``FILL_FROM``: what lies below this hides."""
+
+
+def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
+    """Put one Where in front of the softmax.
+
+    Where every mask is 0 the scores are what they were, bit by bit: only hidden ones are replaced.
+
+    Args:
+        view: the graph, changed in place.
+        site: a layer with mask terms.
+        rows: ``uniform`` or ``zeros``.
+
+    Returns:
+        What the proof looks at, or why the layer cannot be mended.
+    """
+    softmax = site.node
+    scores = softmax.inputs[0]
+    assert scores is not None
+    if not site.terms:
+        return "no mask terms were found"
+    if any(not aligned(term.node.outputs[0], scores) for term in site.terms):
+        return "between mask and softmax the scores change their layout"
+    dtype = view.dtype(scores)
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
+        return f"its scores are {dtype.name}"
+    bound_factors(view, site)
+    build = Builder(view.model, softmax, f"repair/{softmax.name or softmax.outputs[0].name}")
+    seen = build.conjunction([condition(build, term) for term in site.terms])
+    lowest = build.const(np.finfo(dtype.numpy()).min, dtype.numpy())
+    original = detached(softmax, [scores.name or ""])
+    softmax.replace_input_with(0, build.op("Where", seen, scores, lowest))
+    output = softmax.outputs[0]
+    if rows == "zeros":
+        following = next((node for node in [*_after(softmax)]), None)
+        if following is None:
+            return "nothing reads its weights"
+        after = Builder(view.model, following, f"repair/{softmax.name or output.name}/rows")
+        users = list(output.uses())
+        kept = after.op("Mul", output, after.cast(seen, dtype))
+        for user, index in users:
+            user.replace_input_with(index, kept)
+        output = kept
+    terms = tuple((term.value.name or "", term.hides if term.chosen else None) for term in site.terms)
+    return Probe(
+        softmax.name or softmax.outputs[0].name or "", view.module(softmax), original, (scores.name or "",),
+        output.name or "", terms,
+    )  # fmt: skip
+
+
+def condition(build: Builder, term: Term) -> ir.Value:
+    """True where the mask term shows the key."""
+    if term.chosen:
+        return build.op("Not", term.value) if term.hides else build.op("Identity", term.value)
+    value = build.cast(term.value, ir.DataType.FLOAT)
+    if term.node.op_type == "Sub" and term.value is term.node.inputs[1]:
+        return build.op("Less", value, build.const(-HIDDEN, np.float32))
+    return build.op("Greater", value, build.const(HIDDEN, np.float32))
+
+
+def bound_factors(view: View, site: Site) -> None:
+    """Infinity times 0 is NaN for visible keys: such factors become the lowest float."""
+    for node in view.backwards(term.value for term in site.terms):
+        if node.op_type != "Mul":
+            continue
+        for index, value in enumerate(node.inputs):
+            factor = view.scalar(value)
+            if factor is not None and math.isinf(factor):
+                build = Builder(view.model, node, f"repair/{node.name or node.outputs[0].name}")
+                limits = np.finfo(np.float32)
+                finite = build.const(limits.max if factor > 0 else limits.min, np.float32)
+                node.replace_input_with(index, finite)
+
+
+def _after(node: ir.Node) -> list[ir.Node]:
+    """The next node in the graph's order, if there is one."""
+    assert node.graph is not None
+    order = list(node.graph)
+    place = order.index(node)
+    return order[place + 1 : place + 2]
+
+
+def aligned(start: ir.Value, end: ir.Value) -> bool:
+    """Whether every way from a mask to the softmax keeps scores at their places."""
+    level = [start]
+    for _ in range(24):
+        if any(value is end for value in level):
+            return True
+        users = {id(use.node): use.node for value in level for use in value.uses()}
+        level = [value for node in users.values() if node.op_type in KEEPS_LAYOUT for value in node.outputs]
+        if not level or len(level) > 512:
+            return False
+    return False

@@ -1,0 +1,154 @@
+"""``quality``: a quantised artefact's distributions against the float original's, at real positions of padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+
+from trueport.errors import TrueportError
+from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.clauses.shapes import AFFORDABLE
+from trueport.proof.inputs import Batch, holes, left, right
+from trueport.proof.result import Case
+from trueport.roles.windows import rope_limits, windows
+
+POSITIONS = 256
+"""Real positions of each output that are compared at the least: one that disagrees is 0.4 %."""
+MOST = 200
+"""Batches at the most, for outputs that have one position for each row under ``--max-batch 1``."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a quantised artefact must keep.
+
+    Attributes:
+        agreement: share of positions whose likeliest entry is the original's, at the least.
+        divergence: mean Kullback-Leibler divergence of the artefact's distribution from the original's, nats, at the
+            most.
+        distance: mean relative distance of vectors that are no distribution, such as hidden states, at the most.
+        because: where these numbers come from.
+    """
+
+    agreement: float
+    divergence: float
+    distance: float
+    because: str
+
+
+GATES = {
+    "8da8w": Gate(0.90, 0.02, 0.10, "8 bits move a choice only between near ties, of which drawn tokens make many"),
+    "8da4w": Gate(0.85, 0.15, 0.25, "4 bits are 16 steps: a token in seven may move where several were about as likely"),
+    "int8": Gate(0.85, 0.05, 0.15, "one scale for all tokens costs about a bit more than a scale for each"),
+}  # fmt: skip
+"""The gate of each kind of quantisation."""
+
+
+@dataclass
+class _Compared:
+    """One output so far: each position's agreement and divergence, or its distance; and the worst row met."""
+
+    agree: list[bool] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    worst: tuple[float, Batch | None] = (-1.0, None)
+
+
+def ask(asked: Asked) -> list[Case]:
+    """Top-1 agreement and mean divergence of every output that is a distribution; else the distance of every output."""
+    if asked.quantised is None:
+        raise NotApplicableError("nothing in it is quantised")
+    asked.require_original()
+    assert asked.own is not None
+    gate = GATES[asked.quantised.kind]
+    names = [name for name in asked.outputs if "logits" in name and asked.outputs[name][-1] != 1]
+    compared = {name: _Compared() for name in names or asked.outputs}
+    for batch in _batches(asked):
+        try:
+            got, wanted = asked.ask(batch), asked.own.forward(batch)
+        except TrueportError as error:
+            return [asked.refused("padded batches", batch, error)]
+        for name, found in compared.items():
+            _add(found, batch, got[name], wanted[name], asked.real(name, batch), is_distribution=bool(names))
+        if all(len(found.values) >= POSITIONS for found in compared.values()):
+            break
+    return [case for name, found in compared.items() for case in _cases(asked, name, found, gate)]
+
+
+def _batches(asked: Asked) -> Iterator[Batch]:
+    """Ragged padded batches, short and past the model's windows, new tokens in each."""
+    short, long = asked.inputs.fits(12), longest(asked)
+    for index in count():
+        if index == MOST:
+            return
+        length = long if index % 4 == 3 else short
+        rows = 3 if asked.inputs.limits.rows is None else min(asked.inputs.limits.rows, 8)
+        name = f"quality {index}"
+        yield asked.inputs.draw(name, _mask(asked, index, length, rows), target=min(length, 12))
+
+
+def longest(asked: Asked) -> int:
+    """Past every window, chunk and rope limit that is affordable; at least 20 tokens where the model takes them."""
+    limits = {*windows(asked.config), *rope_limits(asked.config)}
+    return asked.inputs.fits(max([20, *(limit + 5 for limit in limits if limit + 5 <= AFFORDABLE)]))
+
+
+def _mask(asked: Asked, index: int, length: int, rows: int) -> np.ndarray:
+    """Padding at the left, at the right, and in holes where the graph is told its positions; (rows, length)."""
+    if not asked.masked:
+        return np.ones((rows, length), dtype=np.int64)
+    pads = [(row * length) // (2 * rows) for row in range(rows)]
+    told = asked.role != "decoder" or asked.padded.has_input("position_ids")
+    ways = [lambda: right(length, pads), lambda: left(length, pads)]
+    if told:
+        ways.append(lambda: holes(length, rows, asked.inputs.rng(f"quality holes {index}")))
+    return ways[index % len(ways)]()
+
+
+def _add(
+    found: _Compared, batch: Batch, got: np.ndarray, wanted: np.ndarray, real: np.ndarray, *, is_distribution: bool
+) -> None:
+    """Compare one batch: arrays (batch, [length,] entries), or (batch, length) scores over positions."""
+    real = np.broadcast_to(real, wanted.shape[: real.ndim])
+    for row in range(batch.size):
+        keep = real[row]
+        if not np.any(keep):
+            continue
+        if wanted.ndim == 2 and real.ndim == 2:  # an answer's start among the real positions of its row
+            first, second = got[row][keep][None], wanted[row][keep][None]
+        else:
+            first, second = (array[row][keep].reshape(-1, array.shape[-1]) for array in (got, wanted))
+        if is_distribution:
+            found.agree += (first.argmax(-1) == second.argmax(-1)).tolist()
+            values = divergence(second, first)
+        else:
+            values = np.linalg.norm(first - second, axis=-1) / np.maximum(np.linalg.norm(second, axis=-1), 1e-30)
+        found.values += values.tolist()
+        if float(values.max()) > found.worst[0]:
+            found.worst = (float(values.max()), batch.take([row]))
+
+
+def divergence(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """KL(P || Q) = sum p (log p - log q) in nats (Kullback and Leibler, 1951) of logits (..., entries); (...)."""
+    log_p, log_q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (wanted, got))
+    p = np.exp(log_p)
+    return np.asarray(np.where(p > 0, p * (log_p - log_q), 0.0).sum(axis=-1))
+
+
+def _cases(asked: Asked, name: str, found: _Compared, gate: Gate) -> list[Case]:
+    worst = None if found.worst[1] is None else found.worst[1].to_json()
+    label = f"{name}: " if len(asked.outputs) > 1 else ""
+    where = f"over {len(found.values)} real positions of padded batches"
+    mean = float(np.mean(found.values)) if found.values else float("nan")
+    if not found.agree:
+        note = f"{mean:.3g} {where}; the gate asks for {gate.distance:g} or less: {gate.because}"
+        return [Case(f"{label}relative distance", mean, gate.distance, worst, note)]
+    share = float(np.mean(found.agree))
+    asks = f"top-1 agreement {share:.4f} {where}; the gate asks for {gate.agreement:g} or more: {gate.because}"
+    nats = f"{mean:.3g} nats {where}; the gate asks for {gate.divergence:g} or less: {gate.because}"
+    return [
+        Case(f"{label}top-1 disagreement", 1 - share, round(1 - gate.agreement, 6), worst, asks),
+        Case(f"{label}mean KL divergence", mean, gate.divergence, worst, nats),
+    ]

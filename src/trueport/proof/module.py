@@ -1,0 +1,295 @@
+"""The proof of a module of any kind: every dimension at its borders, its state in any split."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trueport.calls import Call
+from trueport.dtypes import numpy_dtype
+from trueport.errors import TrueportError
+from trueport.interface import Interface, terms
+from trueport.proof.draws import Drawn
+from trueport.proof.reference import OriginalError, _widened
+from trueport.proof.result import Case
+from trueport.proof.tolerance import JITTERED, PRECISE, Tolerance, measured, modelled
+from trueport.roles.custom import first_state
+from trueport.roles.probing import FAILURES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from trueport.proof.subject import Session
+
+Arrays = dict[str, np.ndarray]
+SHOWN = 512
+"""A worst input of more elements is told by its shape."""
+
+
+class Original:
+    """The unpatched module behind named arrays.
+
+    Args:
+        model: in eval mode.
+        call: how it is called, its state included.
+        first: how it is called before there is a state; None where it always takes one.
+        interface: names and dtypes.
+        wide: whether it computes in float64.
+    """
+
+    def __init__(
+        self, model: nn.Module, call: Call, first: Call | None, interface: Interface, *, wide: bool = False
+    ) -> None:
+        self.model, self.call, self.first, self.interface, self.wide = model, call, first, interface, wide
+
+    def exact(self) -> Original:
+        """The same module in float64."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        wider = {id(tensor): _widened(tensor) for tensor in tensors if tensor.is_floating_point()}
+        return Original(copy.deepcopy(self.model, wider).double(), self.call, self.first, self.interface, wide=True)
+
+    def jittered(self, seed: int) -> Original:
+        """The same module with every weight one unit in the last place up or down."""
+        moved = copy.deepcopy(self.model)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in (part for part in moved.parameters() if part.is_floating_point()):
+                signs = torch.rand(weight.shape, generator=generator) < 0.5
+                weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
+        return Original(moved, self.call, self.first, self.interface)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """All inputs to all outputs, float64 or as they are."""
+        return _arrays(self._run(self.call, self._tensors(feeds)))
+
+    def step(self, feeds: Mapping[str, np.ndarray], state: Any) -> tuple[Arrays, Any]:
+        """Plain inputs and a state (None is the one before the first step) to plain outputs and the next state."""
+        given = self._tensors(feeds)
+        if state is None and self.first is not None:
+            results = self._run(self.first, given)
+        else:
+            begun = state if state is not None else self._begun(given)
+            results = self._run(self.call, given | begun)
+        following = {pair.input: results[pair.output] for pair in self.interface.state}
+        return _arrays({t.name: results[t.name] for t in self.interface.plain_outputs}), following
+
+    def _begun(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        begun = first_state(self.interface, sizes_of(self.interface, given))
+        return {name: tensor.double() if self.wide else tensor for name, tensor in begun.items()}
+
+    def _run(self, call: Call, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        try:
+            with torch.no_grad(), _default(torch.float64 if self.wide else torch.float32):
+                return dict(call.run(self.model, feeds))
+        except FAILURES as error:
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
+            reason = " ".join(str(error).split())[:200]
+            raise OriginalError(f"The original refuses {shapes}: {reason}") from error
+
+    def _tensors(self, feeds: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for name, array in feeds.items():
+            dtype = getattr(torch, self.interface.input(name).dtype)
+            wide = torch.from_numpy(np.array(array, dtype=np.float64 if dtype.is_floating_point else None))
+            tensors[name] = wide if self.wide and dtype.is_floating_point else wide.to(dtype)
+        return tensors
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+    return {n: (t.double() if t.is_floating_point() else t).numpy().copy() for n, t in tensors.items()}
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    """What the module makes without a dtype, it makes in this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype if dtype == torch.float64 else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def sizes_of(interface: Interface, feeds: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of the dimensions that the given inputs show."""
+    return {
+        name: int(size)
+        for tensor in interface.inputs
+        if tensor.name in feeds
+        for name, size in zip(tensor.shape, feeds[tensor.name].shape, strict=True)
+        if isinstance(name, str) and len(terms(name)) == 1
+    }
+
+
+@dataclass(frozen=True)
+class AskedModule:
+    """One module's artefact under proof.
+
+    Attributes:
+        session: the artefact, through its runtime.
+        drawn: its inputs.
+        sizes: those at which it was traced.
+        time: the dimension along which two runs equal one; None where there is none.
+        tolerance: budgets.
+        own, exact: the original in its own dtype and in float64; None without the original.
+        guards: lengths past which the capture made no promise.
+    """
+
+    session: Session
+    drawn: Drawn
+    sizes: dict[str, int]
+    time: str | None
+    tolerance: Tolerance
+    own: Original | None
+    exact: Original | None
+    guards: tuple[int, ...] = ()
+
+    @property
+    def interface(self) -> Interface:
+        """Of the artefact."""
+        return self.session.interface
+
+    def fits(self, name: str, length: int) -> int:
+        """The nearest length that a dimension takes."""
+        dimension = self.interface.dimension(name)
+        length = max(length, dimension.minimum)
+        return length if dimension.maximum is None else min(length, dimension.maximum)
+
+    def compare(self, case: str, feeds: Arrays, got: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> Case:
+        """The worst output, against its budget; where the original is not finite, anything goes."""
+        worst = Case(case, 0.0, 0.0)
+        for name, wanted in truth.items():
+            value = np.asarray(got[name])
+            if value.shape != wanted.shape:
+                return Case(case, None, 0.0, shown(feeds), f"{name} has shape {value.shape}, not {wanted.shape}")
+            if not wanted.size:
+                continue
+            if wanted.dtype.kind not in "f":
+                error, budget = float((value != wanted).sum()), 0.0
+            else:
+                real = np.isfinite(wanted)
+                difference = np.abs(np.where(real, value.astype(np.float64), 0.0) - np.where(real, wanted, 0.0))
+                scale = float(np.abs(wanted[real]).max()) if real.any() else 0.0
+                error, budget = float(difference.max()), self.tolerance.budget(name, scale)
+            failed = not error <= budget
+            missed = None if np.isnan(error) or np.isinf(error) else error
+            found = Case(case, missed, budget, shown(feeds) if failed else None, name if failed else "")
+            worst = found if found.ratio >= worst.ratio else worst
+        return worst
+
+    def attempt(self, case: str, feeds: Arrays, ask: Callable[[], Case]) -> Case:
+        """The case; a refusal of the artefact is a failure, of the original not."""
+        try:
+            return ask()
+        except OriginalError:
+            return Case(case, 0.0, 0.0, None, "the original itself refuses this input")
+        except TrueportError as error:
+            return Case(case, None, 0.0, shown(feeds), str(error))
+
+
+def shown(feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Inputs for the proof's JSON."""
+    parts = {}
+    for name, array in feeds.items():
+        small = array.size <= SHOWN and array.dtype in (np.float32, np.float64, np.int64, np.int32, np.bool_)
+        parts[name] = array.tolist() if small else f"seeded {array.dtype} of shape {array.shape}"
+    return parts
+
+
+def tolerance_of(
+    own: Original | None, drawn: Drawn, sizes: Mapping[str, int], dtype: str, depth: int
+) -> tuple[Tolerance, Original | None]:
+    """The noise floor on inputs like those of the proof, and the original that tells the truth."""
+    if own is None:
+        return modelled(dtype, depth), None
+    feeds = [drawn.draw(f"floor {number}", sizes) for number in range(3)]
+    exact: Original = own.exact()
+    words = PRECISE
+    try:
+        fine = [[exact.run(each)] for each in feeds]
+        finite = all(np.isfinite(value).all() for runs in fine for run in runs for value in run.values())
+    except OriginalError:
+        finite = False
+    if not finite:
+        exact, words = own, JITTERED
+        fine = [[own.jittered(seed).run(each) for seed in range(3)] for each in feeds]
+    floors: dict[str, float] = {}
+    for each, runs in zip(feeds, fine, strict=True):
+        rough = own.run(each)
+        for run in runs:
+            for name, value in run.items():
+                if value.dtype.kind == "f" and value.size:
+                    scale = float(np.nanmax(np.abs(value))) or 1.0
+                    error = float(np.nan_to_num(np.abs(rough[name] - value)).max())
+                    floors[name] = max(floors.get(name, 0.0), error / scale)
+    return measured(floors, dtype, depth, words), exact
+
+
+def borders(asked: AskedModule) -> list[dict[str, int]]:
+    """Sizes: each dimension at 0 where that is legal, 1, 2, near the traced length, far past it, and at its end."""
+    from trueport.proof.clauses.shapes import LONGEST
+
+    usual = {name: asked.fits(name, size) for name, size in asked.sizes.items()}
+    cases = [usual, {name: asked.fits(name, 0) for name in usual}, {name: asked.fits(name, 1) for name in usual}]
+    for name, size in usual.items():
+        maximum = asked.interface.dimension(name).maximum
+        others = {n: s if n == name else min(s, asked.fits(n, 2)) for n, s in usual.items()}
+        lengths = [0, 1, 2, size + 1, size + 4, 33, *(guard + 5 for guard in asked.guards)]
+        if maximum is not None and maximum <= LONGEST:
+            lengths += [maximum - 1, maximum]
+        for length in dict.fromkeys(asked.fits(name, length) for length in lengths if length <= LONGEST):
+            cases.append((usual if length < 64 else others) | {name: length})
+    unique = {tuple(sorted(case.items())): case for case in cases}
+    return list(unique.values())
+
+
+def ask_shapes(asked: AskedModule) -> Sequence[Case]:
+    """``shapes``: the whole graph against the original at every border."""
+    from trueport.proof.asked import NotApplicableError
+
+    if asked.exact is None:
+        raise NotApplicableError("needs the original: give against=MODULE")
+    cases = []
+    for sizes in borders(asked):
+        name = ", ".join(f"{words.replace('_', ' ')} {size}" for words, size in sizes.items()) or "the sample's sizes"
+        feeds = asked.drawn.draw(name, sizes)
+
+        def ask(name: str = name, feeds: Arrays = feeds) -> Case:
+            truth = asked.exact.run(feeds)  # type: ignore[union-attr]
+            return asked.compare(name, feeds, asked.session.run(feeds), truth)
+
+        cases.append(asked.attempt(name, feeds, ask))
+    return cases
+
+
+def ask_finite(asked: AskedModule) -> Sequence[Case]:
+    """``finite``: extreme inputs of the sample's kind give finite outputs, where the original's are."""
+    cases = []
+    for extreme in ("zero", "low", "high"):
+        name = f"every input {extreme}"
+        feeds = asked.drawn.draw(name, {n: asked.fits(n, s) for n, s in asked.sizes.items()}, extreme)
+
+        def ask(name: str = name, feeds: Arrays = feeds) -> Case:
+            got = asked.session.run(feeds)
+            lost = {n: ~np.isfinite(v.astype(np.float64)) for n, v in got.items()}
+            if asked.own is not None and any(each.any() for each in lost.values()):
+                original = asked.own.run(feeds)
+                lost = {n: each & np.isfinite(original[n].astype(np.float64)) for n, each in lost.items()}
+            wrong = float(sum(each.sum() for each in lost.values()))
+            return Case(name, wrong, 0.0, shown(feeds) if wrong else None)
+
+        cases.append(asked.attempt(name, feeds, ask))
+    return cases
+
+
+def as_dtype(interface: Interface, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays in the dtypes that the graph takes."""
+    return {name: array.astype(numpy_dtype(interface.input(name).dtype)) for name, array in feeds.items()}

@@ -1,0 +1,55 @@
+"""What other libraries say while Trueport works: nothing, as what matters becomes an error of ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGERS = ("torch", "torchao", "torch.onnx", "torch.utils._pytree", "onnxscript", "huggingface_hub", "executorch")
+"""Loggers of the libraries that work inside an export."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines, warnings or progress bars of torch, transformers and the hub."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        # transformers imports torchao where it is installed, whose import alone logs.
+        from huggingface_hub.utils import are_progress_bars_disabled
+        from transformers.utils import logging as transformers_logging
+
+        level = transformers_logging.get_verbosity()
+        bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+        transformers_logging.set_verbosity(logging.CRITICAL)
+        transformers_logging.disable_progress_bar()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars and hub_bars:  # one switch of transformers moves both
+                transformers_logging.enable_progress_bar()
+    finally:
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)
+
+
+@contextmanager
+def mute_native() -> Iterator[None]:
+    """No lines that native code writes past Python: file descriptor 2 itself leads nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

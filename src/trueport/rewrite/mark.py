@@ -1,0 +1,249 @@
+"""From the places where tensor values were read to the constructs that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import libcst as cst
+import libcst.matchers as m
+from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
+
+from trueport.rewrite.exits import marked
+from trueport.rewrite.watch import Read
+
+TESTS = ("bool", "item", "comparison")
+"""Reads that make a test depend on a tensor."""
+
+READERS = {"int": "integer", "float": "floating", "bool": "boolean"}
+SOURCES = {"range": "ranged", "enumerate": "enumerated", "zip": "zipped"}
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A function whose constructs are marked.
+
+    ``constructs`` are (line, kind) of these; ``strays`` the reads that no construct explains.
+    """
+
+    function: cst.FunctionDef
+    constructs: tuple[tuple[int, str], ...]
+    strays: tuple[Read, ...]
+
+
+def mark(text: str, reads: Sequence[Read], first_line: int) -> Marked:
+    """Mark every construct of a function's source ``text`` in which one of ``reads`` happened.
+
+    ``first_line`` is the file's line on which ``text`` starts; positions count from there.
+    """
+    wrapper = MetadataWrapper(cst.parse_module(text))
+    marker = _Marker(wrapper, reads, first_line)
+    changed = wrapper.module.visit(marker)
+    assert isinstance(changed, cst.Module)
+    function = next(part for part in changed.body if isinstance(part, cst.FunctionDef))
+    strays = tuple(read for index, read in enumerate(reads) if index not in marker.explained)
+    return Marked(function, tuple(sorted(set(marker.constructs))), strays)
+
+
+class _Marker(cst.CSTTransformer):
+    """Puts the runtime's calls in the place of expressions, and marks on statements."""
+
+    def __init__(self, wrapper: MetadataWrapper, reads: Sequence[Read], first_line: int) -> None:
+        super().__init__()
+        self.positions = wrapper.resolve(PositionProvider)
+        self.reads = reads
+        self.offset = first_line - 1
+        self.explained: set[int] = set()
+        self.constructs: list[tuple[int, str]] = []
+        self.numbers = self._numbers(wrapper.module)
+        self.tests: set[cst.CSTNode] = set()
+        self.operators: set[cst.CSTNode] = set()
+
+    def _numbers(self, module: cst.Module) -> set[str]:
+        """Variables that hold a number read from a tensor, such as ``n`` after ``n = lengths.max().item()``."""
+        found: set[str] = set()
+        for node in m.findall(module, m.Assign()):
+            assert isinstance(node, cst.Assign)
+            used = {name.value for name in m.findall(node.value, m.Name())}  # type: ignore[attr-defined]
+            calls = [call for call in m.findall(node.value, m.Call()) if self._kind_of_reader(call)]
+            if used & found or any(self._touching(call, ("item",)) for call in calls):
+                found |= {name.value for target in node.targets for name in m.findall(target.target, m.Name())}  # type: ignore[attr-defined]
+        return found
+
+    def _line(self, node: cst.CSTNode) -> int:
+        return self.positions[node].start.line + self.offset
+
+    def _touching(self, node: cst.CSTNode, kinds: tuple[str, ...]) -> bool:
+        """Whether a read of these kinds happened in ``node``, or in a statement that holds it.
+
+        CPython 3.11 gives some calls the position of their whole statement.
+        """
+        span: CodeRange = self.positions[node]
+        start = (span.start.line + self.offset, span.start.column)
+        end = (span.end.line + self.offset, span.end.column)
+        found = False
+        for index, read in enumerate(self.reads):
+            within = start <= read.start and read.end <= end
+            around = read.start <= start and end <= read.end
+            if read.kind in kinds and (within or around):
+                self.explained.add(index)
+                found = True
+        return found
+
+    def _found(self, node: cst.CSTNode, part: cst.CSTNode, kind: str, kinds: tuple[str, ...] = ("bool",)) -> int | None:
+        if not self._touching(part, kinds):
+            return None
+        self.constructs.append((self._line(node), kind))
+        return self._line(node)
+
+    def _reads_number(self, node: cst.CSTNode) -> bool:
+        return any(name.value in self.numbers for name in m.findall(node, m.Name()))  # type: ignore[attr-defined]
+
+    def _tested(self, node: cst.CSTNode, part: cst.CSTNode, kind: str) -> int | None:
+        line = self._found(node, part, kind, TESTS)
+        if line is None and self._reads_number(part):
+            self.constructs.append((self._line(node), kind))
+            line = self._line(node)
+        return line
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        """Before a node is entered: which operators are parts of a test, and which of a test on a tensor.
+
+        CPython gives a jump within ``a and not b`` the position of ``a``, so a test is taken as a whole.
+        """
+        if isinstance(node, (cst.If, cst.While, cst.IfExp, cst.Assert)):
+            operators = _operators(node.test)
+            self.tests |= operators
+            if self._touching(node.test, TESTS) or self._reads_number(node.test):
+                self.operators |= operators
+        elif _is_operator(node) and node not in self.tests:
+            operators = _operators(node)
+            self.tests |= operators - {node} if isinstance(node, cst.BooleanOperation) else operators
+            if self._touching(node, ("bool", "comparison")):
+                self.operators |= operators
+        return super().on_visit(node)
+
+    def leave_If(self, original_node: cst.If, updated_node: cst.If) -> cst.If:
+        line = self._tested(original_node, original_node.test, "if")
+        return updated_node if line is None else updated_node.with_changes(test=marked(updated_node.test, line))
+
+    def leave_While(self, original_node: cst.While, updated_node: cst.While) -> cst.While:
+        line = self._tested(original_node, original_node.test, "while")
+        return updated_node if line is None else updated_node.with_changes(test=marked(updated_node.test, line))
+
+    def leave_Assert(self, original_node: cst.Assert, updated_node: cst.Assert) -> cst.Assert:
+        line = self._tested(original_node, original_node.test, "assert")
+        return (
+            updated_node
+            if line is None
+            else updated_node.with_changes(test=call("holds", updated_node.test, line=line))
+        )
+
+    def leave_For(self, original_node: cst.For, updated_node: cst.For) -> cst.For:
+        line = self._found(original_node, original_node.iter, "for", ("iter", "item"))
+        if line is None and self._reads_number(original_node.iter):
+            line = self._line(original_node)
+            self.constructs.append((line, "for"))
+        if line is None:
+            return updated_node
+        return updated_node.with_changes(iter=marked(_source(updated_node.iter), line))
+
+    def leave_ListComp(self, original_node: cst.ListComp, updated_node: cst.ListComp) -> cst.BaseExpression:
+        part = original_node.for_in
+        if part.ifs or part.inner_for_in or part.asynchronous:
+            return updated_node
+        line = self._found(original_node, part.iter, "list comprehension", ("iter", "item"))
+        if line is None and not self._reads_number(part.iter):
+            return updated_node
+        line = line or self._line(original_node)
+        self.constructs.append((line, "list comprehension"))
+        target = updated_node.for_in.target
+        code = cst.Module([]).code_for_node
+        if isinstance(target, cst.Name):
+            function = f"lambda {target.value}: {code(updated_node.elt)}"
+        else:
+            function = f"lambda _item: (lambda {code(target).strip('()')}: {code(updated_node.elt)})(*_item)"
+        return call("listed", _source(updated_node.for_in.iter), cst.parse_expression(function), line=line)
+
+    def leave_IfExp(self, original_node: cst.IfExp, updated_node: cst.IfExp) -> cst.BaseExpression:
+        line = self._tested(original_node, original_node.test, "ternary")
+        if line is None:
+            return updated_node
+        return call("choose", updated_node.test, thunk(updated_node.body), thunk(updated_node.orelse), line=line)
+
+    def leave_BooleanOperation(
+        self, original_node: cst.BooleanOperation, updated_node: cst.BooleanOperation
+    ) -> cst.BaseExpression:
+        if original_node not in self.operators:
+            return updated_node
+        line, kind = self._line(original_node), "and" if isinstance(original_node.operator, cst.And) else "or"
+        self.constructs.append((line, kind))
+        name = "both" if kind == "and" else "either"
+        if original_node not in self.tests:
+            name += "_value"
+        return call(name, updated_node.left, thunk(updated_node.right), line=line)
+
+    def leave_UnaryOperation(
+        self, original_node: cst.UnaryOperation, updated_node: cst.UnaryOperation
+    ) -> cst.BaseExpression:
+        if original_node not in self.operators:
+            return updated_node
+        line = self._line(original_node)
+        self.constructs.append((line, "not"))
+        return call("negated", updated_node.expression, line=line)
+
+    def _kind_of_reader(self, node: cst.CSTNode) -> str | None:
+        if m.matches(node, m.Call(func=m.Name("int") | m.Name("float") | m.Name("bool"), args=[m.Arg()])):
+            return READERS[node.func.value]  # type: ignore[attr-defined]
+        return "number" if m.matches(node, m.Call(func=m.Attribute(attr=m.Name("item")), args=[])) else None
+
+    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
+        kind = self._kind_of_reader(original_node)
+        kinds = ("bool",) if kind == "boolean" else ("item",)
+        if kind is None or (line := self._found(original_node, original_node, _spelling(original_node), kinds)) is None:
+            return updated_node
+        if kind == "number":
+            return call("number", updated_node.func.value)  # type: ignore[attr-defined]
+        return call(kind, updated_node.args[0].value, line=line if kind == "boolean" else None)
+
+
+def _is_operator(node: cst.CSTNode) -> bool:
+    negation = isinstance(node, cst.UnaryOperation) and isinstance(node.operator, cst.Not)
+    return isinstance(node, cst.BooleanOperation) or negation
+
+
+def _operators(node: cst.CSTNode) -> set[cst.CSTNode]:
+    """``and``, ``or`` and ``not`` that make up a test."""
+    if isinstance(node, cst.BooleanOperation):
+        return {node} | _operators(node.left) | _operators(node.right)
+    return {node} | _operators(node.expression) if _is_operator(node) else set()  # type: ignore[attr-defined]
+
+
+def _spelling(node: cst.Call) -> str:
+    return f"{node.func.value}()" if isinstance(node.func, cst.Name) else ".item()"
+
+
+def _source(node: cst.BaseExpression) -> cst.BaseExpression:
+    """``range``, ``enumerate`` and ``zip`` as their counterparts, which take tensors."""
+    if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value in SOURCES:
+        inner = [arg.with_changes(value=_source(arg.value)) for arg in node.args]
+        return node.with_changes(func=runtime(SOURCES[node.func.value]), args=inner)
+    return node
+
+
+def runtime(name: str) -> cst.Attribute:
+    """``_flow.name``."""
+    return cst.Attribute(cst.Name("_flow"), cst.Name(name))
+
+
+def thunk(node: cst.BaseExpression) -> cst.Lambda:
+    """``lambda: node``."""
+    return cst.Lambda(cst.Parameters(), node)
+
+
+def call(name: str, *args: cst.BaseExpression, line: int | None = None) -> cst.Call:
+    """``_flow.name(*args, line)``."""
+    given = [cst.Arg(arg.with_changes(lpar=[], rpar=[]) if isinstance(arg, cst.Lambda) else arg) for arg in args]
+    if line is not None:
+        given.append(cst.Arg(cst.Integer(str(line))))
+    return cst.Call(runtime(name), given)

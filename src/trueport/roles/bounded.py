@@ -1,0 +1,208 @@
+"""Components for runtimes that plan their memory ahead: every dimension bounded, the cache kept inside the program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from trueport.interface import Dimension, Interface, StatePair, Tensor
+from trueport.roles import decoder, encoder, seq2seq
+from trueport.roles.caches import cache_tensors, given_cross_cache, graph_cross_cache, kept_cache
+from trueport.roles.component import Component, trace_sizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest sizes that a program serves: rows of a batch, and tokens of a sequence, past and new together."""
+
+    batch: int = 8
+    length: int = 512
+
+
+class KeptDecoderModule(nn.Module):
+    """The whole model's forward over a cache in the program's own buffers; the mask's length tells the past."""
+
+    def __init__(self, model: nn.Module, kept: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.kept = kept
+        self.names = _register(self, kept)
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name to ``logits``."""
+        batch, new = inputs["input_ids"].shape
+        past = inputs["attention_mask"].shape[1] - new
+        cache = kept_cache([getattr(self, name) for name in self.names], self.kept, batch, past, new)
+        return {"logits": self.model(**inputs, past_key_values=cache, use_cache=True, return_dict=True).logits}
+
+
+class ProjectingEncoderModule(nn.Module):
+    """The model's own encoder, and the cross-attention keys and values that its decoder makes of the states.
+
+    The decoder runs over one token; of that run only the projections are given out, so nothing else is exported.
+    """
+
+    def __init__(self, model: nn.Module, encoder: nn.Module, cross: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.model, self.encoder, self.cross = model, encoder, cross
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name to ``last_hidden_state`` and each layer's cross keys and values."""
+        states = self.encoder(**inputs, return_dict=True).last_hidden_state
+        batch = states.shape[0]
+        empty = [states.new_zeros(batch, t.shape[1], 0, t.shape[3]) for t in self.cross]  # type: ignore[arg-type]
+        cache = graph_cross_cache(empty, empty)
+        mask = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+        self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=torch.zeros(batch, 1, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+            **mask,
+        )
+        projected = cache_tensors(cache.cross_attention_cache)
+        named = {tensor.name: value for tensor, value in zip(self.cross, projected, strict=True)}
+        return {"last_hidden_state": states} | named
+
+
+class KeptSeq2SeqDecoderModule(nn.Module):
+    """The whole model's forward from the projected states on, its own cache in the program's buffers."""
+
+    def __init__(self, model: nn.Module, kept: tuple[Tensor, ...], cross: tuple[StatePair, ...], width: int) -> None:
+        super().__init__()
+        self.model, self.cross, self.width = model, cross, width
+        self.kept = kept
+        self.names = _register(self, kept)
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name to ``logits``."""
+        ids, own_mask = inputs["input_ids"], inputs["decoder_attention_mask"]
+        cross = [inputs[pair.input] for pair in self.cross]
+        batch, new = ids.shape
+        past = own_mask.shape[1] - new
+        own = kept_cache([getattr(self, name) for name in self.names], self.kept, batch, past, new)
+        # Only their shape is read: the keys and values made of them are given.
+        states = cross[0].new_zeros(batch, cross[0].shape[2], self.width)
+        mask = {"attention_mask": inputs["encoder_attention_mask"]} if "encoder_attention_mask" in inputs else {}
+        result = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=ids,
+            decoder_attention_mask=own_mask,
+            past_key_values=given_cross_cache(own, cross),
+            use_cache=True,
+            return_dict=True,
+            **mask,
+        )
+        return {"logits": result.logits}
+
+
+def _register(module: nn.Module, kept: tuple[Tensor, ...]) -> list[str]:
+    """A flat buffer of zeros for each kept tensor, (rows * heads * length, head_size); their names."""
+    names = []
+    for tensor in kept:
+        rows, heads, length, size = (int(axis) for axis in tensor.shape)
+        name = tensor.name.replace(".", "_")
+        zeros = torch.zeros((rows * heads * length, size), dtype=getattr(torch, tensor.dtype))
+        module.register_buffer(name, zeros, persistent=False)
+        names.append(name)
+    return names
+
+
+def components(model: PreTrainedModel, bounds: Bounds, *, untrained: tuple[str, ...] = ()) -> list[Component]:
+    """The programs that the model's role needs."""
+    from trueport.roles import role_of
+
+    role = role_of(model)
+    if role == "seq2seq":
+        return _seq2seq(model, bounds)
+    if role == "decoder":
+        return [_decoder(model, bounds)]
+    return [_encoder(component, bounds) for component in encoder.components(model, untrained=untrained)]
+
+
+def _encoder(component: Component, bounds: Bounds) -> Component:
+    interface = _bounded(component.interface, bounds)
+    return replace(component, interface=interface, bounded=True, stem="forward")
+
+
+def _decoder(model: PreTrainedModel, bounds: Bounds) -> Component:
+    whole = decoder.components(model)[0].interface
+    whole = _bounded(whole, bounds)
+    kept = _kept([whole.input(pair.input) for pair in whole.state], bounds, whole.largest("past_sequence_length") + 1)
+    interface = Interface(whole.plain_inputs, whole.plain_outputs, whole.dimensions, kept=kept)
+    module = KeptDecoderModule(model, kept)
+    return Component("model", "forward", module, interface, trace_sizes(interface), bounded=True)
+
+
+def _seq2seq(model: PreTrainedModel, bounds: Bounds) -> list[Component]:
+    first, second = seq2seq.components(model)
+    whole = _bounded(second.interface, bounds)
+    source = "encoder_sequence_length"
+    crossing = [pair for pair in whole.state if ".encoder." in pair.input]
+    given = tuple(Tensor(p.input, t.dtype, (t.shape[0], t.shape[1], source, t.shape[3]))
+                  for p in crossing for t in [whole.input(p.input)])  # fmt: skip
+    projected = tuple(replace(tensor, name=pair.output) for tensor, pair in zip(given, crossing, strict=True))
+    reading = first.interface.with_outputs((*first.interface.outputs, *projected))
+    reading = _bounded(reading, bounds)
+    width = whole.input("encoder_hidden_states").shape[2]
+    assert isinstance(width, int)
+    encoding = replace(
+        first,
+        stem="encoder",
+        module=ProjectingEncoderModule(model, model.get_encoder(), projected),
+        interface=reading,
+        bounded=True,
+    )
+    own = [whole.input(pair.input) for pair in whole.state if pair not in crossing]
+    kept = _kept(own, bounds, whole.largest("past_sequence_length") + 1)
+    ids = whole.input("input_ids")
+    inputs = [
+        ids,
+        Tensor("decoder_attention_mask", "int64", (ids.shape[0], "past_sequence_length + sequence_length")),
+        *(tensor for tensor in whole.plain_inputs if tensor.name == "encoder_attention_mask"),
+        *given,
+    ]
+    dimensions = tuple(d for d in whole.dimensions if d.name != "past_encoder_sequence_length")
+    pairs = tuple(StatePair(pair.input, pair.output, 2, initial="encoder") for pair in crossing)
+    interface = Interface(tuple(inputs), whole.plain_outputs, dimensions, pairs, kept)
+    module = KeptSeq2SeqDecoderModule(model, kept, pairs, width)
+    decoding = Component("decoder", "decoder", module, interface, second.sizes, bounded=True)
+    return [encoding, decoding]
+
+
+def _kept(tensors: list[Tensor], bounds: Bounds, length: int) -> tuple[Tensor, ...]:
+    return tuple(replace(t, shape=(bounds.batch, t.shape[1], length, t.shape[3])) for t in tensors)
+
+
+def _bounded(interface: Interface, bounds: Bounds) -> Interface:
+    """Every dimension with a maximum: the smaller of the model's own and the user's."""
+
+    def limit(dimension: Dimension) -> Dimension:
+        if dimension.name == "batch_size":
+            return replace(dimension, maximum=bounds.batch, because="--max-batch")
+        asked = bounds.length - 1 if dimension.name == "past_sequence_length" else bounds.length
+        if dimension.maximum is not None and dimension.maximum <= asked:
+            return dimension
+        return replace(dimension, maximum=asked, because="--max-length")
+
+    dimensions = tuple(limit(dimension) for dimension in interface.dimensions)
+    # torch.export takes no dynamic axis of 1 at the most: such an axis is the constant.
+    single = {d.name for d in dimensions if d.maximum == 1 and d.minimum == 1}
+
+    def fixed(tensor: Tensor) -> Tensor:
+        return replace(tensor, shape=tuple(1 if axis in single else axis for axis in tensor.shape))
+
+    return replace(
+        interface,
+        inputs=tuple(map(fixed, interface.inputs)),
+        outputs=tuple(map(fixed, interface.outputs)),
+        dimensions=dimensions,
+    )

@@ -1,0 +1,129 @@
+"""ExecuTorch as a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueport.errors import TrueportError
+from trueport.targets import Again, Lowered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trueport.capture import Captured
+    from trueport.interface import Interface
+    from trueport.roles import Component
+    from trueport.roles.bounded import Bounds
+    from trueport.targets.executorch.calibrate import Original
+    from trueport.targets.executorch.quantize import Quantized
+    from trueport.targets.executorch.session import ProgramSession
+
+FOLDER = "executorch"
+"""Where the program lies in the artefact."""
+FILE = "model.pte"
+"""All components are methods of one program, so that they share their weights."""
+
+
+class ExecutorchTarget:
+    """One ``.pte`` with a method for each component, its caches inside, run by ExecuTorch."""
+
+    name = "executorch"
+    packages = ("executorch", "torchao")
+
+    def __init__(self) -> None:
+        require()
+        self._quantized: Quantized | None = None
+        self._parts: dict[str, Component] = {}
+        self._original: Original | None = None
+
+    def components(
+        self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
+    ) -> list[Component]:
+        """Programs of bounded sizes, whose cache stays inside."""
+        from trueport.roles.bounded import components
+
+        kind = options.get("quantize")
+        if kind is None:
+            return components(model, self.bounds(options), untrained=untrained)
+        from trueport.roles import role_of
+        from trueport.targets.executorch.calibrate import Original
+        from trueport.targets.executorch.quantize import quantized
+
+        self._original = Original(model.config, role_of(model))
+        model, self._quantized = quantized(model, kind)
+        parts = components(model, self.bounds(options), untrained=untrained)
+        self._parts = {part.name: part for part in parts}
+        return parts
+
+    def bounds(self, options: Mapping[str, Any]) -> Bounds:
+        """The largest sizes to plan memory for; ``options``: ``max_batch``, ``max_length``."""
+        from trueport.roles.bounded import Bounds
+
+        given = {"batch": options.get("max_batch"), "length": options.get("max_length")}
+        bounds = Bounds(**{name: value for name, value in given.items() if value is not None})
+        if bounds.batch < 1 or bounds.length < 2:
+            raise TrueportError(
+                f"No program serves {bounds.batch} rows of {bounds.length} tokens",
+                "Give --max-batch 1 or more and --max-length 2 or more.",
+            )
+        return bounds
+
+    def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
+        """Write ``executorch/model.pte``; ``options``: ``backend``, ``max_arena``, ``quantize``."""
+        from trueport.targets.executorch.lower import lower
+
+        programs = list(captured)
+        found = self._quantized
+        if found is not None and found.kind == "int8" and self._original is not None:
+            from trueport.targets.executorch.calibrate import calibrated
+
+            programs = calibrated(programs, self._parts, self._original)
+        (folder / FOLDER).mkdir()
+        lowered = lower(programs, folder / FOLDER / FILE, f"{FOLDER}/{FILE}", options)
+        if found is None:
+            return lowered
+        told = {"quantize": found.to_json()}
+        return {name: replace(part, extra={**part.extra, **told}) for name, part in lowered.items()}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that no program can have, before the model is loaded."""
+        if options.get("quantize") is not None:
+            from trueport.targets.executorch.quantize import check_options
+
+            check_options(options["quantize"], options.get("backend"))
+
+    def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
+        """Whether the portable kernels fail too, and which of XNNPACK's operators is guilty where they do not.
+
+        Nothing of a quantised program, which the portable kernels cannot run.
+        """
+        if options.get("quantize") is not None:
+            return {}
+        from trueport.targets.executorch.blame import explain
+
+        return explain(failed, again, options)
+
+    def open(
+        self,
+        path: Path,
+        interface: Interface | None,
+        *,
+        entry: Mapping[str, Any],
+        memory: str = "fast",
+        threads: int | None = None,
+    ) -> ProgramSession:
+        """One method of a program."""
+        from trueport.targets.executorch.session import ProgramSession
+
+        return ProgramSession(path, interface, method=str(entry.get("method", "forward")), threads=threads)
+
+
+def require() -> None:
+    """Raise a TrueportError that says what to install where ExecuTorch is missing."""
+    from importlib.util import find_spec
+
+    if find_spec("executorch") is None:
+        raise TrueportError("ExecuTorch is not installed", 'Run: pip install "trueport[executorch]"')

@@ -1,0 +1,145 @@
+"""Static int8 through PT2E: scales found by running the captured programs over the proof's kind of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trueport.capture import Captured, capture
+from trueport.interface import Interface
+from trueport.roles.component import Component
+
+if TYPE_CHECKING:
+    from trueport.proof.inputs import Batch
+
+SEED = 4711
+"""Not the proof's: a scale must not be chosen on the inputs that judge it."""
+BATCHES = 8
+"""Ragged padded batches per program; the ranges of linear layers' activations hardly grow after the first few."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """What calibration must know of the model: its config and its role."""
+
+    config: Any
+    role: str
+
+
+class _Program(nn.Module):
+    """A converted graph under the component's names."""
+
+    def __init__(self, graph: nn.Module, interface: Interface) -> None:
+        super().__init__()
+        self.graph, self.interface = graph, interface
+
+    def train(self, mode: bool = True) -> _Program:
+        """The same graph: it was exported in eval mode, and torchao's graphs refuse to be asked."""
+        return self
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name to outputs by name."""
+        results = self.graph(*(inputs[tensor.name] for tensor in self.interface.inputs))
+        return {tensor.name: value for tensor, value in zip(self.interface.outputs, results, strict=True)}
+
+
+def calibrated(captured: Sequence[Captured], components: Mapping[str, Component], original: Original) -> list[Captured]:
+    """The same programs with quantised linear layers.
+
+    Args:
+        captured: float programs.
+        components: what they were captured from, by name.
+        original: for the inputs to draw.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    prepared = {p.name: prepare_pt2e(p.program.module(check_guards=False), _quantizer()) for p in captured}
+    interfaces = {part.name: part.interface for part in captured}
+    # A program's caches are its buffers: what calibration leaves in them must not be exported.
+    before = [(buffer, buffer.clone()) for part in captured for buffer in _kept(prepared[part.name], part.interface)]
+    with torch.no_grad():
+        for batch in _batches(interfaces, original):
+            _run(prepared, interfaces, batch)
+        for buffer, value in before:
+            buffer.copy_(value)
+    results = []
+    for part in captured:
+        module = _Program(convert_pt2e(prepared[part.name]), part.interface)
+        again = capture(replace(components[part.name], module=module, interface=part.interface))
+        results.append(replace(again, patches=part.patches, guards=part.guards))
+    return results
+
+
+def _quantizer() -> Any:
+    """XNNPACK's, for linear layers alone: additions of masks and products of scores stay in float."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+
+    class LinearQuantizer(XNNPACKQuantizer):
+        def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            """The graph as it is: XNNPACK's own step makes every scalar a float tensor, of which indices are made."""
+            return model
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
+    return LinearQuantizer().set_operator_type(torch.ops.aten.linear.default, config)
+
+
+def _kept(module: nn.Module, interface: Interface) -> list[torch.Tensor]:
+    """The buffers that hold a program's caches."""
+    names = {tensor.name.replace(".", "_") for tensor in interface.kept}
+    return [buffer for name, buffer in module.named_buffers() if name.rpartition(".")[2] in names]
+
+
+def _batches(interfaces: Mapping[str, Interface], original: Original) -> list[Batch]:
+    """Rows padded left for a decoder, right otherwise, as the proof draws them."""
+    from trueport.proof.inputs import Inputs, Limits, left, right
+
+    first = interfaces.get("encoder", next(iter(interfaces.values())))
+    last = interfaces.get("decoder", first)
+    side = "encoder_sequence_length" if original.role == "seq2seq" else "sequence_length"
+    bounds = {dimension.name: dimension for dimension in first.dimensions}
+    bounds |= {d.name: d for d in last.dimensions if d.name != side}
+    maximum = {name: dimension.maximum for name, dimension in bounds.items()}
+    shortest = max(bounds[side].minimum, 1) if side in bounds else 1
+    limits = Limits(maximum.get(side), maximum.get("sequence_length"), shortest, maximum.get("batch_size"))
+    source = first.inputs[0]
+    features = tuple(source.shape[1:]) if len(source.shape) == 3 else None
+    inputs = Inputs(
+        original.config, original.role, SEED, limits, features=features,  # type: ignore[arg-type]
+        typed=first.has_input("token_type_ids"),
+    )  # fmt: skip
+    pad = left if original.role == "decoder" else right
+    length = inputs.fits(24)
+    pads = [0, length // 3] if first.has_input("attention_mask") else [0, 0]
+    return [inputs.draw(f"calibration {index}", pad(length, pads), target=12) for index in range(BATCHES)]
+
+
+def _run(programs: Mapping[str, Any], interfaces: Mapping[str, Interface], batch: Batch) -> None:
+    """One batch through every program, the encoder's answer into the decoder."""
+    feeds = {
+        "input_ids": batch.ids,
+        "attention_mask": batch.mask,
+        "position_ids": batch.positions,
+        "token_type_ids": np.zeros_like(batch.mask) if batch.types is None else batch.types,
+    }
+    answers: dict[str, torch.Tensor] = {}
+    for name, interface in interfaces.items():
+        if name == "decoder":
+            feeds = {
+                "input_ids": batch.decoded,
+                "decoder_attention_mask": np.ones_like(batch.decoded),
+                "encoder_attention_mask": batch.mask,
+            }
+        elif batch.ids.ndim == 3:
+            feeds = {interface.inputs[0].name: batch.ids}
+        given = {pair.input: answers[pair.output] for pair in interface.state}
+        args = [given[t.name] if t.name in given else torch.from_numpy(feeds[t.name]) for t in interface.inputs]
+        results = programs[name](*args)
+        answers |= {tensor.name: value for tensor, value in zip(interface.outputs, results, strict=True)}

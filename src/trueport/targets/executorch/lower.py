@@ -1,0 +1,99 @@
+"""From captured programs to one ``.pte``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trueport.capture import Captured
+from trueport.errors import LoweringError
+from trueport.targets import Lowered
+from trueport.targets.executorch.memory import check_arena, measure
+from trueport.targets.executorch.rewrites import prepared
+
+if TYPE_CHECKING:
+    from executorch.exir import ExecutorchProgramManager
+
+BACKENDS = ("xnnpack", "portable")
+"""Kernels to run on: XNNPACK's where it has one, or ExecuTorch's portable ones alone."""
+DEFAULT_BACKEND = "xnnpack"
+
+
+def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[str, Any]) -> dict[str, Lowered]:
+    """Write ``path``, one method for each captured program; by component name.
+
+    Args:
+        captured: programs whose every dimension is bounded.
+        path: the ``.pte`` to write.
+        file: the same, relative to the artefact's root.
+        options: ``backend``, one of BACKENDS; ``max_arena``, bytes; ``kernels``, XNNPACK's operators to use.
+
+    Raises:
+        LoweringError: an operator has no kernel, or the memory to plan is more than ``max_arena``.
+    """
+    backend = options.get("backend") or DEFAULT_BACKEND
+    if backend not in BACKENDS:
+        raise LoweringError(f"There is no backend {backend}", f"Choose from {', '.join(BACKENDS)}.")
+    program = to_program({part.stem: part.program for part in captured}, backend, options.get("kernels"))
+    plans = {part.stem: measure(program, part.stem, part.interface) for part in captured}
+    check_arena(plans, options.get("max_arena"))
+    with path.open("wb") as stream:
+        program.write_to_file(stream)
+    return {
+        part.name: Lowered(
+            file,
+            part.interface,
+            depth=len(part.program.graph.nodes),
+            guards=part.guards,
+            extra={"method": part.stem, "backend": backend, "memory": plans[part.stem].to_json()},
+        )
+        for part in captured
+    }
+
+
+def to_program(
+    programs: Mapping[str, torch.export.ExportedProgram], backend: str, kernels: Sequence[str] | None = None
+) -> ExecutorchProgramManager:
+    """Edge dialect, partitioned and planned.
+
+    Args:
+        programs: by method name.
+        backend: one of BACKENDS.
+        kernels: names of the XNNPACK partitioner's configurations to use; None for all.
+    """
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+
+    stripped = {name: prepared(program) for name, program in programs.items()}
+    try:
+        edge = to_edge_transform_and_lower(
+            stripped,
+            partitioner=_partitioner(backend, kernels),
+            # The verifier takes len() of every tensor (exir/verification/arg_validator.py): a guard that makes the
+            # first dynamic axis a constant.
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        return edge.to_executorch(
+            ExecutorchBackendConfig(
+                # Together with elided views, writes in place give wrong values (Gemma 3 under the portable kernels).
+                run_reinplace_pass=True,
+                remove_view_copy=False,
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True),
+            )
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise LoweringError(f"ExecuTorch cannot lower {', '.join(programs)}: {reason}") from error
+
+
+def _partitioner(backend: str, kernels: Sequence[str] | None) -> list[Any]:
+    if backend == "portable":
+        return []
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    chosen = [entry for entry in ALL_PARTITIONER_CONFIGS if kernels is None or entry.__name__ in kernels]
+    return [XnnpackPartitioner(configs=chosen)] if chosen else []

@@ -1,0 +1,139 @@
+"""Rewrites of captured programs that ExecuTorch's lowering needs to stay true."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
+"""What torch.export leaves for its own runtime; ExecuTorch's verifier knows no such operators, and the session checks
+sizes before it runs anything."""
+
+
+def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program in the form that lowers truly; changed in place."""
+    _drop_assertions(program)
+    _spell_gelu(program)
+    _spell_attention(program)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def _drop_assertions(program: torch.export.ExportedProgram) -> None:
+    """Take out torch's runtime assertions, and those that a later pass would write again."""
+    for node in program.graph.nodes:
+        value: Any = node.meta.get("val")
+        sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                size.node.shape_env.deferred_runtime_asserts.clear()
+    for node in reversed(list(program.graph.nodes)):
+        if node.op == "call_function" and any(name in str(node.target) for name in ASSERTIONS):
+            program.graph.erase_node(node)
+
+
+def _spell_gelu(program: torch.export.ExportedProgram) -> None:
+    """Write the tanh form of gelu in single operators, in whose kernels nothing is left out.
+
+    XNNPACK's delegate serializes ``gelu`` without its ``approximate`` (backends/xnnpack/operators/op_gelu.py) and computes
+    the erf form for both: off by 1e-3.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.gelu.default and node.kwargs.get("approximate", "none") == "tanh":
+            _replace(program, node, _tanh_gelu)
+
+
+def _tanh_gelu(call: Callable[..., Any], x: Any, *_: Any) -> Any:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel, 2016)."""
+    aten = torch.ops.aten
+    cube = call(aten.mul.Tensor, call(aten.mul.Tensor, x, x), x)
+    inner = call(aten.add.Tensor, x, call(aten.mul.Tensor, cube, 0.044715))
+    curve = call(aten.tanh.default, call(aten.mul.Tensor, inner, math.sqrt(2 / math.pi)))
+    return call(aten.mul.Tensor, call(aten.mul.Tensor, x, 0.5), call(aten.add.Tensor, curve, 1.0))
+
+
+def _spell_attention(program: torch.export.ExportedProgram) -> None:
+    """Write attention as two products of matrices, one bias for each mask, and a softmax.
+
+    ExecuTorch's own decomposition guards every layer against rows without keys, in nine operators for which XNNPACK has
+    no kernel. Here such rows are found once for each mask, and take zeros as torch gives them.
+    """
+    biases: dict[torch.fx.Node, tuple[Any, Any]] = {}
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default and _is_plain(node):
+            _replace(program, node, lambda call, *args, node=node: _attention(call, node, biases))
+
+
+def _is_plain(node: torch.fx.Node) -> bool:
+    """No causal flag, no dropout, as many key heads as query heads, float32."""
+    rest = [*node.args[4:], *(node.kwargs.get(name) for name in ("dropout_p", "is_causal", "enable_gqa"))]
+    heads = {argument.meta["val"].shape[1] for argument in node.args[:3] if isinstance(argument, torch.fx.Node)}
+    value = node.meta["val"]
+    return not any(rest) and len(heads) == 1 and len(value.shape) == 4 and value.dtype == torch.float32
+
+
+def _attention(call: Callable[..., Any], node: torch.fx.Node, biases: dict[torch.fx.Node, tuple[Any, Any]]) -> Any:
+    """softmax(query key^T scale + bias) value over (batch, heads, query, head_size), heads folded into the batch."""
+    aten = torch.ops.aten
+    query, key, value = node.args[:3]
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    scale = node.kwargs.get("scale") or query.meta["val"].shape[-1] ** -0.5  # type: ignore[union-attr]
+    sizes = [_size(call, query, axis) for axis in range(3)]
+    keys = _size(call, key, 2)
+    folded = [call(aten.flatten.using_ints, tensor, 0, 1) for tensor in (query, key, value)]
+    scores = call(aten.bmm.default, call(aten.mul.Tensor, folded[0], scale), call(aten.transpose.int, folded[1], 1, 2))
+    bias, alive = (None, None) if mask is None else _bias(call, mask, biases)
+    if bias is not None:
+        scores = call(aten.view.default, scores, [*sizes, keys])
+        scores = call(aten.add.Tensor, scores, bias)
+        scores = call(aten.flatten.using_ints, scores, 0, 1)
+    shares = call(aten.softmax.int, scores, -1)
+    mixed = call(aten.bmm.default, shares, folded[2])
+    result = call(aten.view.default, mixed, [*sizes, value.meta["val"].shape[-1]])  # type: ignore[union-attr]
+    return result if alive is None else call(aten.mul.Tensor, result, alive)
+
+
+def _size(call: Callable[..., Any], tensor: Any, axis: int) -> Any:
+    length = tensor.meta["val"].shape[axis]
+    return call(torch.ops.aten.sym_size.int, tensor, axis) if isinstance(length, torch.SymInt) else length
+
+
+def _bias(call: Callable[..., Any], mask: Any, biases: dict[torch.fx.Node, tuple[Any, Any]]) -> tuple[Any, Any]:
+    """What is added to the scores, and the rows that see a key at all, both made once for all layers.
+
+    Returns:
+        Of a boolean mask, (batch, 1, query, keys): 0 where a key may be seen and the lowest number elsewhere, and
+        1 or 0 by row, (batch, 1, query, 1). A float mask is the bias itself.
+    """
+    if mask.meta["val"].dtype != torch.bool:
+        return mask, None
+    if mask not in biases:
+        aten = torch.ops.aten
+        seen = call(aten.any.dim, mask, -1, True)
+        bias = call(aten.where.Scalar, mask, 0.0, torch.finfo(torch.float32).min)
+        biases[mask] = bias, call(aten.where.Scalar, seen, 1.0, 0.0)
+    return biases[mask]
+
+
+def _replace(program: torch.export.ExportedProgram, node: torch.fx.Node, formula: Callable[..., Any]) -> None:
+    """Put a formula of a node's inputs in its place; shapes and dtypes are found on fake tensors."""
+
+    def value_of(argument: Any) -> Any:
+        return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
+
+    def call(target: Any, *args: Any) -> torch.fx.Node:
+        made = program.graph.call_function(target, args)
+        values = [[value_of(entry) for entry in arg] if isinstance(arg, list) else value_of(arg) for arg in args]
+        made.meta.update(node.meta)
+        with node.meta["val"].fake_mode:
+            made.meta["val"] = target(*values)
+        return made
+
+    with program.graph.inserting_before(node):
+        result = formula(call, *node.args)
+    node.replace_all_uses_with(result)
+    program.graph.erase_node(node)

@@ -1,0 +1,98 @@
+"""Graphs that other tools write: the wrong ones are found, the right ones are not."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from tests import zoo
+from tests.proof import foreign
+from trueport.graphs.audit import audit
+from trueport.graphs.repair import repair
+
+pytestmark = pytest.mark.slow
+MASKS = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1, 0, 1, 1]])
+"""Right padding, left padding, holes."""
+
+
+def test_mobius_loses_mistrals_window(tmp_path: Path) -> None:
+    (path,) = foreign.mobius(zoo.build("mistral"), tmp_path).rglob("*.onnx")
+    report = audit(path)
+    assert [finding.rule for finding in report.findings] == ["missing-window"] * 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_mobius_is_clean_where_it_is_right(name: str, tmp_path: Path) -> None:
+    (path,) = foreign.mobius(zoo.build(name), tmp_path).rglob("*.onnx")
+    assert audit(path).findings == () and audit(path).attentions == 2
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "mistral"])
+def test_exporters_are_clean_on_a_padded_sample(name: str, tmp_path: Path) -> None:
+    paths = list(foreign.exporters(zoo.build(name), tmp_path, MASKS, generation=name != "bert").rglob("*.onnx"))
+    assert paths
+    for path in paths:
+        assert audit(path).findings == () and audit(path).attentions == 2
+
+
+@pytest.fixture(scope="module")
+def fused_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The classic: TorchScript export, then onnxruntime's optimizer, which makes lengths of the mask."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    model = zoo.build("bert")
+    model.set_attn_implementation("eager")
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    folder = tmp_path_factory.mktemp("bert")
+    axes = {0: "batch", 1: "sequence"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Positional(),
+            (torch.full_like(MASKS, 7), MASKS),
+            str(folder / "plain.onnx"),
+            dynamo=False,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["last_hidden_state"],
+            dynamic_axes={"input_ids": axes, "attention_mask": axes},
+            opset_version=17,
+        )
+    assert audit(folder / "plain.onnx").clean
+    optimize_model(str(folder / "plain.onnx"), "bert", num_heads=4, hidden_size=32).save_model_to_file(
+        str(folder / "fused.onnx")
+    )
+    return folder / "fused.onnx"
+
+
+def test_fused_bert_is_found_and_mended(fused_bert: Path) -> None:
+    """Left padding and holes are off by more than 1 before, and equal the original afterwards."""
+    assert {finding.rule for finding in audit(fused_bert).errors} == {"right-padding-only"}
+    fixed = fused_bert.with_name("fixed.onnx")
+    done = repair(fused_bert, fixed)
+    assert done.proof is not None and done.proof.proven and done.after is not None and done.after.clean
+    ids = torch.randint(5, 95, MASKS.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = zoo.build("bert").double()(input_ids=ids, attention_mask=MASKS).last_hidden_state.numpy()
+    errors = {}
+    for path in (fused_bert, fixed):
+        session = onnxruntime.InferenceSession(str(path))
+        feeds = {"input_ids": ids, "attention_mask": MASKS}
+        kinds = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
+        named = {value.name: feeds[value.name].numpy().astype(kinds[value.type]) for value in session.get_inputs()}
+        error = np.abs(session.run(None, named)[0] - wanted).max(axis=-1) * MASKS.numpy()
+        errors[path.stem] = error.max(axis=1)
+    assert errors["fused"][0] < 1e-5 and (errors["fused"][1:] > 1).all()
+    assert (errors["fixed"] < 1e-5).all()

@@ -1,0 +1,188 @@
+"""Every rule's page shows a graph with the mistake, and one without it; the audit must tell them apart."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+import onnx.parser
+import pytest
+
+from trueport.graphs.audit import Report, audit
+from trueport.graphs.audit.rule import Rule
+from trueport.graphs.audit.rules import RULES
+
+PAGES = Path(__file__).parents[3] / "docs" / "rules"
+
+
+def blocks(rule: str, language: str = "onnx") -> list[str]:
+    """The code blocks of a rule's page."""
+    return re.findall(rf"```{language}\n(.*?)```", (PAGES / f"{rule}.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def audited(text: str, folder: Path, config: str = "") -> Report:
+    """The report on a graph in ONNX's textual syntax."""
+    path = folder / "graph.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    if config:
+        (folder / "config.json").write_text(config, encoding="utf-8")
+    return audit(path)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_page_shows_the_mistake(rule: Rule, tmp_path: Path) -> None:
+    bad, good = blocks(rule.id)
+    config = "".join(blocks(rule.id, "json"))
+    report = audited(bad, tmp_path, config)
+    assert {finding.rule for finding in report.findings} - {"unused-mask"} == {rule.id} - {"unused-mask"}
+    nodes = {finding.node for finding in report.of(rule.id)}
+    assert nodes & {"at_fault", "/layer.1/attention/Attention"}
+    assert not report.clean
+    assert audited(good, tmp_path, config).findings == ()
+
+
+def test_every_rule_is_documented() -> None:
+    assert {path.stem for path in PAGES.glob("*.md")} == {rule.id for rule in RULES} | {"README"}
+    index = (PAGES / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[([\w-]+)\]", index, re.MULTILINE) == [rule.id for rule in RULES]
+    repairable = re.findall(r"^\| \[([\w-]+)\].*\| yes \|$", index, re.MULTILINE)
+    assert repairable == [rule.id for rule in RULES if rule.repairable]
+
+
+HEAD = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>\n'
+QKV = "float[batch, 2, length, 4] q, float[batch, 2, length, 4] k, float[batch, 2, length, 4] v"
+MASK = "bool[batch, 1, 1, length] attention_mask"
+CAUSAL = "bool[1, 1, length, length] causal"
+SCORES = "kt = Transpose <perm = [0, 1, 3, 2]> (k)\nscores = MatMul (q, kt)\n"
+END = "weights = Softmax <axis = -1> (masked)\ny = MatMul (weights, v)\n"
+OUT = "=> (float[batch, 2, length, 4] y)"
+
+
+def graph(body: str, inputs: str = MASK, constants: str = "float fill = {-10000.0}, float zero = {0.0}") -> str:
+    """A graph with queries, keys and values beside ``inputs``."""
+    return f"{HEAD}g ({QKV}, {inputs}) {OUT}\n<{constants}>\n{{\n{body}}}"
+
+
+VARIANTS = {
+    # One Where and one sum, as GPT-2's exports of the TorchScript days.
+    "chosen, then added": (
+        "summed-masks",
+        graph(SCORES + "a = Where (causal, scores, fill)\nm = Where (attention_mask, zero, fill)\n"
+              "masked = Add (a, m)\n" + END,
+              f"{MASK}, {CAUSAL}"),
+    ),
+    # Summed before they meet the scores, as transformers did for years.
+    "added to each other": (
+        "summed-masks",
+        graph("a = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\nboth = Add (a, m)\n" + SCORES
+              + "masked = Add (scores, both)\n" + END, f"{MASK}, {CAUSAL}"),
+    ),
+    # (1 - mask) * -10000 inside a position bias.
+    "inside a bias": (
+        "summed-masks",
+        graph("c = Cast <to = 1> (attention_mask)\ninv = Sub (one, c)\nm = Mul (inv, fill)\nhere = Add (bias, m)\n"
+              "a = Where (causal, zero, fill)\nboth = Add (here, a)\n" + SCORES + "masked = Add (scores, both)\n" + END,
+              f"{MASK}, {CAUSAL}, float[1, 2, length, length] bias",
+              "float fill = {-10000.0}, float zero = {0.0}, float one = {1.0}"),
+    ),
+    "unidirectional": (
+        "summed-masks",
+        HEAD + "g (float[b, s, 4] x, float[4, 12] w, float[12] c, int32[b, s] attention_mask) => (float[b, s, 4] y)\n"
+        "{ y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, c, attention_mask) }",
+    ),
+    "product with -inf": (
+        "nan-rows",
+        graph("n = Not (attention_mask)\nc = Cast <to = 1> (n)\nm = Mul (c, fill)\n" + SCORES
+              + "masked = Add (scores, m)\n" + END, constants="float fill = {-inf}"),
+    ),
+    "-inf bias on MultiHeadAttention": (
+        "nan-rows",
+        HEAD + "g (float[b, s, 4] q, bool[b, 1, s, s] attention_mask) => (float[b, s, 4] y)\n"
+        "<float fill = {-inf}, float zero = {0.0}>\n{\nm = Where (attention_mask, zero, fill)\n"
+        'n = Identity (q)\ny = com.microsoft.MultiHeadAttention <num_heads = 2> (q, n, n, "", "", m)\n}',
+    ),
+    "input that nothing reads": ("unused-mask", graph(SCORES + "masked = Identity (scores)\n" + END)),
+    "lengths given": (
+        "right-padding-only",
+        HEAD + "g (float[b, s, 4] x, float[4, 12] w, float[12] c, int32[b] mask_index) => (float[b, s, 4] y)\n"
+        "{ y = com.microsoft.Attention <num_heads = 2> (x, w, c, mask_index) }",
+    ),
+    "stored triangle": (
+        "baked-length",
+        graph(SCORES + "a = And (attention_mask, tri)\nmasked = Where (a, scores, low)\n" + END,
+              constants="bool[1, 1, 2, 2] tri = {1, 0, 1, 1}, float low = {-3.4e38}"),
+    ),
+    "expanded mask": (
+        "baked-length",
+        graph("m = Expand (attention_mask, shape)\n" + SCORES + "masked = Where (m, scores, low)\n" + END,
+              constants="int64[4] shape = {2, 1, 7, 7}, float low = {-3.4e38}"),
+    ),
+    "cut mask": (
+        "baked-length",
+        graph("m = Slice (attention_mask, from, to, axis)\n" + SCORES + "masked = Where (m, scores, low)\n" + END,
+              constants="int64[1] from = {0}, int64[1] to = {7}, int64[1] axis = {3}, float low = {-3.4e38}"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_spellings(name: str, tmp_path: Path) -> None:
+    rule, text = VARIANTS[name]
+    report = audited(text, tmp_path)
+    assert {finding.rule for finding in report.findings} == {rule}
+
+
+RIGHT = {
+    "lowest fill in a position bias": graph(
+        "m = Where (attention_mask, zero, low)\nboth = Add (bias, m)\n" + SCORES + "masked = Add (scores, both)\n" + END,
+        f"{MASK}, float[1, 2, length, length] bias", "float low = {-3.4e38}, float zero = {0.0}",
+    ),
+    "sum that is limited from below": graph(
+        "a = Where (causal, zero, low)\nm = Where (attention_mask, zero, low)\nboth = Add (a, m)\n" + SCORES
+        + "sum = Add (scores, both)\nmasked = Max (sum, low)\n" + END,
+        f"{MASK}, {CAUSAL}", "float low = {-3.4e38}, float zero = {0.0}",
+    ),
+    "-inf in the future alone": graph(
+        SCORES + "a = Where (causal, scores, inf)\nmasked = Where (attention_mask, a, low)\n" + END,
+        f"{MASK}, {CAUSAL}", "float inf = {-inf}, float low = {-3.4e38}",
+    ),
+    "softmax that is no attention": HEAD + "g (float[b, s, 4] x) => (float[b, s, 2] y)\n"
+    "<float[4, 2] w = {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0}>\n{ z = MatMul (x, w)\n y = Softmax (z) }",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_graphs_are_clean(name: str, tmp_path: Path) -> None:
+    assert audited(RIGHT[name], tmp_path).findings == ()
+
+
+def branches(body: str) -> str:
+    """A graph whose layer lies in both branches of an If, as merged decoders have it; % stands for the branch."""
+    parts = [
+        f"{name}_branch = {name} () => (float[batch, 2, length, 4] {name}y) {{\n{body.replace('%', name)}}}"
+        for name in ("then", "else")
+    ]
+    return graph(
+        f"m = Where (attention_mask, zero, fill)\ny = If (cached) <{', '.join(parts)}>\n",
+        f"{MASK}, {CAUSAL}, bool cached",
+    )
+
+
+BRANCH = (
+    "%k = Transpose <perm = [0, 1, 3, 2]> (k)\n%s = MatMul (q, %k)\n{}"
+    "%w = Softmax <axis = -1> (%a)\n%y = MatMul (%w, v)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("masking", "rules"),
+    [
+        ("%a = Add (%s, m)\n", []),
+        ("%c = Where (causal, %s, fill)\n%a = Add (%c, m)\n", ["summed-masks"] * 2),
+        ("%a = Identity (%s)\n", ["unused-mask"] * 2),
+    ],
+)
+def test_layers_in_branches(masking: str, rules: list[str], tmp_path: Path) -> None:
+    report = audited(branches(BRANCH.format(masking)), tmp_path)
+    assert [finding.rule for finding in report.findings] == rules and report.attentions == 2

@@ -1,0 +1,250 @@
+"""Repairs of every kind of layer, proven by themselves and looked at from outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+from tests.graphs.audit.test_report import command
+from tests.graphs.audit.test_rules import BRANCH, CAUSAL, END, HEAD, MASK, SCORES, VARIANTS, blocks, branches, graph
+from trueport.attention import reference
+from trueport.errors import ProofError, TrueportError
+from trueport.graphs.audit import audit
+from trueport.graphs.audit.rules import RULES
+from trueport.graphs.repair import Repair, repair
+from trueport.graphs.repair import prove as proving
+
+
+def saved(text: str, folder: Path) -> Path:
+    path = folder / "graph.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def mended(path: Path, **options: object) -> Repair:
+    """The repair, which must be proven and leave nothing that it could mend."""
+    done = repair(path, path.with_name("fixed.onnx"), **options)  # type: ignore[arg-type]
+    assert done.proof is not None and done.proof.proven, done.text()
+    assert done.after is not None and done.after.clean and not done.left, done.text()
+    assert not [file for file in path.parent.iterdir() if file.name.startswith(".")]
+    return done
+
+
+def run(path: Path, **feeds: np.ndarray) -> np.ndarray:
+    return onnxruntime.InferenceSession(str(path)).run(None, feeds)[0]
+
+
+@pytest.mark.parametrize("rows", ["uniform", "zeros"])
+@pytest.mark.parametrize("rule", [rule.id for rule in RULES if rule.repairable])
+def test_the_pages_graphs(rule: str, rows: str, tmp_path: Path) -> None:
+    done = mended(saved(blocks(rule)[0], tmp_path), rows=rows)
+    assert {finding.rule for finding in done.mended} == {rule}
+    assert sum(layer.wrong_before for layer in done.proof.layers) > 0
+
+
+SUMS = (
+    "chosen, then added",
+    "added to each other",
+    "inside a bias",
+    "product with -inf",
+    "-inf bias on MultiHeadAttention",
+)
+
+
+@pytest.mark.parametrize("rows", ["uniform", "zeros"])
+@pytest.mark.parametrize("name", SUMS)
+def test_other_spellings(name: str, rows: str, tmp_path: Path) -> None:
+    mended(saved(VARIANTS[name][1], tmp_path), rows=rows)
+
+
+def test_summed_masks_equal_the_reference(tmp_path: Path) -> None:
+    """Seen from outside: queries, keys, values and masks in, the reference's numbers out, scores of 1e5 included."""
+    path = saved(VARIANTS["added to each other"][1], tmp_path)
+    mended(path, rows="uniform")
+    rng = np.random.default_rng(0)
+    for gain in (1.0, 300.0):
+        q, k, v = (rng.standard_normal((3, 2, 7, 4)).astype(np.float32) for _ in range(3))
+        q, k = q * np.float32(gain), k * np.float32(gain)
+        mask = rng.random((3, 1, 1, 7)) < 0.5
+        causal = np.tril(np.ones((1, 1, 7, 7), bool))
+        feeds = {"q": q, "k": k, "v": v, "attention_mask": mask, "causal": causal}
+        right = reference(q, k, v, mask=mask & causal, rows="uniform", scale=1.0)
+        wrong = np.abs(run(path, **feeds) - right).max()
+        error = np.abs(run(tmp_path / "fixed.onnx", **feeds) - right).max()
+        assert wrong > 0.1
+        assert error < 1e-5 if gain == 1 else error < 0.1
+
+
+def attention(inputs: str, call: str, constants: str = "", out: str = "float[batch, length, 4] y") -> str:
+    """A graph of one com.microsoft operator on x (batch, length, 4), with weights for 2 heads."""
+    numbers = np.random.default_rng(0).standard_normal(60).round(3).tolist()
+    w, b = (", ".join(map(str, part)) for part in (numbers[:48], numbers[48:]))
+    stored = f"float[4, 12] w = {{{w}}}, float[12] c = {{{b}}}" + (f", {constants}" if constants else "")
+    return f"{HEAD.replace('23', '14')}g (float[batch, length, 4] x, {inputs}) => ({out})\n<{stored}>\n{{ {call} }}"
+
+
+OPERATORS = {
+    "unidirectional": attention(
+        "int32[batch, length] attention_mask",
+        "y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, c, attention_mask)",
+    ),
+    "three axes": attention(
+        "int32[batch, length, length] attention_mask",
+        "y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, c, attention_mask)",
+    ),
+    "lengths": attention(
+        "int32[batch] mask_index", "y = com.microsoft.Attention <num_heads = 2> (x, w, c, mask_index)"
+    ),
+    "scale": attention(
+        "int32[batch, length] attention_mask",
+        "y = com.microsoft.Attention <num_heads = 2, unidirectional = 1, scale = 0.3> (x, w, c, attention_mask)",
+    ),
+    "past": attention(
+        "int32[batch, total_length] attention_mask, float[2, batch, 2, past_length, 2] past",
+        "y, present = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, c, attention_mask, past)",
+        out="float[batch, length, 4] y, float[2, batch, 2, total_length, 2] present",
+    ),
+    "bias": attention(
+        "int32[batch, length] attention_mask, float[1, 2, length, length] bias",
+        'y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, c, attention_mask, "", bias)',
+    ),
+    "cross": attention(
+        "float[batch, source, 4] s, int32[batch, source] encoder_attention_mask",
+        "y = com.microsoft.MultiHeadAttention <num_heads = 2, mask_filter_value = -inf> "
+        "(x, s, s, c, encoder_attention_mask)",
+    ),
+    "lengths of a mask": attention(
+        "int64[batch, length] attention_mask",
+        "n = ReduceSum <keepdims = 0> (attention_mask, axis)\nm = Cast <to = 6> (n)\n"
+        "y = com.microsoft.MultiHeadAttention <num_heads = 2> (x, x, x, c, m)",
+        "int64[1] axis = {1}",
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", ["uniform", "zeros"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators(name: str, rows: str, tmp_path: Path) -> None:
+    path = saved(OPERATORS[name], tmp_path)
+    done = mended(path, rows=rows)
+    assert not any(node.domain == "com.microsoft" for node in onnx.load(tmp_path / "fixed.onnx").graph.node)
+    names = [[value.name for value in onnx.load(file).graph.output] for file in (path, tmp_path / "fixed.onnx")]
+    assert names[0] == names[1]
+    assert done.proof.unchanged is not None and done.proof.unchanged < 1e-5
+    assert len(done.proof.layers) == 1
+
+
+def test_lengths_become_the_raw_mask(tmp_path: Path) -> None:
+    """Left padding and holes count from then on."""
+    path = saved(OPERATORS["lengths of a mask"], tmp_path)
+    mended(path)
+    x = np.random.default_rng(0).standard_normal((2, 7, 4)).astype(np.float32)
+    mask = np.array([[0, 0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 0, 1]])
+    out = run(tmp_path / "fixed.onnx", x=x, attention_mask=mask)
+    moved = x.copy()
+    moved[mask == 0] = 9.0
+    again = run(tmp_path / "fixed.onnx", x=moved, attention_mask=mask)
+    np.testing.assert_allclose(out[mask == 1], again[mask == 1], atol=1e-6)
+    assert np.abs(run(path, x=moved, attention_mask=mask) - run(path, x=x, attention_mask=mask))[mask == 1].max() > 0.1
+
+
+def test_weights_in_a_file_go_along(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(OPERATORS["unidirectional"])
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, tmp_path / "graph.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    (tmp_path / "out").mkdir()
+    done = repair(tmp_path / "graph.onnx", tmp_path / "out" / "fixed.onnx")
+    assert done.proof is not None and done.proof.proven
+    assert {file.name for file in (tmp_path / "out").iterdir()} <= {"fixed.onnx", "fixed.onnx_data"}
+    audit(tmp_path / "out" / "fixed.onnx")
+
+
+def test_a_right_graph_is_copied(tmp_path: Path) -> None:
+    done = repair(saved(blocks("summed-masks")[1], tmp_path), tmp_path / "fixed.onnx")
+    assert done.mended == () and done.proof is None and (tmp_path / "fixed.onnx").is_file()
+
+
+def test_what_cannot_be_mended_is_said(tmp_path: Path) -> None:
+    """Packed queries, keys and values stay as they are; so does what lies in a branch."""
+    packed = HEAD + (
+        "g (float[b, s, 2, 3, 2] qkv, int32[b] mask_index) => (float[b, s, 4] y)\n"
+        "{ [packed] y = com.microsoft.MultiHeadAttention <num_heads = 2> (qkv, \"\", \"\", \"\", mask_index) }"
+    )  # fmt: skip
+    done = repair(saved(packed, tmp_path), tmp_path / "fixed.onnx")
+    assert "packed" in done.left and done.after is not None and done.after.errors
+
+
+def test_a_repair_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "RELATIVE", 0.0)
+    monkeypatch.setattr(proving, "EXACT_TO", 1e-30)
+    path = saved(OPERATORS["unidirectional"], tmp_path)
+    monkeypatch.setattr(proving, "_errors", lambda got, wanted: np.full(got.shape[:-1], 1.0))
+    with pytest.raises(ProofError, match="Not proven"):
+        repair(path, tmp_path / "fixed.onnx")
+    assert {file.name for file in tmp_path.iterdir()} == {"graph.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rows": "as-model"}, "no policy"),
+        ({"precision": "float8"}, "no precision"),
+        ({"out": "graph.onnx"}, "the graph itself"),
+        ({"out": "absent/x.onnx"}, "cannot be written"),
+        ({"out": "there.onnx"}, "--force"),
+    ],
+)
+def test_wrong_options(options: dict[str, str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "there.onnx").write_bytes(b"mine")
+    path = saved(blocks("summed-masks")[0], tmp_path)
+    with pytest.raises(TrueportError, match=words):
+        repair(path, tmp_path / options.pop("out", "fixed.onnx"), **options)  # type: ignore[arg-type]
+    assert (tmp_path / "there.onnx").read_bytes() == b"mine"
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(blocks("summed-masks")[0], tmp_path)
+    out = tmp_path / "fixed.onnx"
+    assert command(monkeypatch, "repair", path, "-o", out, "--json", tmp_path / "done.json") == 0
+    said = capsys.readouterr().out
+    assert "mended summed-masks at at_fault" in said and "Proven over 64 masks of 8 families" in said
+    content = json.loads((tmp_path / "done.json").read_text())
+    assert content["proof"]["proven"] and content["mended"][0]["rule"] == "summed-masks"
+    assert command(monkeypatch, "audit", out) == 0
+    assert command(monkeypatch, "repair", path, "-o", out) == 2
+
+
+def test_float16(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(VARIANTS["added to each other"][1].replace("float[", "float16["))
+    for tensor in model.graph.initializer:
+        half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    onnx.save(model, tmp_path / "graph.onnx")
+    done = mended(tmp_path / "graph.onnx")
+    assert {finding.rule for finding in done.mended} == {"summed-masks"}
+
+
+def test_layers_in_branches_are_left(tmp_path: Path) -> None:
+    text = branches(BRANCH.format("%c = Where (causal, %s, fill)\n%a = Add (%c, m)\n"))
+    done = repair(saved(text, tmp_path), tmp_path / "fixed.onnx")
+    assert len(done.left) == 2 and all("branch" in reason for reason in done.left.values()) and done.proof is None
+
+
+def test_layers_that_share_a_mask(tmp_path: Path) -> None:
+    """Two layers behind one summed mask: both are mended, from the same terms."""
+    text = graph(
+        "a = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\nboth = Add (a, m)\n"
+        + SCORES + "masked = Add (scores, both)\nw1 = Softmax <axis = -1> (masked)\nx = MatMul (w1, v)\n"
+        + SCORES.replace("kt", "kt2").replace("(k)", "(x)").replace("scores", "scores2")
+        + END.replace("masked", "masked2").replace("weights", "w2").join(["masked2 = Add (scores2, both)\n", ""]),
+        f"{MASK}, {CAUSAL}",
+    )  # fmt: skip
+    done = mended(saved(text, tmp_path))
+    assert done.proof is not None and len(done.proof.layers) == 2

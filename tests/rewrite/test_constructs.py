@@ -1,0 +1,117 @@
+"""Each construct, exported and run on inputs that take every branch: torch, ONNX Runtime, ExecuTorch."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from contextlib import nullcontext
+from functools import cache
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import trueport
+from tests.rewrite.constructs import CASES, Case
+from trueport.rewrite import find
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+FAST = ("EarlyReturn", "Elif", "While", "Break", "Accumulator", "RangeOfItem", "InPlace", "Clamp")
+SLOW = pytest.mark.slow
+OPERATORS = {"while": {"Loop"}, "for": {"Scan", "Loop"}, "list comprehension": {"Scan"}}
+
+
+def built(case: Case) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return case.module().eval()
+
+
+@cache
+def program(case: Case, dynamic: bool = True) -> torch.export.ExportedProgram:
+    """Traced at one input only, the first."""
+    model, sample = built(case), (case.inputs[0].clone(),)
+    axes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
+    with trueport.exportable(model, inputs=sample), torch.no_grad():
+        return torch.export.export(model, sample, dynamic_shapes=axes)
+
+
+def equal(got: Any, wanted: Any) -> None:
+    ours, theirs = pytree.tree_leaves(got), pytree.tree_leaves(wanted)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@every_case
+@torch.no_grad()
+def test_it_is_found_by_running_one_sample(case: Case) -> None:
+    found = find(built(case), (case.inputs[0].clone(),))
+    assert not found.refusals
+    assert case.construct in {kind for rewrite in found.rewrites for _, kind in rewrite.constructs}
+
+
+@every_case
+@torch.no_grad()
+def test_rewritten_it_still_computes_the_same_in_python(case: Case) -> None:
+    model = built(case)
+    wanted = [model(x.clone()) for x in case.inputs]
+    with trueport.exportable(model, inputs=(case.inputs[0].clone(),)) as context:
+        assert context.report.rewrites
+        equal([model(x.clone()) for x in case.inputs], wanted)
+
+
+@every_case
+@torch.no_grad()
+def test_the_program_takes_every_branch(case: Case) -> None:
+    model, module = built(case), program(case).module()
+    for x in case.inputs:
+        equal(module(x.clone()), model(x.clone()))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=str(case), marks=() if str(case) in FAST else SLOW) for case in CASES]
+)
+@torch.no_grad()
+def test_onnx_takes_every_branch(case: Case) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        onnx_program = torch.onnx.export(program(case), dynamo=True, verbose=False)
+    assert onnx_program is not None
+    kinds = {node.op_type for node in onnx_program.model.graph.all_nodes()}
+    kinds |= {node.op_type for function in onnx_program.model.functions.values() for node in function}
+    if case.construct != "assert":
+        assert kinds & OPERATORS.get(case.construct, {"If"})
+    buffer = io.BytesIO()
+    onnx_program.save(buffer)
+    session = onnxruntime.InferenceSession(buffer.getvalue())
+    model = built(case)
+    for x in case.inputs:
+        equal(
+            [torch.from_numpy(value) for value in session.run(None, {session.get_inputs()[0].name: x.numpy()})],
+            model(x),
+        )
+
+
+@pytest.mark.slow
+@every_case
+@torch.no_grad()
+def test_executorch_takes_what_it_can(case: Case) -> None:
+    pytest.importorskip("executorch.exir")
+    from executorch.exir import to_edge
+    from executorch.runtime import Runtime
+
+    inputs = [x for x in case.inputs if x.shape == case.inputs[0].shape]
+    refused = pytest.raises(Exception) if case.executorch.startswith("refused") else nullcontext()
+    with warnings.catch_warnings(), refused:
+        warnings.simplefilter("ignore")
+        buffer = to_edge(program(case, dynamic=False)).to_executorch().buffer
+    if case.executorch.startswith("refused"):
+        return
+    method = Runtime.get().load_program(buffer).load_method("forward")
+    model = built(case)
+    with pytest.raises(AssertionError) if case.executorch else nullcontext():
+        for x in inputs:
+            equal(method.execute([x.clone()]), model(x.clone()))

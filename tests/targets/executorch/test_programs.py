@@ -1,0 +1,33 @@
+"""Every kind of model is proven through the ExecuTorch runtime."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests import zoo
+from tests.conftest import Exported
+
+ROLES = {entry.name: entry.role for entry in zoo.ENTRIES}
+NAMES = (
+    "bert", "modernbert", "distilbert", "mpnet", "vit",
+    "llama", "qwen3", "gpt2", "gemma3_text", "mistral",
+    "t5", "mt5", "bart", "marian", "whisper",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_proven(program: Exported, name: str) -> None:
+    proof = json.loads((program(name) / "proof.json").read_text())
+    assert proof["verdict"] == "proven"
+    clauses = {clause["clause"]: clause for clause in proof["clauses"]}
+    if ROLES[name] != "encoder":
+        assert {clauses[key]["status"] for key in ("causal", "cache", "generate")} == {"pass"}
+    if ROLES[name] == "seq2seq":
+        assert [case["case"] for case in clauses["generate"]["cases"]][:1] == ["greedy, 40 prompts"]
+    if name in ("gemma3_text", "mistral"):
+        assert clauses["window"]["status"] == "pass"
+    # The bound itself is asked.
+    assert name == "vit" or any("64" in case["case"] for case in clauses["shapes"]["cases"])

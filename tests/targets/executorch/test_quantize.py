@@ -1,0 +1,171 @@
+"""Quantised programs: held to their gate, exact against themselves, and refused where that is not so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trueport
+from tests import zoo
+from tests.conftest import EXAMPLES
+from trueport.errors import ArtifactError, ProofError, TrueportError
+from trueport.proof.clauses.quality import GATES, POSITIONS, divergence
+from trueport.proof.quantised import Quantised, quantised_of, tolerance
+from trueport.targets.executorch import quantize
+from trueport.targets.executorch.quantize import KINDS, quantized
+
+pytest.importorskip("executorch")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"to": "executorch", "quantize": "int3"}, "There is no quantisation int3. Choose from 8da8w, 8da4w, int8."),
+        ({"to": "onnx", "quantize": "8da8w"}, "The target onnx takes no --quantize."),
+        ({"to": "onnx,executorch", "quantize": "8da8w"}, "The target onnx takes no --quantize."),
+        ({"to": "executorch", "quantize": "int8", "backend": "portable"}, "runs on XNNPACK's kernels"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(options: dict[str, Any], words: str, tmp_path: Path):
+    with pytest.raises(TrueportError) as raised:
+        trueport.export(tmp_path / "no such model", tmp_path / "out", **options)
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_kind_has_its_gate():
+    assert set(GATES) == set(KINDS)
+    assert POSITIONS >= 64
+
+
+@pytest.mark.parametrize("kind", ["8da8w", "8da4w"])
+def test_the_original_and_its_embedding_stay_in_float(kind: str):
+    model = zoo.build("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made, found = quantized(model, kind)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert type(made.get_input_embeddings().weight.data) is torch.Tensor
+    assert torch.equal(made.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert set(found.layers).isdisjoint(found.left_in_float)
+    for name, module in made.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert (type(module.weight.data) is not torch.Tensor) == (name in found.layers)
+
+
+def test_a_width_that_no_group_divides_is_left_in_float_and_said():
+    model = torch.nn.Module()
+    model.first, model.second = torch.nn.Linear(64, 40), torch.nn.Linear(40, 8)
+    model.table = torch.nn.Embedding(9, 64)
+    model.bend = torch.nn.Conv1d(4, 4, 3)
+    _, found = quantized(model, "8da4w")  # type: ignore[arg-type]
+    assert found.layers == ("first",)
+    assert found.left_in_float == {
+        "second": "its width of 40 is no multiple of the group of 32",
+        "bend": "Conv1d is no linear layer",
+    }
+    with pytest.raises(TrueportError, match="fits no layer of Module: its width of 40"):
+        del model.first
+        quantized(model, "8da4w")  # type: ignore[arg-type]
+
+
+def test_what_is_not_float32_is_refused():
+    with pytest.raises(TrueportError, match="starts from float32, not float16"):
+        quantized(zoo.build("llama").half(), "8da8w")
+
+
+def test_the_linear_layers_of_gpt2_are_found():
+    model = zoo.build("gpt2")
+    made, found = quantized(model, "int8")
+    assert any("c_attn" in name for name in found.layers)
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        assert torch.allclose(made(ids).logits, model(ids).logits, atol=1e-5)
+
+
+def test_divergence_is_that_of_torch():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 7, 11)) * 5
+    log = torch.log_softmax(torch.from_numpy(np.stack([first, second])), dim=-1)
+    wanted = torch.nn.functional.kl_div(log[1], log[0], reduction="none", log_target=True).sum(-1)
+    assert np.allclose(divergence(first, second), wanted.numpy())
+    assert np.allclose(divergence(first, first), 0)
+
+
+def test_a_manifest_cannot_choose_its_gate_or_its_tolerance():
+    with pytest.raises(ArtifactError, match="there is no gate"):
+        quantised_of({"quantize": {"kind": "anything", "layers": []}})
+    assert quantised_of({}) is None
+    many = quantised_of({"quantize": {"kind": "8da8w", "layers": ["x"] * 10**5}})
+    assert many is not None and many.layers == 10_000
+    assert tolerance(Quantised("8da8w", 16)).budget("logits", 1.0) == pytest.approx(4 / 256)
+
+
+def _export(name: str, kind: str, out: Path, **options: Any) -> trueport.Artifact:
+    return trueport.export(
+        EXAMPLES / name, out, to="executorch", quantize=kind, max_batch=4, max_length=64, **options
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("bert-sentiment", kind) for kind in KINDS),
+        ("llama-tales", "8da8w"),
+        ("llama-tales", "8da4w"),
+        ("t5-dates", "int8"),
+    ],  # the figures of all nine are in docs/quantisation.md; each takes long to lower
+)
+def test_the_examples_are_held_to_their_gate(name: str, kind: str, tmp_path: Path):
+    out = tmp_path / "out"
+    if (name, kind) in FALLS_THROUGH:
+        with pytest.raises(ProofError) as raised:
+            _export(name, kind, out)
+        assert [clause.clause for clause in raised.value.proof.failures()] == ["quality"]  # type: ignore[attr-defined]
+        assert not out.exists()
+        return
+    _export(name, kind, out)
+    manifest, proof = (json.loads((out / file).read_text()) for file in ("trueport.json", "proof.json"))
+    assert manifest["quantize"]["kind"] == kind and len(manifest["quantize"]["layers"]) > 10
+    assert manifest["quantize"]["left_in_float"] == {}
+    clauses = {clause["clause"]: clause for clause in proof["clauses"]}
+    assert proof["verdict"] == "proven"
+    figures = {case["case"].rpartition(": ")[2]: case for case in clauses["quality"]["cases"]}
+    gate = GATES[kind]
+    assert figures["top-1 disagreement"]["budget"] == pytest.approx(1 - gate.agreement)
+    assert figures["mean KL divergence"]["budget"] == gate.divergence
+    report = (out / "report.html").read_text()
+    assert "top-1 agreement" in report and f"{gate.divergence:g} or less" in report
+    if name != "bert-sentiment":
+        assert "tokens are the original" in clauses["generate"]["cases"][0]["note"]
+        assert clauses["cache"]["status"] == "pass"
+
+
+FALLS_THROUGH = {("llama-tales", "8da4w"), ("t5-dates", "8da4w")}
+"""Examples that a kind of quantisation does not serve: 64 wide, they have no weights to spare (docs/quantisation.md)."""
+
+
+@pytest.mark.slow
+def test_a_quantisation_that_is_too_coarse_falls_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    real = quantize._quantize_weights
+
+    def coarse(model: torch.nn.Module, kind: str, layers: tuple[str, ...]) -> None:
+        """Weights of three values before they are quantised."""
+        with torch.no_grad():
+            for name in layers:
+                weight = model.get_submodule(name).weight
+                step = weight.abs().max()
+                weight.copy_((weight / step).round() * step)  # type: ignore[operator, arg-type]
+        real(model, kind, layers)
+
+    monkeypatch.setattr(quantize, "_quantize_weights", coarse)
+    with pytest.raises(ProofError) as raised:
+        _export("llama-tales", "8da8w", tmp_path / "out")
+    failed = [clause.clause for clause in raised.value.proof.failures()]  # type: ignore[attr-defined]
+    assert failed == ["quality"]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,151 @@
+"""A program's state, bounds and errors, on the trained examples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import trueport
+from tests.conftest import EXAMPLES, Exported
+from tests.targets.executorch.conftest import BATCH, LENGTH
+from trueport.errors import ArtifactError, RunError, TrueportError
+
+pytestmark = pytest.mark.slow  # a program takes long to lower
+
+PROMPTS = ["Once", "There was a sleepy rabbit called", "One morning the", "Ella"]
+
+
+@pytest.fixture(scope="module")
+def tales(program: Exported) -> trueport.runtime.TrueportModel:
+    return trueport.load(program("llama-tales"))
+
+
+@pytest.fixture(scope="module")
+def original() -> transformers.PreTrainedModel:
+    return transformers.AutoModelForCausalLM.from_pretrained(EXAMPLES / "llama-tales").eval()
+
+
+def left_padded(texts: list[str]) -> dict[str, torch.Tensor]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(EXAMPLES / "llama-tales", padding_side="left")
+    return dict(tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "top_k": 10}])
+def test_left_padded_prompts_give_the_originals_tokens(tales, original, options):
+    feeds = left_padded(PROMPTS[: BATCH // options.get("num_beams", 1)])
+    for model in (tales, original):
+        torch.manual_seed(3)
+        tokens = model.generate(**feeds, max_new_tokens=12, **options)
+        expected = tokens if model is tales else expected  # noqa: F821
+    assert torch.equal(tokens, expected)
+
+
+def test_states_fork_and_go_back(tales, original):
+    """Two continuations of one state, in turn: the program's buffers hold only one of them at a time."""
+    first = torch.tensor([[5, 6, 7, 8]])
+    _, state = tales.step({"input_ids": first})
+    ways = {token: torch.tensor([[token]]) for token in (9, 11)}
+    for token in (9, 11, 9):
+        logits, after = tales.step({"input_ids": ways[token]}, state)
+        whole = original(torch.cat([first, ways[token]], dim=1)).logits[:, -1:]
+        torch.testing.assert_close(logits["logits"], whole, atol=1e-3, rtol=1e-4)
+        again, _ = tales.step({"input_ids": torch.tensor([[3]])}, after)
+        whole = original(torch.cat([first, ways[token], torch.tensor([[3]])], dim=1)).logits[:, -1:]
+        torch.testing.assert_close(again["logits"], whole, atol=1e-3, rtol=1e-4)
+
+
+def test_one_source_after_another_needs_no_reload(tales, original):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        ids = torch.randint(3, 90, (1 + seed % 3, 5 + seed))
+        torch.testing.assert_close(tales(input_ids=ids).logits, original(ids).logits, atol=1e-3, rtol=1e-4)
+
+
+def test_bounds_are_errors_that_name_them(tales):
+    with pytest.raises(RunError, match=f"{LENGTH}"):
+        tales(input_ids=torch.ones(1, LENGTH + 1, dtype=torch.long))
+    with pytest.raises(RunError, match=f"{BATCH}"):
+        tales(input_ids=torch.ones(BATCH + 1, 3, dtype=torch.long))
+    _, state = tales.step({"input_ids": torch.ones(1, LENGTH - 1, dtype=torch.long)})
+    _, state = tales.step({"input_ids": torch.ones(1, 1, dtype=torch.long)}, state)
+    with pytest.raises(RunError, match=f"{LENGTH}"):
+        tales.step({"input_ids": torch.ones(1, 1, dtype=torch.long)}, state)
+    with pytest.raises(RunError, match="int64"):
+        tales(input_ids=torch.ones(1, 3))
+
+
+def test_the_session_itself_checks_before_the_runtime_does(tales):
+    session = tales.sessions["model"]
+    good = {
+        "input_ids": np.ones((1, 3), dtype=np.int64),
+        "attention_mask": np.ones((1, 3), dtype=np.int64),
+        "position_ids": np.arange(3)[None],
+    }
+    for name, wrong, words in (
+        ("input_ids", np.ones((1, 3), dtype=np.int32), "int64"),
+        ("input_ids", np.ones((1, 3, 1), dtype=np.int64), "shape"),
+        ("attention_mask", np.ones((2, 3), dtype=np.int64), "batch_size"),
+        ("attention_mask", np.ones((1, LENGTH + 1), dtype=np.int64), "covers 65 tokens where 3"),
+        ("attention_mask", np.ones((1, 2), dtype=np.int64), "covers 2 tokens where 3"),
+    ):
+        with pytest.raises(RunError, match=words):
+            session.step(good | {name: wrong}, session.empty_state(1))
+    whole = LENGTH + 1
+    long = {
+        "input_ids": np.ones((1, whole)),
+        "attention_mask": np.ones((1, whole)),
+        "position_ids": np.ones((1, whole)),
+    }
+    with pytest.raises(RunError, match="--max-length"):
+        session.step({name: array.astype(np.int64) for name, array in long.items()}, session.empty_state(1))
+    whole = LENGTH + 1
+    long = {name: np.ones((1, whole), dtype=np.int64) for name in good}
+    with pytest.raises(RunError, match="--max-length"):
+        session.step(long, session.empty_state(1))
+    with pytest.raises(RunError, match="no input"):
+        session.step(good | {"colour": good["input_ids"]}, session.empty_state(1))
+
+
+def test_a_cut_or_foreign_file_is_one_line(program: Exported, tmp_path: Path):
+    folder = Path(shutil.copytree(program("llama-tales"), tmp_path / "copy"))
+    path = folder / "executorch" / "model.pte"
+    data = path.read_bytes()
+    for content, words in (
+        (data[: len(data) // 2], "cut short"),
+        (data[:20], "cut short|broken"),
+        (b"not a program at all" * 10, "no ExecuTorch program"),
+        (data[:4] + b"ET99" + data[8:], "ET99"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=words):
+            trueport.load(folder)
+
+
+def test_an_unknown_method_is_one_line(program: Exported, tmp_path: Path):
+    folder = Path(shutil.copytree(program("llama-tales"), tmp_path / "copy"))
+    manifest = json.loads((folder / "trueport.json").read_text())
+    manifest["components"]["model"]["method"] = "backward"
+    (folder / "trueport.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="no method backward; it has forward"):
+        trueport.load(folder)
+
+
+def test_without_executorch_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "executorch" else real(name))
+    with pytest.raises(TrueportError, match=r"trueport\[executorch\]"):
+        trueport.export(EXAMPLES / "llama-tales", tmp_path / "out", to="executorch")
+
+
+def test_an_arena_past_its_bound_names_the_dimension(tmp_path: Path):
+    with pytest.raises(TrueportError, match="Lower --max-"):
+        trueport.export(EXAMPLES / "bert-sentiment", tmp_path / "out", to="executorch", max_arena=1000)
+    assert not (tmp_path / "out").exists()
