@@ -23,8 +23,8 @@ WAYS: dict[str, dict[str, Any]] = {
 """Options of ``generate`` by the case's name."""
 BEAMED = 6
 """Prompts under beam search at the most, of which each takes several rows."""
-NUDGES = 3
-"""How often the original is asked whether rounding alone changes its tokens."""
+NUDGES = 32
+"""How often the original is asked at the most whether rounding alone changes its tokens."""
 
 
 def ask(asked: Asked) -> list[Case]:
@@ -80,9 +80,10 @@ def _prompts(asked: Asked, name: str, count: int) -> Batch:
 def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     assert asked.own is not None and asked.exact is not None
     name = "prompts"
-    wanted = generate(asked.own.model, batch, options)
+    theirs, ours = _Scores(options["num_beams"]), _Scores(options["num_beams"])
+    wanted = generate(asked.own.model, batch, options, theirs)
     try:
-        got = generate(asked.runnable, batch, options)
+        got = generate(asked.runnable, batch, options, ours)
     except (TrueportError, RuntimeError, ValueError, IndexError) as error:  # torch will not sample from NaN
         return asked.refused(name, batch, error)
     if asked.quantised is not None:
@@ -90,7 +91,7 @@ def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     differing = differing_rows(got, wanted)
     if not differing:
         return Case(name, 0.0, 0.0)
-    tied = set(differing) & _ties(asked, batch, options, wanted)
+    tied = _ties(asked, batch, options, wanted, differing, theirs.apart(ours))
     wrong = [row for row in differing if row not in tied]
     note = f"tie in {len(tied)} prompts: rounding alone changes the original's own tokens there" if tied else ""
     row = (wrong or differing)[0]
@@ -113,28 +114,57 @@ def _agreement(asked: Asked, batch: Batch, got: np.ndarray, wanted: np.ndarray) 
     return Case("prompts", float(differ.sum()), float(counted.sum()), worst if differ.any() else None)
 
 
-def _ties(asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarray) -> set[int]:
-    """Prompts whose tokens change in the original itself, in float64 or when its logits move by one noise floor."""
+def _ties(
+    asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarray, differing: list[int], apart: float
+) -> set[int]:
+    """Those of ``differing`` whose tokens change in the original itself, in float64 or when its scores move a little.
+
+    A little is how far the artefact's scores lie from the original's after the same tokens (``apart``): at least one
+    noise floor, and never more than the budget of the logits, which the other clauses hold the artefact to.
+    """
     assert asked.own is not None and asked.exact is not None
-    tied = set(differing_rows(wanted, generate(asked.exact.model, batch, options)))
+    open_ = set(differing) - set(differing_rows(wanted, generate(asked.exact.model, batch, options)))
     scale = float(np.abs(asked.own.forward(batch)["logits"]).max())
-    floor = asked.tolerance.budget("logits", scale) / asked.tolerance.multiple
+    budget = asked.tolerance.budget("logits", scale)
+    size = max(budget / asked.tolerance.multiple, min(apart, budget))
     for seed in range(NUDGES):
-        nudge = LogitsProcessorList([_Nudge(floor, seed)])
-        tied |= set(differing_rows(wanted, generate(asked.own.model, batch, options | {"logits_processor": nudge})))
-    return tied
+        if not open_:
+            break
+        open_ -= set(differing_rows(wanted, generate(asked.own.model, batch, options, _Nudge(size, seed))))
+    return set(differing) - open_
+
+
+class _Scores(LogitsProcessor):
+    """Remembers what each step scored, by prompt and by the tokens before it."""
+
+    def __init__(self, beams: int) -> None:
+        self.beams = beams
+        self.seen: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for row, (tokens, told) in enumerate(zip(input_ids.tolist(), scores, strict=True)):
+            self.seen[(row // self.beams, *tokens)] = told.float()
+        return scores
+
+    def apart(self, other: _Scores) -> float:
+        """The largest difference of a finite score after the same tokens; 0 where no tokens are the same."""
+        largest = 0.0
+        for tokens in self.seen.keys() & other.seen.keys():
+            moved = (self.seen[tokens] - other.seen[tokens]).abs()
+            largest = max(largest, float(moved[moved.isfinite()].amax(0)) if moved.isfinite().any() else 0.0)
+        return largest
 
 
 class _Nudge(LogitsProcessor):
-    """Moves every logit by at most ``size``, with random numbers of its own."""
+    """Moves every score up or down by ``size``, with random signs of its own."""
 
     def __init__(self, size: float, seed: int) -> None:
         self.size = size
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        moved = torch.rand(scores.shape, generator=self.generator) * 2 - 1
-        return scores + (moved * self.size).to(scores.dtype)
+        signs = torch.randint(0, 2, scores.shape, generator=self.generator) * 2 - 1
+        return scores + (signs * self.size).to(scores.dtype)
 
 
 def differing_rows(got: np.ndarray, wanted: np.ndarray) -> list[int]:
@@ -144,7 +174,9 @@ def differing_rows(got: np.ndarray, wanted: np.ndarray) -> list[int]:
     return [int(row) for row in np.flatnonzero((first != second).any(axis=1))]
 
 
-def generate(model: Any, batch: Batch, options: dict[str, Any]) -> np.ndarray:
+def generate(
+    model: Any, batch: Batch, options: dict[str, Any], processor: LogitsProcessor | None = None
+) -> np.ndarray:
     """Tokens, (prompts, length), from transformers' GenerationMixin under a fixed seed."""
     from transformers import GenerationMixin
 
@@ -156,5 +188,6 @@ def generate(model: Any, batch: Batch, options: dict[str, Any]) -> np.ndarray:
     torch.manual_seed(0)
     with torch.no_grad():
         # Not model.generate: Whisper's own adds timestamps around the same loop.
-        tokens: Any = GenerationMixin.generate(model, **feeds, **options)
+        processors = LogitsProcessorList([processor] if processor else [])
+        tokens: Any = GenerationMixin.generate(model, **feeds, **options, logits_processor=processors)
     return np.asarray(tokens.numpy())

@@ -1,0 +1,82 @@
+"""What `generate` excuses: tokens that rounding alone changes in the original itself, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tests import zoo
+from trueport.proof.clauses import generate as clause
+from trueport.proof.inputs import Batch, left
+from trueport.proof.tolerance import Tolerance
+
+FLOOR = 1e-3
+OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 3, "use_cache": True, "num_beams": 3, "do_sample": False}
+
+
+def stub(model: torch.nn.Module, runnable: torch.nn.Module) -> Any:
+    def forward(batch: Batch) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return {"logits": model(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)).logits.numpy()}
+
+    subject = SimpleNamespace(model=model, forward=forward)
+    return SimpleNamespace(
+        own=subject,
+        exact=subject,
+        runnable=runnable,
+        quantised=None,
+        tolerance=Tolerance({"logits": FLOOR}, FLOOR, 10.0, "given"),
+    )
+
+
+@pytest.fixture(scope="module")
+def llama() -> torch.nn.Module:
+    return zoo.build("llama").eval()
+
+
+def prompts() -> Batch:
+    ids, mask = np.random.default_rng(5).integers(3, 99, (6, 7)), left(7, [0, 4, 6, 0, 4, 6])
+    return Batch("prompts", ids, mask)
+
+
+def moved(model: torch.nn.Module, size: float, seed: int) -> torch.nn.Module:
+    """A copy whose logits lie about ``size`` of their scale beside the model's."""
+    copied = copy.deepcopy(model)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        head = copied.get_output_embeddings().weight
+        head += size * head.abs().mean() * torch.randn_like(head)
+    return copied
+
+
+def test_tokens_that_the_budget_explains_are_ties(llama: torch.nn.Module) -> None:
+    differed = 0
+    for seed in range(40):
+        asked = stub(llama, moved(llama, 2 * FLOOR, seed))
+        batch = prompts()
+        found = clause._one(asked, batch, OPTIONS)
+        differed += bool(found.note)
+        assert not found.error, found
+    assert differed, "nothing was tied: the test asked nothing"
+
+
+def test_logits_far_from_the_originals_are_no_tie(llama: torch.nn.Module) -> None:
+    assert clause._one(stub(llama, moved(llama, 0.5, 0)), prompts(), OPTIONS).error
+
+
+def test_beams_that_keep_the_wrong_cache_are_no_tie(llama: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = copy.deepcopy(llama)
+    asked, right, generate = stub(llama, wrong), DynamicCache.reorder_cache, clause.generate
+
+    def switching(model: Any, *rest: Any) -> np.ndarray:
+        monkeypatch.setattr(DynamicCache, "reorder_cache", (lambda *_: None) if model is wrong else right)
+        return generate(model, *rest)
+
+    monkeypatch.setattr(clause, "generate", switching)
+    assert clause._one(asked, prompts(), OPTIONS).error
