@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,14 +22,16 @@ OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 3, "use_cache": True, "num_bea
 
 
 def stub(model: torch.nn.Module, runnable: torch.nn.Module) -> Any:
-    def forward(batch: Batch) -> dict[str, np.ndarray]:
+    def forward(asked: Any, batch: Batch) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            return {"logits": model(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)).logits.numpy()}
+            return {"logits": asked(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)).logits.numpy()}
 
-    subject = SimpleNamespace(model=model, forward=forward)
+    original = SimpleNamespace(model=model, forward=partial(forward, model))
     return SimpleNamespace(
-        own=subject,
-        exact=subject,
+        role="decoder",
+        subject=SimpleNamespace(forward=partial(forward, runnable)),
+        own=original,
+        exact=original,
         runnable=runnable,
         quantised=None,
         tolerance=Tolerance({"logits": FLOOR}, FLOOR, 10.0, "given"),
@@ -42,7 +45,7 @@ def llama() -> torch.nn.Module:
 
 def prompts() -> Batch:
     ids, mask = np.random.default_rng(5).integers(3, 99, (6, 7)), left(7, [0, 4, 6, 0, 4, 6])
-    return Batch("prompts", ids, mask)
+    return Batch(ids, mask)
 
 
 def moved(model: torch.nn.Module, size: float, seed: int) -> torch.nn.Module:
@@ -56,11 +59,13 @@ def moved(model: torch.nn.Module, size: float, seed: int) -> torch.nn.Module:
 
 
 def test_tokens_that_the_budget_explains_are_ties(llama: torch.nn.Module) -> None:
+    twins = copy.deepcopy(llama)
+    with torch.no_grad():  # every token has a twin that scores the same: the best is a tie at every step
+        head = twins.get_output_embeddings().weight
+        head[1::2] = head[: len(head) - 1 : 2]
     differed = 0
-    for seed in range(40):
-        asked = stub(llama, moved(llama, 2 * FLOOR, seed))
-        batch = prompts()
-        found = clause._one(asked, batch, OPTIONS)
+    for seed in range(4):
+        found = clause._one(stub(twins, moved(twins, FLOOR, seed)), prompts(), OPTIONS)
         differed += bool(found.note)
         assert not found.error, found
     assert differed, "nothing was tied: the test asked nothing"

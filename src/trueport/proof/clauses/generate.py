@@ -80,10 +80,9 @@ def _prompts(asked: Asked, name: str, count: int) -> Batch:
 def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     assert asked.own is not None and asked.exact is not None
     name = "prompts"
-    theirs, ours = _Scores(options["num_beams"]), _Scores(options["num_beams"])
-    wanted = generate(asked.own.model, batch, options, theirs)
+    wanted = generate(asked.own.model, batch, options)
     try:
-        got = generate(asked.runnable, batch, options, ours)
+        got = generate(asked.runnable, batch, options)
     except (TrueportError, RuntimeError, ValueError, IndexError) as error:  # torch will not sample from NaN
         return asked.refused(name, batch, error)
     if asked.quantised is not None:
@@ -91,7 +90,7 @@ def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     differing = differing_rows(got, wanted)
     if not differing:
         return Case(name, 0.0, 0.0)
-    tied = _ties(asked, batch, options, wanted, differing, theirs.apart(ours))
+    tied = _ties(asked, batch, options, wanted, differing)
     wrong = [row for row in differing if row not in tied]
     note = f"tie in {len(tied)} prompts: rounding alone changes the original's own tokens there" if tied else ""
     row = (wrong or differing)[0]
@@ -114,45 +113,33 @@ def _agreement(asked: Asked, batch: Batch, got: np.ndarray, wanted: np.ndarray) 
     return Case("prompts", float(differ.sum()), float(counted.sum()), worst if differ.any() else None)
 
 
-def _ties(
-    asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarray, differing: list[int], apart: float
-) -> set[int]:
+def _ties(asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarray, differing: list[int]) -> set[int]:
     """Those of ``differing`` whose tokens change in the original itself, in float64 or when its scores move a little.
 
-    A little is how far the artefact's scores lie from the original's after the same tokens (``apart``): at least one
-    noise floor, and never more than the budget of the logits, which the other clauses hold the artefact to.
+    A little is how far the artefact's logits lie from the original's over the original's own tokens, all at once: so a
+    fault of the steps (a beam that keeps another's cache) does not make it larger. It is at least one noise floor,
+    and never more than the budget that the other clauses hold the artefact to.
     """
     assert asked.own is not None and asked.exact is not None
-    open_ = set(differing) - set(differing_rows(wanted, generate(asked.exact.model, batch, options)))
-    scale = float(np.abs(asked.own.forward(batch)["logits"]).max())
-    budget = asked.tolerance.budget("logits", scale)
+    left_over = set(differing) - set(differing_rows(wanted, generate(asked.exact.model, batch, options)))
+    forced = _forced(asked, batch, wanted)
+    told = asked.own.forward(forced)["logits"]
+    budget = asked.tolerance.budget("logits", float(np.abs(told).max()))
+    apart = float(np.abs(asked.subject.forward(forced)["logits"] - told).max())
     size = max(budget / asked.tolerance.multiple, min(apart, budget))
     for seed in range(NUDGES):
-        if not open_:
+        if not left_over:
             break
-        open_ -= set(differing_rows(wanted, generate(asked.own.model, batch, options, _Nudge(size, seed))))
-    return set(differing) - open_
+        left_over -= set(differing_rows(wanted, generate(asked.own.model, batch, options, _Nudge(size, seed))))
+    return set(differing) - left_over
 
 
-class _Scores(LogitsProcessor):
-    """Remembers what each step scored, by prompt and by the tokens before it."""
-
-    def __init__(self, beams: int) -> None:
-        self.beams = beams
-        self.seen: dict[tuple[int, ...], torch.Tensor] = {}
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for row, (tokens, told) in enumerate(zip(input_ids.tolist(), scores, strict=True)):
-            self.seen[(row // self.beams, *tokens)] = told.float()
-        return scores
-
-    def apart(self, other: _Scores) -> float:
-        """The largest difference of a finite score after the same tokens; 0 where no tokens are the same."""
-        largest = 0.0
-        for tokens in self.seen.keys() & other.seen.keys():
-            moved = (self.seen[tokens] - other.seen[tokens]).abs()
-            largest = max(largest, float(moved[moved.isfinite()].amax(0)) if moved.isfinite().any() else 0.0)
-        return largest
+def _forced(asked: Asked, batch: Batch, wanted: np.ndarray) -> Batch:
+    """``batch`` with the tokens that the original chose."""
+    if asked.role == "seq2seq":
+        return replace(batch, target=wanted)
+    new = np.ones((batch.size, wanted.shape[1] - batch.ids.shape[1]), batch.mask.dtype)
+    return replace(batch, ids=wanted, mask=np.concatenate([batch.mask, new], axis=1))
 
 
 class _Nudge(LogitsProcessor):
@@ -174,9 +161,7 @@ def differing_rows(got: np.ndarray, wanted: np.ndarray) -> list[int]:
     return [int(row) for row in np.flatnonzero((first != second).any(axis=1))]
 
 
-def generate(
-    model: Any, batch: Batch, options: dict[str, Any], processor: LogitsProcessor | None = None
-) -> np.ndarray:
+def generate(model: Any, batch: Batch, options: dict[str, Any], processor: LogitsProcessor | None = None) -> np.ndarray:
     """Tokens, (prompts, length), from transformers' GenerationMixin under a fixed seed."""
     from transformers import GenerationMixin
 
