@@ -57,12 +57,12 @@ def build(shape: str, *, quick: bool = False) -> PreTrainedModel:
     return transformers.T5ForConditionalGeneration(config).eval()
 
 
-def sample(shape: str) -> dict[str, Any]:
+def sample(shape: str, length: int = 8) -> dict[str, Any]:
     """Two rows, one of them left-padded: the sample that suits transformers.exporters best, which learns from it."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, 300, (2, 8), generator=generator)
+    ids = torch.randint(3, 300, (2, length), generator=generator)
     mask = torch.ones_like(ids)
     if shape == "llama":
         mask[1, :2], ids[1, :2] = 0, PADDING

@@ -81,11 +81,12 @@ def decode_table(title: str, runs: dict[str, list[dict[str, Any]]], peer_name: s
                 _value(own, "later_tokens_per_second", 1),
                 _value(own, "first_token_seconds", 3),
                 _value(own, "load_seconds", 1),
+                _value(own, "peak_mib", 0),
                 _same_tokens(own, runs[EAGER]),
             )
         )
     columns = ("decode", "speed / eager", "speed / peer", "tokens/s", "tokens/s after the first", "first token, s",
-               "load, s", "tokens as eager's")  # fmt: skip
+               "load, s", "peak MiB", "tokens as eager's")  # fmt: skip
     return Table(title, columns, tuple(rows), " ".join(_errors(runs)))
 
 

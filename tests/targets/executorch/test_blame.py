@@ -23,10 +23,6 @@ def test_the_guilty_are_found_whether_alone_or_together(guilty: set[str]):
     assert set(find_guilty(KERNELS, lambda kernels: guilty <= set(kernels))) == guilty
 
 
-def test_nothing_is_guilty_where_nothing_fails():
-    assert find_guilty(KERNELS, lambda kernels: False) == []
-
-
 @pytest.mark.slow
 def test_the_tanh_form_of_gelu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """XNNPACK computes the erf form for both; without our rewrite the proof fails and says so."""
@@ -34,6 +30,7 @@ def test_the_tanh_form_of_gelu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(rewrites, "_spell_gelu", lambda program: None)
     model = zoo.build("albert")
     assert "gelu" in model.config.hidden_act
+    model.config.num_hidden_layers = 1
     model.config.hidden_act = "gelu_pytorch_tanh"
     model = type(model)(model.config).eval()
     zoo.amplify(model, seed=0)

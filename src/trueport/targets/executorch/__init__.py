@@ -38,6 +38,7 @@ class ExecutorchTarget:
         self._quantized: Quantized | None = None
         self._parts: dict[str, Component] = {}
         self._original: Original | None = None
+        self._kernels: list[str] = []
 
     def components(
         self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
@@ -83,6 +84,8 @@ class ExecutorchTarget:
             programs = calibrated(programs, self._parts, self._original)
         (folder / FOLDER).mkdir()
         lowered = lower(programs, folder / FOLDER / FILE, f"{FOLDER}/{FILE}", options)
+        if options.get("kernels") is None:
+            self._kernels = sorted({name for part in lowered.values() for name in part.extra["kernels"]})
         if found is None:
             return lowered
         told = {"quantize": found.to_json()}
@@ -104,7 +107,7 @@ class ExecutorchTarget:
             return {}
         from trueport.targets.executorch.blame import explain
 
-        return explain(failed, again, options)
+        return explain(failed, again, options, self._kernels)
 
     def open(
         self,

@@ -11,30 +11,24 @@ BOTH = "the portable kernels differ as well, so it is not XNNPACK"
 PORTABLE = "under the portable kernels it passes: --backend portable"
 
 
-def explain(failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
-    """Words by failed clause; see ``Target.explain``."""
+def explain(failed: Sequence[str], again: Again, options: Mapping[str, Any], kernels: Sequence[str]) -> dict[str, str]:
+    """Words by failed clause; see ``Target.explain``. ``kernels``: those of XNNPACK that the program runs on."""
     if options.get("backend") == "portable":
         return {}
     still = again({"backend": "portable"})
     differing = [name for name in failed if name not in still]
     words = {name: BOTH for name in failed if name in still}
     if differing:
-        guilty = find_guilty(_kernels(), lambda kernels: bool(again({"kernels": kernels}) & set(differing)))
-        if guilty:
-            named = ", ".join(name.removesuffix("Config") for name in guilty)
-            words |= dict.fromkeys(differing, f"XNNPACK's {named} differs from the model; {PORTABLE}")
-        else:
-            words |= dict.fromkeys(differing, f"no operator of XNNPACK differs alone; {PORTABLE}")
+        guilty = find_guilty(kernels, lambda chosen: bool(again({"kernels": chosen}) & set(differing)))
+        words |= dict.fromkeys(differing, f"XNNPACK's {', '.join(guilty)} differs from the model; {PORTABLE}")
     return words
 
 
 def find_guilty(kernels: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:
-    """The smallest set of kernels found by halving with which it fails; empty where it does not fail with all.
+    """The smallest set of kernels found by halving with which it fails, as it does with all of them.
 
     Zeller's delta debugging (IEEE TSE 28(2), 2002) in its plain form: halves first, then all but one part.
     """
-    if not fails(kernels):
-        return []
     kept, parts = list(kernels), 2
     while len(kept) > 1:
         size = -(-len(kept) // parts)
@@ -52,10 +46,3 @@ def find_guilty(kernels: Sequence[str], fails: Callable[[Sequence[str]], bool]) 
         else:
             parts = min(2 * parts, len(kept))
     return kept
-
-
-def _kernels() -> list[str]:
-    """Names of the XNNPACK partitioner's configurations, one for each kind of operator."""
-    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-
-    return [entry.__name__ for entry in ALL_PARTITIONER_CONFIGS]

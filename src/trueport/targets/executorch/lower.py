@@ -17,6 +17,8 @@ from trueport.targets.executorch.rewrites import prepared
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager
 
+    from trueport.targets.executorch.partition import Partitioner
+
 BACKENDS = ("xnnpack", "portable")
 """Kernels to run on: XNNPACK's where it has one, or ExecuTorch's portable ones alone."""
 DEFAULT_BACKEND = "xnnpack"
@@ -29,7 +31,8 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
         captured: programs whose every dimension is bounded.
         path: the ``.pte`` to write.
         file: the same, relative to the artefact's root.
-        options: ``backend``, one of BACKENDS; ``max_arena``, bytes; ``kernels``, XNNPACK's operators to use.
+        options: ``backend``, one of BACKENDS; ``max_arena``, bytes; ``kernels``, names of XNNPACK's
+            kernels to use (partition.KERNELS).
 
     Raises:
         LoweringError: an operator has no kernel, or the memory to plan is more than ``max_arena``.
@@ -37,7 +40,8 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
     backend = options.get("backend") or DEFAULT_BACKEND
     if backend not in BACKENDS:
         raise LoweringError(f"There is no backend {backend}", f"Choose from {', '.join(BACKENDS)}.")
-    program = to_program({part.stem: part.program for part in captured}, backend, options.get("kernels"))
+    partitioner = _partitioner(backend, options.get("kernels"))
+    program = to_program({part.stem: part.program for part in captured}, partitioner)
     plans = {part.stem: measure(program, part.stem, part.interface) for part in captured}
     check_arena(plans, options.get("max_arena"))
     with path.open("wb") as stream:
@@ -48,21 +52,25 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
             part.interface,
             depth=len(part.program.graph.nodes),
             guards=part.guards,
-            extra={"method": part.stem, "backend": backend, "memory": plans[part.stem].to_json()},
+            extra={
+                "method": part.stem,
+                "backend": backend,
+                "kernels": sorted(partitioner.taken) if partitioner else [],
+                "memory": plans[part.stem].to_json(),
+            },
         )
         for part in captured
     }
 
 
 def to_program(
-    programs: Mapping[str, torch.export.ExportedProgram], backend: str, kernels: Sequence[str] | None = None
+    programs: Mapping[str, torch.export.ExportedProgram], partitioner: Partitioner | None
 ) -> ExecutorchProgramManager:
     """Edge dialect, partitioned and planned.
 
     Args:
         programs: by method name.
-        backend: one of BACKENDS.
-        kernels: names of the XNNPACK partitioner's configurations to use; None for all.
+        partitioner: what XNNPACK runs; None for the portable kernels alone.
     """
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
@@ -71,7 +79,7 @@ def to_program(
     try:
         edge = to_edge_transform_and_lower(
             stripped,
-            partitioner=_partitioner(backend, kernels),
+            partitioner=[] if partitioner is None else [partitioner],
             # The verifier takes len() of every tensor (exir/verification/arg_validator.py): a guard that makes the
             # first dynamic axis a constant.
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
@@ -89,11 +97,10 @@ def to_program(
         raise LoweringError(f"ExecuTorch cannot lower {', '.join(programs)}: {reason}") from error
 
 
-def _partitioner(backend: str, kernels: Sequence[str] | None) -> list[Any]:
+def _partitioner(backend: str, kernels: Sequence[str] | None) -> Partitioner | None:
     if backend == "portable":
-        return []
-    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        return None
+    from trueport.targets.executorch.partition import KERNELS, Partitioner
 
-    chosen = [entry for entry in ALL_PARTITIONER_CONFIGS if kernels is None or entry.__name__ in kernels]
-    return [XnnpackPartitioner(configs=chosen)] if chosen else []
+    chosen = list(KERNELS) if kernels is None else list(kernels)
+    return Partitioner(chosen) if chosen else None
