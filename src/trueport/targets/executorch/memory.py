@@ -52,13 +52,14 @@ def measure(program: ExecutorchProgramManager, method: str, interface: Interface
             size *= int(axis)
         kept += size
     graph = program.exported_program(method).graph_module.graph
-    whole = _peak(graph, {})
+    # The caches are alive all the time, and no activation's bound changes them.
+    whole = _peak(graph, {}) - kept
     saved = {}
     for dimension in interface.dimensions:
         symbols = _symbols(graph, interface, dimension.name)
         if dimension.maximum is not None and dimension.maximum > 1 and symbols:
             half = dimension.maximum // 2
-            share = 1 - _peak(graph, dict.fromkeys(symbols, half)) / whole if whole else 0.0
+            share = 1 - (_peak(graph, dict.fromkeys(symbols, half)) - kept) / whole if whole else 0.0
             saved[dimension.name] = int((arena - kept) * share) + _kept_share(interface, dimension.name, kept)
     return Plan(arena, kept, saved)
 
