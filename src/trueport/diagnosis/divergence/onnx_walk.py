@@ -66,7 +66,8 @@ def compare_graphs(
         place = Path(temporary)
         fresh = fresh_graphs(original, manifest, place, opset=_opset(folder / next(iter(entries.values()))["file"]))
         sessions = {name: OnnxSession(path, fresh.graphs[name].interface) for name, path in fresh.paths.items()}
-        feeds = questions(sessions, manifest, getattr(original, "config", None))
+        asked = questions(sessions, manifest, getattr(original, "config", None))
+        feeds = {name: [each for each, _ in entries] for name, entries in asked.items()}
         found = []
         for label, entry in entries.items():
             name = label.rpartition("/")[2]

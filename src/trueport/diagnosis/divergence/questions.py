@@ -11,24 +11,27 @@ from trueport.errors import TrueportError
 from trueport.proof.inputs import left
 
 Arrays = dict[str, np.ndarray]
+Asked = tuple[Arrays, Arrays]
+"""Inputs, a state among them, and outputs."""
 LENGTH = 12
 """Tokens of a row: enough for padding, holes and three steps."""
 
 
 class Recorder:
-    """A session that keeps what it was fed, its state included."""
+    """A session that keeps what it was fed, its state included, and what it gave."""
 
     def __init__(self, session: Any) -> None:
         self.session, self.interface = session, session.interface
-        self.fed: list[Arrays] = []
+        self.fed: list[tuple[Arrays, Arrays]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """As the session's."""
-        self.fed.append(dict(feeds))
-        return self.session.run(feeds)  # type: ignore[no-any-return]
+        outputs = self.session.run(feeds)
+        self.fed.append((dict(feeds), outputs))
+        return outputs  # type: ignore[no-any-return]
 
     def step(self, feeds: Mapping[str, np.ndarray], state: Any) -> tuple[Arrays, Any]:
         """As the session's."""
@@ -36,12 +39,13 @@ class Recorder:
 
         held = {} if state is None else {name: array_of(tensor) for name, tensor in state.tensors().items()}
         held = {name: array for name, array in held.items() if self.interface.has_input(name)}
-        self.fed.append(dict(feeds) | held)
-        return self.session.step(feeds, state)  # type: ignore[no-any-return]
+        outputs, following = self.session.step(feeds, state)
+        self.fed.append((dict(feeds) | held, outputs))
+        return outputs, following
 
 
-def questions(sessions: Mapping[str, Any], manifest: Mapping[str, Any], config: Any) -> dict[str, list[Arrays]]:
-    """Feeds by component: padded and with holes, short, past every window, whole and in steps.
+def questions(sessions: Mapping[str, Any], manifest: Mapping[str, Any], config: Any) -> dict[str, list[Asked]]:
+    """Feeds and answers by component: padded and with holes, short, past every window, whole and in steps.
 
     Args:
         sessions: of a right artefact, whose states the steps hand on.
@@ -90,4 +94,4 @@ def _custom(recorder: Recorder, source: Mapping[str, Any]) -> None:
         try:
             recorder.run(drawn.draw(f"diagnose {number}", sizes))
         except TrueportError:  # sizes that do not go together: the proof's own clauses judge those
-            recorder.fed.pop()
+            continue

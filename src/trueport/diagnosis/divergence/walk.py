@@ -117,7 +117,7 @@ def first_divergence(
     for operation in flow.operations:
         for name in operation.outputs:
             if name in guilty:
-                return operation, name, differences.get(name, Difference(float("nan"), 0.0, "it cannot be observed"))
+                return operation, name, differences.get(name, Difference(float("nan"), 0.0))
     return None
 
 
