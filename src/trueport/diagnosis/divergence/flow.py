@@ -131,7 +131,10 @@ def _backward(suspect: Flow, fresh: Flow, equal: Mapping[str, str]) -> dict[str,
         one, other = suspect.producers.get(mine), fresh.producers.get(theirs)
         if one is None or other is None or one.kind != other.kind or len(one.inputs) != len(other.inputs):
             continue
-        for left, right in (*zip(one.outputs, other.outputs, strict=False), *zip(one.inputs, other.inputs, strict=True)):
+        for left, right in (
+            *zip(one.outputs, other.outputs, strict=False),
+            *zip(one.inputs, other.inputs, strict=True),
+        ):
             if (left in suspect.constants) == (right in fresh.constants):
                 waiting.append((left, right))
     return meant

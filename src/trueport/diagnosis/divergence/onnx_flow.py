@@ -108,7 +108,8 @@ def source_line(text: str) -> str:
     from trueport.capture import user_line
 
     frames = [
-        traceback.FrameSummary(file, int(line), name, line=code or "") for file, line, name, code in SOURCE.findall(text)
+        traceback.FrameSummary(file, int(line), name, line=code or "")
+        for file, line, name, code in SOURCE.findall(text)
     ]
     return user_line(traceback.StackSummary.from_list(frames))
 

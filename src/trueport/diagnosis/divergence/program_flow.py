@@ -146,11 +146,19 @@ class _Reader:
             names[value["id_out"]] = name
             if value["flags"] & 3:  # outer: 1 for an input, 2 for an output
                 names[value["id_out"]] = self._name(call.args[value["external_id"]])
-                (given.append(names[value["id_out"]]) if value["flags"] & 2 else self._read(call.args[value["external_id"]]))
+                (
+                    given.append(names[value["id_out"]])
+                    if value["flags"] & 2
+                    else self._read(call.args[value["external_id"]])
+                )
             elif value["constant_buffer_idx"]:
                 content = self._content(graph["constant_data"][value["constant_buffer_idx"]], data)
                 digest = hashlib.sha256(content).hexdigest()
-                scales = {key: part for key, part in union.items() if key != "tensor_value"} if "tensor_value" in union else ""
+                scales = (
+                    {key: part for key, part in union.items() if key != "tensor_value"}
+                    if "tensor_value" in union
+                    else ""
+                )
                 kind = "FLOAT" if value["datatype"] == "xnn_datatype_fp32" else value["datatype"]
                 told = f"{kind} {value['dims']} {scales} {digest}"
                 self._constant(name, told, _words(kind, value["dims"], content))

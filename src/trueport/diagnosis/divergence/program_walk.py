@@ -45,9 +45,11 @@ def compare_programs(folder: Path, manifest: Mapping[str, Any], original: Any) -
         path = Path(temporary) / "fresh.pte"
         with path.open("wb") as stream:
             program.write_to_file(stream)
-        fresh = {label: path for label in entries}
+        fresh = dict.fromkeys(entries, path)
         right = _answers(fresh, entries, manifest, original)
-        given = _answers({label: folder / entry["file"] for label, entry in entries.items()}, entries, manifest, original)
+        given = _answers(
+            {label: folder / entry["file"] for label, entry in entries.items()}, entries, manifest, original
+        )
         found = []
         for label, entry in entries.items():
             gap, output, shapes = _worst(given[label], right[label], int(entry.get("depth", 1)))
@@ -82,9 +84,7 @@ def _components(original: Any, manifest: Mapping[str, Any]) -> list[Any]:
     interfaces = [Interface.from_json(entry) for entry in manifest["components"].values()]
     dimensions = [dimension for interface in interfaces for dimension in interface.dimensions]
     rows = [d.maximum for d in dimensions if d.name == "batch_size" and d.maximum is not None]
-    lengths = [
-        (d.maximum or 1) + d.name.startswith("past") for d in dimensions if d.name != "batch_size" and d.maximum
-    ]
+    lengths = [(d.maximum or 1) + d.name.startswith("past") for d in dimensions if d.name != "batch_size" and d.maximum]
     bounds = Bounds(batch=max(rows, default=1), length=max(lengths, default=2))
     return components(original, bounds, untrained=tuple(manifest["source"].get("untrained") or ()))
 
