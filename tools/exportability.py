@@ -246,8 +246,8 @@ def document(rows: list[Row]) -> str:
 
 Written by `python tools/exportability.py`; not by hand. Each row is one model of `tests/zoo.py`, called as its
 users call it: tokens and a mask with padding (2, 9), its cache given back where its config says so, batch and length
-`Dim.AUTO`. "yes" is an export whose program gives the model's result at (2, 9), (3, 16) and (1, 33), within {CLOSE:g} of the largest
-magnitude; "one size" one that refuses another size; "differs" one that runs there and is wrong. {versions}.
+`Dim.AUTO`. "yes" is an export whose program gives the model's result at (2, 9), (3, 16) and (1, 33), within {CLOSE:g}
+of the largest magnitude; "one size" one that refuses another size; "differs" one that runs there and is wrong. {versions}.
 
 | way | yes | one size | differs | no |
 |---|--:|--:|--:|--:|

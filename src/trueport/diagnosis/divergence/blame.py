@@ -30,7 +30,8 @@ def blamed(
     if not reasons:
         deeper = first_divergence(suspect, alignment, differences, start=name, strict=True)
         if deeper is not None and deeper[0] is not operation:
-            grown = f"it exceeds the noise at {operation.kind} {operation.name}, where {gap.error:.3g} is past {gap.budget:.3g}"
+            place = f"{operation.kind} {operation.name}"
+            grown = f"it exceeds the noise at {place}, where {gap.error:.3g} is past {gap.budget:.3g}"
             operation, _, gap = deeper
             reasons = [*explain(operation, suspect, fresh, alignment), grown]
     origin = origin_of(operation, suspect, fresh, alignment)
