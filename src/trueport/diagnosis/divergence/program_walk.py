@@ -78,7 +78,7 @@ def _components(original: Any, manifest: Mapping[str, Any]) -> list[Any]:
     if manifest["source"].get("role") == "custom":
         from trueport.diagnosis.divergence.fresh import components_of
 
-        return components_of(original, manifest)
+        return [replace(part, bounded=True, stem="forward") for part in components_of(original, manifest)]
     from trueport.roles.bounded import Bounds, components
 
     interfaces = [Interface.from_json(entry) for entry in manifest["components"].values()]
