@@ -54,10 +54,10 @@ def test_steps_from_nothing_equal_the_module_and_rows_keep_their_state(folder: P
 
 def test_past_its_bounds_it_is_refused_in_words(folder: Path) -> None:
     model = trueport.load(folder)
-    with pytest.raises(RunError, match="batch_size is 4; model.pte serves at most 3"):
+    with pytest.raises(RunError, match=r"batch_size is 4; model\.pte serves at most 3"):
         model.step({"ids": ids(4, 2)})
     _, state = model.step({"ids": ids(1, LENGTH)})
-    with pytest.raises(RunError, match="serves at most|planned for"):
+    with pytest.raises(RunError, match=r"serves at most|planned for"):
         for _ in range(LENGTH):
             _, state = model.step({"ids": ids(1, LENGTH)}, state)
 
