@@ -1,4 +1,4 @@
-"""A GLM-like language model whose ``mems`` exist from its second call on, exported to one graph.
+"""A GLM-like language model whose ``mems`` exist from its second call on, exported to one graph for each target.
 
     python examples/custom_mems.py OUT
 
@@ -8,6 +8,7 @@ The first call of the graph is the one with ``mems`` of length 0: there is no se
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,13 +76,18 @@ def places(start: int, length: int, rows: int = 1) -> torch.Tensor:
 
 
 def main(out: str) -> list[int]:
-    """Export, load, and write five tokens."""
+    """Export to both targets, load each, and write five tokens."""
     torch.manual_seed(0)
     model = Glm().eval()
     sample = {"input_ids": torch.randint(0, 64, (2, 7)), "position_ids": places(0, 7, rows=2) % 128}
-    trueport.export(model, out, inputs=sample, state={1: "mems"})
+    trueport.export(model, out, to="onnx,executorch", inputs=sample, state={1: "mems"}, max_batch=2, max_length=64)
+    onnx, program = (generate(trueport.load(out, runtime=runtime)) for runtime in ("onnx", "executorch"))
+    assert onnx == program, "both are proven"
+    return onnx
 
-    loaded = trueport.load(out)
+
+def generate(loaded: Any) -> list[int]:
+    """Five tokens after a prompt, the state handed on."""
     tokens, state = [5, 17, 42], None
     new = torch.tensor([tokens])
     for _ in range(5):

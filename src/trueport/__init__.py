@@ -17,7 +17,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from trueport.diagnosis import diagnose
+    from trueport.diagnosis.diagnose import diagnose
     from trueport.patches import exportable
     from trueport.patches.caches import state
     from trueport.pipeline import export, verify

@@ -59,13 +59,18 @@ class ModuleSource:
         return {key: value for key, value in facts.items() if value is not None}
 
     def components(self, target: Target, options: Mapping[str, Any]) -> list[Component]:
-        """The one graph."""
-        if target.name != "onnx":
+        """The one graph, its dimensions bounded where the target plans its memory."""
+        if options.get("quantize") is not None:
             raise TrueportError(
-                f"A {type(self.model).__name__} is no transformers model, and {target.name} takes only such yet",
-                "Give to='onnx'.",
+                f"A {type(self.model).__name__} is no transformers model, whose linear layers alone --quantize knows",
+                "Leave quantize out.",
             )
-        return [self.described.component]
+        plan = getattr(target, "bounds", None)
+        if plan is None:
+            return [self.described.component]
+        from trueport.roles.bounded import bounded
+
+        return [bounded(self.described.component, plan(options))]
 
     def save_assets(self, folder: Path) -> None:
         """Nothing lies beside the graph of such a module."""

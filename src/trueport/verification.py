@@ -60,6 +60,20 @@ def judge(
     return judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress)
 
 
+def original_of(against: str | Path | nn.Module, manifest: Mapping[str, Any], trust_remote_code: bool) -> Any:
+    """The original of a folder with a manifest, ready to be asked.
+
+    Raises:
+        TrueportError: it is not of the kind that was exported.
+    """
+    original: Any = against
+    if manifest["source"].get("role") != "custom":
+        source = _source(against, manifest["source"], trust_remote_code)
+        original = None if source is None else source.model
+    _check_original(original, manifest["source"])
+    return original
+
+
 def _check_original(original: Any, source: Mapping[str, Any]) -> None:
     """Refuse what is not the kind of thing that was exported."""
     from torch import nn

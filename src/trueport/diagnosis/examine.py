@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def examine(
     name: str = "",
     names: tuple[str, ...] = (),
     dynamic: tuple[frozenset[int], ...] | None = None,
+    targets: Collection[str] = (),
 ) -> Examination:
     """Run and export ``module`` on sample ``inputs``, a tuple or a dict, and say what stands in the way.
 
@@ -72,6 +74,7 @@ def examine(
         name: how the report calls it; its class by default.
         names: of the inputs, for the report.
         dynamic: the axes of each input that are to be dynamic; all by default.
+        targets: those whose operators are asked for.
     """
     result = Examination(name or type(module).__name__)
     result.findings += conduct(module, inputs)
@@ -80,6 +83,11 @@ def examine(
         return result
     _read(module, inputs, result)
     _export(module, inputs, result, names, dynamic)
+    if result.program is not None:
+        from trueport.diagnosis.operators import lacking
+
+        for target in targets:
+            result.findings += lacking(copy.deepcopy(result.program), target)
     return result
 
 

@@ -67,7 +67,7 @@ def prove(
         progress: told each clause's name.
         wide: the original in float64, where that was made already.
     """
-    asked = _asked(sessions, role, config, original, wide, dtype, depth, runnable, seed, guards)
+    asked = asked_of(sessions, role, config, original, wide, dtype, depth, runnable, seed, guards)
     if quantised is not None:
         asked = replace(asked, quantised=quantised, tolerance=quantised_tolerance(quantised))
     component = "encoder, decoder" if role == "seq2seq" else "model"
@@ -109,7 +109,7 @@ def _in_words(case: Case) -> str:
     return f"{case.case}: error {case.error:.3g} against a budget of {case.budget:.3g}{note}"
 
 
-def _asked(
+def asked_of(
     sessions: Mapping[str, Session],
     role: str,
     config: Any,
@@ -117,10 +117,11 @@ def _asked(
     wide: PreTrainedModel | None,
     dtype: str,
     depth: int,
-    runnable: Any,
-    seed: int,
-    guards: Sequence[int],
+    runnable: Any = None,
+    seed: int = SEED,
+    guards: Sequence[int] = (),
 ) -> Asked:
+    """What the clauses are given: the artefact, the original, their inputs and tolerance; arguments as ``prove`` takes."""
     padded = sessions["encoder" if role == "seq2seq" else "model"].interface
     interfaces = [session.interface for session in sessions.values()]
     # What the encoder projects for its decoder alone, the original does not give out.

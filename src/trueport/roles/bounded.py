@@ -128,6 +128,23 @@ def components(model: PreTrainedModel, bounds: Bounds, *, untrained: tuple[str, 
     return [_encoder(component, bounds) for component in encoder.components(model, untrained=untrained)]
 
 
+def bounded(component: Component, bounds: Bounds) -> Component:
+    """Any component within bounds: its state stays an input and an output, which the session carries.
+
+    The sample is cut down where it is larger than the bounds.
+    """
+    interface = _bounded(component.interface, bounds)
+    limits = {dimension.name: dimension.maximum for dimension in interface.dimensions}
+    sizes = {name: min(size, limits.get(name) or size) for name, size in component.sizes.items()}
+    feeds = component.feeds
+    if feeds is not None:
+        feeds = {
+            tensor.name: feeds[tensor.name][tuple(slice(length) for length in tensor.concrete(sizes))].contiguous()
+            for tensor in component.interface.inputs
+        }
+    return replace(component, interface=interface, sizes=sizes, feeds=feeds, bounded=True, stem="forward")
+
+
 def _encoder(component: Component, bounds: Bounds) -> Component:
     interface = _bounded(component.interface, bounds)
     return replace(component, interface=interface, bounded=True, stem="forward")

@@ -186,14 +186,14 @@ class View:
 
     def module(self, node: ir.Node) -> str:
         """The path of the module that a node comes from: by metadata, or by a name like ``/layer.0/attention/Add_1``."""
-        from trueport.targets.onnx.lower import MODULE_KEY, _module_path
+        from trueport.targets.onnx.lower import MODULE_KEY, module_path
 
         path = node.metadata_props.get(MODULE_KEY, "")
         if not path and "pkg.torch.onnx.name_scopes" in node.metadata_props:
             scopes = node.metadata_props["pkg.torch.onnx.name_scopes"]
             try:
                 names = ast.literal_eval(scopes)
-                path = _module_path(scopes) or str(names[-2])
+                path = module_path(scopes) or str(names[-2])
             except (ValueError, SyntaxError, IndexError, TypeError, MemoryError, RecursionError):
                 path = ""
         if not path and node.name and node.name.startswith("/"):

@@ -42,7 +42,7 @@ def ask(asked: Asked | AskedModule) -> list[Case]:
             cases.append(asked.attempt(case, feeds, _split(asked, case, feeds, chunks)))
         if rows > 1:
             case = f"{name}rows reordered and repeated"
-            cases.append(asked.attempt(case, feeds, _reordered(asked, case, feeds, length)))
+            cases.append(asked.attempt(case, feeds, _reordered(asked, case, feeds, length, rows)))
     return cases
 
 
@@ -92,9 +92,9 @@ def _split(asked: AskedModule, case: str, feeds: Arrays, chunks: list[int]) -> A
     return ask
 
 
-def _reordered(asked: AskedModule, case: str, feeds: Arrays, length: int) -> Any:
+def _reordered(asked: AskedModule, case: str, feeds: Arrays, length: int, count: int) -> Any:
     """Half, then rows in another order: as if they had stood there from the beginning."""
-    rows = [2, 0, 0]
+    rows = [count - 1, *[0] * (count - 1)]
 
     def ask() -> Case:
         assert asked.time is not None

@@ -119,9 +119,12 @@ class ExecutorchTarget:
         threads: int | None = None,
     ) -> ProgramSession:
         """One method of a program."""
+        from trueport.targets.executorch.carried import CarryingSession
         from trueport.targets.executorch.session import ProgramSession
 
-        return ProgramSession(path, interface, method=str(entry.get("method", "forward")), threads=threads)
+        carries = interface is not None and any(pair.initial != "encoder" for pair in interface.state)
+        kind = CarryingSession if carries else ProgramSession
+        return kind(path, interface, method=str(entry.get("method", "forward")), threads=threads)
 
 
 def require() -> None:

@@ -11,6 +11,8 @@ import torch
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 """What torch.export leaves for its own runtime; ExecuTorch's verifier knows no such operators, and the session checks
 sizes before it runs anything."""
+CENTERED = "trueport.centered"
+"""Mark of a layer norm whose input has its mean taken out already."""
 
 
 def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -18,6 +20,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     _drop_assertions(program)
     _spell_gelu(program)
     _spell_attention(program)
+    _center_norms(program)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
@@ -45,6 +48,24 @@ def _spell_gelu(program: torch.export.ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten.gelu.default and node.kwargs.get("approximate", "none") == "tanh":
             _replace(program, node, _tanh_gelu)
+
+
+def _center_norms(program: torch.export.ExportedProgram) -> None:
+    """Take the mean from what a layer norm reads, which its result does not depend on.
+
+    ExecuTorch's kernel computes the variance as E[x^2] - E[x]^2 (kernels/portable/cpu/op_native_layer_norm.cpp): on rows
+    whose mean is 3000 times their deviation it is off by half of the result, on constant rows it gives NaN.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.layer_norm.default and not node.meta.get(CENTERED):
+            node.meta[CENTERED] = True
+            _replace(program, node, _centered_norm)
+
+
+def _centered_norm(call: Callable[..., Any], x: Any, shape: Any, *rest: Any) -> Any:
+    aten = torch.ops.aten
+    mean = call(aten.mean.dim, x, list(range(-len(shape), 0)), True)
+    return call(aten.layer_norm.default, call(aten.sub.Tensor, x, mean), shape, *rest)
 
 
 def _tanh_gelu(call: Callable[..., Any], x: Any, *_: Any) -> Any:

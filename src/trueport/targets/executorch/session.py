@@ -176,7 +176,7 @@ class ProgramSession:
     def _execute(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Inputs by name to outputs by name, every size checked before the runtime sees it."""
         self._check(feeds)
-        ordered = [feeds[tensor.name].contiguous() for tensor in self.interface.inputs]
+        ordered = [_packed(feeds[tensor.name]) for tensor in self.interface.inputs]
         try:
             results = self.method.execute(ordered)
         except Exception as error:
@@ -230,8 +230,9 @@ class ProgramSession:
                 f"{axis} is {length}; {self.path.name} was planned for {largest} at most",
                 f"Export again with a larger {flag}.",
             )
-        if length < 1:
-            raise RunError(f"{axis} is {length}; {self.path.name} takes 1 or more")
+        smallest = next((d.minimum for d in self.interface.dimensions if d.name == axis), 1)
+        if length < smallest:
+            raise RunError(f"{axis} is {length}; {self.path.name} takes {smallest} or more")
 
     def _misfit(self, declared: Tensor, tensor: torch.Tensor, where: str = "") -> RunError:
         shape = ", ".join(str(axis) for axis in declared.shape)
@@ -249,6 +250,11 @@ class ProgramSession:
                     f"{self.path.name}: {self.name} has {count} {kind}, not the {len(tensors)} of the manifest",
                     "Export again.",
                 )
+
+
+def _packed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with the strides that the runtime aborts without; an empty one may call itself contiguous with any."""
+    return tensor.contiguous() if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _grows(tensor: Tensor) -> bool:

@@ -36,8 +36,13 @@ class Graph:
     guards: tuple[int, ...] = ()
 
 
-def lower(captured: Captured, *, opset: int = DEFAULT_OPSET) -> Graph:
+def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = False) -> Graph:
     """Convert, name, optimise.
+
+    Args:
+        captured: the program.
+        opset: of the graph.
+        origins: keep what torch notes of where each operation comes from, paths of this machine included.
 
     Raises:
         LoweringError: an operator has no ONNX form; the message names it and its source line.
@@ -52,7 +57,8 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET) -> Graph:
     optimize(model, weights)
     widen_bfloat16(model)
     double_transforms(model)
-    _strip(model)
+    if not origins:
+        _strip(model)
     _name_axes(model, captured.interface)
     _refuse_constants(model, captured)
     return Graph(captured.name, captured.stem, model, captured.interface, captured.guards)
@@ -174,7 +180,7 @@ def _strip(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        path = _module_path(node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+        path = module_path(node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
         node.metadata_props.clear()
         if path:
             node.metadata_props[MODULE_KEY] = path
@@ -186,7 +192,7 @@ def _strip(model: ir.Model) -> None:
                 value.type = None
 
 
-def _module_path(scopes: str) -> str:
+def module_path(scopes: str) -> str:
     """The innermost module of torch's list of scopes, whose last entry is the operation itself."""
     names = ast.literal_eval(scopes) if scopes.startswith("[") else []
     path = names[-2] if len(names) > 1 else ""

@@ -1,0 +1,71 @@
+"""Custom modules as ExecuTorch programs: the state goes in and out, and the session carries it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+import trueport
+from tests.custom.models import ids
+from tests.custom.test_export import build, component, status
+from trueport.errors import ProofError, RunError
+
+pytestmark = pytest.mark.slow
+BATCH, LENGTH = 3, 12
+
+
+@pytest.fixture(scope="module")
+def folder(shared_folder: Path) -> Path:
+    pytest.importorskip("executorch")
+    out = shared_folder / "custom-mems-program"
+    with FileLock(f"{out}.lock"):
+        if not out.exists():
+            module, inputs, state = build("mems")
+            bounds = {"max_batch": BATCH, "max_length": LENGTH}
+            trueport.export(module, out, to="executorch", inputs=inputs, state=state, **bounds)
+    return out
+
+
+def test_it_is_proven_with_its_state(folder: Path) -> None:
+    found = status(folder)
+    assert found["shapes"] == found["state"] == found["finite"] == "pass"
+    sizes = component(folder)["dimensions"]
+    assert sizes["batch_size"] == [1, BATCH] and sizes["sequence_length"][1] == LENGTH
+
+
+def test_steps_from_nothing_equal_the_module_and_rows_keep_their_state(folder: Path) -> None:
+    module, model = build("mems")[0], trueport.load(folder)
+    first, second = ids(2, 3), ids(2, 2)
+    outputs, state = model.step({"ids": first})
+    with torch.no_grad():
+        wanted, mems = module(first).values()
+        torch.testing.assert_close(outputs["logits"], wanted, rtol=1e-4, atol=1e-5)
+        wanted = module(second, [mem[[1, 0]] for mem in mems])["logits"]
+    outputs, following = model.step({"ids": second}, state.take([1, 0]))
+    torch.testing.assert_close(outputs["logits"], wanted, rtol=1e-4, atol=1e-5)
+    # A state is never changed in place: the same step from the same state gives the same answer again.
+    again, _ = model.step({"ids": second}, state.take([1, 0]))
+    assert torch.equal(again["logits"], outputs["logits"])
+    assert following.tensors()["mems.0"].shape[1] == 5
+
+
+def test_past_its_bounds_it_is_refused_in_words(folder: Path) -> None:
+    model = trueport.load(folder)
+    with pytest.raises(RunError, match=r"batch_size is 4; model\.pte serves at most 3"):
+        model.step({"ids": ids(4, 2)})
+    _, state = model.step({"ids": ids(1, LENGTH)})
+    with pytest.raises(RunError, match=r"serves at most|planned for"):
+        for _ in range(LENGTH):
+            _, state = model.step({"ids": ids(1, LENGTH)}, state)
+
+
+def test_an_artefact_that_cannot_be_right_is_not_written(tmp_path: Path) -> None:
+    module, inputs, state = build("lstm")
+    with pytest.raises(ProofError, match="Nothing was written"):
+        trueport.export(
+            module, tmp_path / "out", to="executorch", inputs=inputs, state=state, max_batch=2, max_length=8
+        )
+    assert not (tmp_path / "out").exists()
