@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from trueport.capture import Captured
     from trueport.proof.result import Proof
     from trueport.source import Source
-    from trueport.targets import Target
+    from trueport.targets import Lowered, Target
 
 VERSIONED = ("torch", "transformers", "safetensors")
 """Packages whose versions every manifest names, besides those of its targets."""
 OLDEST_OPSET = 17
 """The first with LayerNormalization, which every graph here uses."""
+SHARED = ("quantize", "weights")
+"""What a target says of all its components at once; the manifest has it beside them."""
 Progress = Callable[[str], None]
 """Called with the name of each phase as it starts."""
 
@@ -50,6 +52,7 @@ def export(
     task: str | None = None,
     dtype: str | None = None,
     opset: int | None = None,
+    weights: str = "auto",
     backend: str | None = None,
     max_batch: int | None = None,
     max_length: int | None = None,
@@ -77,6 +80,8 @@ def export(
         task: what the model is for, such as ``text-generation``; found from the checkpoint when None.
         dtype: ``float32`` (default), ``float16`` or ``bfloat16``.
         opset: ONNX opset; 23 when None.
+        weights: how a checkpoint's files come along: ``auto`` clones them where the file system can and copies them
+            else, ``link`` makes hard links, ``copy`` copies. What cannot be used as it is, is written.
         backend: ExecuTorch's kernels, ``xnnpack`` (default) or ``portable``.
         max_batch: rows that an ExecuTorch program serves at most; 8 when None.
         max_length: tokens that it serves at most, past and new together; 512 when None.
@@ -103,6 +108,7 @@ def export(
     _check_opset(opset)
     options = {
         "opset": opset,
+        "weights": weights,
         "backend": backend,
         "max_batch": max_batch,
         "max_length": max_length,
@@ -121,8 +127,9 @@ def export(
         source = module_source(model, inputs=inputs, dynamic=dynamic, state=state, dtype=dtype)  # type: ignore[arg-type]
     else:
         source = load_source(
-            model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision
-        )
+            model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
+            link=any(getattr(target, "links", False) for target in targets),
+        )  # fmt: skip
     with staged(place, replace=force) as staging:
         manifest = _write_graphs(source, staging, targets, options, tell)
         tell("assets")
@@ -206,16 +213,15 @@ def _write_graphs(
     """Capture and lower every component for every target into ``staging``; the manifest so far."""
     patches: list[str] = []
     components: dict[str, Any] = {}
-    quantized: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for target in targets:
         prefix = f"{target.name}/" if components else ""
         with quiet():
-            lowered = target.lower(_captured(source, target, options, patches, tell), staging, options)
+            lowered = _lowered(source, target, staging, options, patches, tell)
         for name, part in lowered.items():
+            shared |= {key: part.extra[key] for key in SHARED if key in part.extra}
             entry = {"target": target.name, "file": part.file, "depth": part.depth, "guards": list(part.guards)}
-            extra = dict(part.extra)
-            if "quantize" in extra:  # of the program that all components are methods of: said once
-                quantized["quantize"] = extra.pop("quantize")
+            extra = {key: value for key, value in part.extra.items() if key not in SHARED}
             components[prefix + name] = entry | extra | part.interface.to_json()
     return {
         "schema_version": SCHEMA_VERSION,
@@ -223,21 +229,40 @@ def _write_graphs(
         "versions": _versions(targets),
         "components": components,
         "patches": list(dict.fromkeys(patches)),
-        **quantized,
+        **shared,
         "files": {},
         "proof": {"verdict": "unproven"},
     }
 
 
+def _lowered(
+    source: Source, target: Target, staging: Path, options: dict[str, Any], patches: list[str], tell: Progress
+) -> Mapping[str, Lowered]:
+    """Every component as ``target`` writes it, traced without the weights where that can be."""
+    from trueport.weights.linked import is_fake
+
+    if getattr(target, "links", False) and is_fake(source.model):
+        try:
+            return target.lower(_captured(source, source.model, target, options, patches, tell), staging, options)
+        except OSError:
+            raise
+        except Exception:  # a model that asks its weights for values; with them it may trace, or its own error is told
+            patches.clear()
+            tell("load: the model asks its weights for values")
+    return target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
+
+
 def _captured(
-    source: Source, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
+    source: Source, model: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
 ) -> Iterator[Captured]:
     from trueport.capture import capture
+    from trueport.weights.linked import fake_mode_of
 
     if source.role == "custom":
         components = source.components(target, options)  # type: ignore[attr-defined]
     else:
-        components = target.components(source.model, untrained=source.untrained, options=options)
+        with fake_mode_of(model):
+            components = target.components(model, untrained=source.untrained, options=options)
     for component in components:
         tell(f"capture {component.name}")
         program = capture(component)
@@ -265,7 +290,7 @@ def _prove(
 
     with quiet():
         return judge_own(
-            staging, manifest, source.model, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}")
+            staging, manifest, source.original, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}")
         )
 
 
