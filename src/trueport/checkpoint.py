@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -230,15 +230,20 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(entry) is int and entry >= 0 for entry in value)
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of every parameter and persistent buffer with its name, whatever files they came from."""
+def weights_digest(model: nn.Module, origin_of: Callable[[Any], Any] = lambda tensor: None) -> str:
+    """SHA-256 of every parameter and persistent buffer with its name, whatever files they came from.
+
+    ``origin_of`` tells what evaluates a parameter without memory.
+    """
     import torch
 
     digest, seen = hashlib.sha256(), {}
-    for name, tensor in sorted(model.state_dict().items()):
-        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        origin = origin_of(tensor)
+        place = (tensor.data_ptr() if origin is None else origin, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if place not in seen or not tensor.numel():  # a tied weight is read once
-            content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            values = tensor.detach() if origin is None else origin.evaluate()
+            content = values.contiguous().reshape(-1).view(torch.uint8).numpy()
             seen[place] = hashlib.sha256(memoryview(content)).hexdigest()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {seen[place]}\n".encode())
     return digest.hexdigest()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueport.artifact import (
+    HASHED,
     MANIFEST,
     SCHEMA_VERSION,
     Artifact,
@@ -20,6 +21,7 @@ from trueport.artifact import (
     write_json,
 )
 from trueport.errors import ProofError, TrueportError
+from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.targets import find_targets
 
@@ -37,8 +39,6 @@ OLDEST_OPSET = 17
 """The first with LayerNormalization, which every graph here uses."""
 SHARED = ("quantize", "weights")
 """What a target says of all its components at once; the manifest has it beside them."""
-Progress = Callable[[str], None]
-"""Called with the name of each phase as it starts."""
 
 
 def export(
@@ -65,7 +65,9 @@ def export(
     trust_remote_code: bool = False,
     revision: str | None = None,
     seed: int | None = None,
+    paranoid: bool = False,
     progress: Progress | None = None,
+    bytes_done: BytesDone | None = None,
 ) -> Artifact:
     """Export a model to a folder, and prove it.
 
@@ -94,7 +96,9 @@ def export(
         trust_remote_code: run Python files that lie in the checkpoint.
         revision: of a hub id.
         seed: of the proof's inputs.
+        paranoid: hash every file, also those past 16 GiB, and a checkpoint's before and after.
         progress: told the name of each phase as it starts.
+        bytes_done: told the bytes that are done in a phase that moves some, and all that it will move.
 
     Raises:
         ProofError: a clause failed; ``proof`` on the exception holds the whole of it. Nothing is written unless
@@ -105,10 +109,13 @@ def export(
 
     tell = progress or (lambda phase: None)
     targets = find_targets(to)
+    meter = Meter(tell, bytes_done)
     _check_opset(opset)
+    _check_weights(weights)
     options = {
         "opset": opset,
         "weights": weights,
+        "meter": meter,
         "backend": backend,
         "max_batch": max_batch,
         "max_length": max_length,
@@ -130,6 +137,8 @@ def export(
             model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
             link=any(getattr(target, "links", False) for target in targets),
         )  # fmt: skip
+    checkpoint = getattr(source, "checkpoint", None)
+    hashes = checkpoint.hashes() if paranoid and checkpoint is not None else None
     with staged(place, replace=force) as staging:
         manifest = _write_graphs(source, staging, targets, options, tell)
         tell("assets")
@@ -141,7 +150,9 @@ def export(
         if found is not None and not found.proven and not allow_unproven:
             raise _failed(found)
         content = found.to_json() if found is not None else None
-        _finish(staging, manifest, content)
+        _finish(staging, manifest, content, None if paranoid else HASHED, meter)
+        if checkpoint is not None:
+            checkpoint.check(hashes)
     artifact = Artifact(place, manifest, content)
     if found is not None and not found.proven:
         raise _failed(found, artifact)
@@ -173,6 +184,13 @@ def _check_opset(opset: int | None) -> None:
         raise TrueportError(
             f"There is no opset {opset} to export to", f"Give {OLDEST_OPSET} to {onnx_opset_version()}."
         )
+
+
+def _check_weights(weights: str) -> None:
+    from trueport.weights.files import MODES
+
+    if weights not in MODES:
+        raise TrueportError(f"There is no way {weights!r} for the weights", f"Give one of {', '.join(MODES)}.")
 
 
 def verify(
@@ -329,7 +347,9 @@ def _failing(
     return {clause.clause for clause in found.failures()}
 
 
-def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None) -> None:
+def _finish(
+    staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None, largest: int | None, meter: Meter
+) -> None:
     """Write the proof, the report, the card, and last the manifest that vouches for all of them."""
     from trueport.card import card
     from trueport.proof.report import html
@@ -337,7 +357,7 @@ def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | Non
     if proof is not None:
         manifest["proof"] = {"verdict": proof["verdict"], "file": "proof.json"}
         write_json(staging / "proof.json", proof)
-    manifest["files"] = list_files(staging)
+    manifest["files"] = list_files(staging, largest=largest, meter=meter)
     (staging / "report.html").write_text(
         html(proof if proof is not None else {"verdict": "unproven", "clauses": []}, manifest), encoding="utf-8"
     )

@@ -25,12 +25,16 @@ from trueport.tasks import (
     task_by_role,
     task_of,
 )
-from trueport.weights.linked import Checkpoint, load_linked, mark_origins, open_checkpoint
+from trueport.weights.linked import Checkpoint, load_linked, mark_origins, open_checkpoint, origin_of
 from trueport.words import count_words, listed
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+DIGESTED = 2**30
+"""Bytes of the largest checkpoint whose tensors are hashed one by one; every file has its own hash besides."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,17 @@ class Source:
             "role": self.role,
             "task": self.task,
             "dtype": self.dtype,
-            "weights_sha256": weights_digest(self.model) if self.checkpoint is None else None,
+            "weights_sha256": self._digest(),
             "untrained": list(self.untrained),
         }
         return {key: value for key, value in facts.items() if value is not None}
+
+    def _digest(self) -> str | None:
+        """Of the weights; None where reading them all would take longer than the export."""
+        if self.checkpoint is None:
+            return weights_digest(self.model)
+        small = sum(file.size for file in self.checkpoint.files) <= DIGESTED
+        return weights_digest(self.model, origin_of) if small else None
 
     def save_assets(self, folder: Path) -> None:
         """Write config, generation config, and what the tokenizer or processor consists of, into ``folder``."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -108,22 +106,16 @@ def copy_range(reading: IO[bytes], start: int, writing: IO[bytes], place: int, c
                 continue
         else:
             piece = os.pread(reading.fileno(), min(BUFFER, wanted), start + done)
-            moved = _written(writing.fileno(), piece, place + done)
+            moved = write_all(writing.fileno(), piece, place + done)
         if not moved:
             raise ArtifactError(f"{reading.name} became shorter while it was copied", "Export again.")
         done += moved
         told(moved)
 
 
-def _written(descriptor: int, piece: bytes, place: int) -> int:
+def write_all(descriptor: int, piece: bytes | memoryview, place: int) -> int:
+    """Write the whole piece, which the kernel may take in parts; returns its length."""
     done = 0
     while done < len(piece):
         done += os.pwrite(descriptor, piece[done:], place + done)
     return done
-
-
-def free_bytes(folder: Path) -> int:
-    """What the disk of ``folder`` has left."""
-    with contextlib.suppress(OSError):
-        return shutil.disk_usage(folder).free
-    return 1 << 62

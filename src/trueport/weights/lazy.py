@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._pytree import tree_map
@@ -45,7 +45,7 @@ class Span:
         content = torch.empty(self.nbytes, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            view, done = memoryview(content.numpy()), 0
+            view, done = memoryview(cast("Any", content.numpy())), 0
             while done < self.nbytes:
                 count = file.readinto(view[done:])
                 if not count:
@@ -70,7 +70,7 @@ class LazyTensor(torch.Tensor):
             strides=meta.stride(),
             storage_offset=meta.storage_offset(),
             dtype=meta.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
         )
         return made
 
@@ -91,7 +91,7 @@ class LazyTensor(torch.Tensor):
         if root is None or root.dtype != self.dtype or not self.meta.is_contiguous():
             return None
         size = self.meta.element_size()
-        offset = root.offset + self.meta.storage_offset() * size
+        offset = root.offset + int(self.meta.storage_offset()) * size
         return Span(root.path, offset, self.meta.numel() * size, self.dtype, tuple(self.shape))
 
     @property
@@ -125,7 +125,7 @@ class LazyTensor(torch.Tensor):
                 yield _row(self, row)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """What ``func`` would give, as a recipe; what is no tensor is computed."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from trueport.artifact import sha256
 from trueport.checkpoint import read_safetensors, refuse
 from trueport.errors import TrueportError
 from trueport.weights.lazy import TORCH_DTYPES, LazyTensor, Span, leaf
@@ -58,14 +59,18 @@ class Checkpoint:
     files: tuple[Identity, ...]
     tensors: dict[str, LazyTensor]
 
-    def check(self) -> None:
-        """Refuse to go on with files that are no longer what they were.
+    def hashes(self) -> dict[Path, str]:
+        """sha256 of every file."""
+        return {file.path: sha256(file.path) for file in self.files}
+
+    def check(self, hashes: Mapping[Path, str] | None = None) -> None:
+        """Refuse to go on with files that are no longer what they were, by size and time, or by hash too.
 
         Raises:
             SourceError: it names the file.
         """
         for file in self.files:
-            if file.changed:
+            if file.changed or (hashes and sha256(file.path) != hashes[file.path]):
                 refuse(f"{file.path} changed while it was exported", "Export again when nothing writes to it.")
 
 
@@ -123,7 +128,8 @@ def _without_memory(model: nn.Module) -> None:
                     made[id(parameter)] = nn.Parameter(fake, requires_grad=False)
                     setattr(made[id(parameter)], ORIGIN, parameter)
                 module._parameters[name] = made[id(parameter)]
-        for name, buffer in list(module._buffers.items()):
+        buffers: dict[str, Any] = dict(module._buffers)
+        for name, buffer in buffers.items():
             if isinstance(buffer, LazyTensor):
                 module._buffers[name] = buffer.evaluate()
 
@@ -154,10 +160,15 @@ def is_fake(model: nn.Module) -> bool:
 
 @contextmanager
 def fake_mode_of(model: nn.Module) -> Iterator[None]:
-    """Within, a model whose parameters have no memory runs, on shapes alone; any other runs as ever."""
+    """Within, a model whose parameters have no memory runs, on shapes alone; any other runs as ever.
+
+    It takes the way that the export takes: kernels for eager mode ask for more than shapes.
+    """
+    from trueport.rewrite.watch import exporting
+
     fake = next((p for p in model.parameters() if isinstance(p, FakeTensor)), None)
     if fake is None:
         yield
         return
-    with fake.fake_mode:
+    with exporting(), fake.fake_mode:
         yield

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from trueport.weights.files import Told, copy_range
+from trueport.weights.files import Told, copy_range, write_all
 
 if TYPE_CHECKING:
     from trueport.weights.lazy import Span
@@ -38,11 +38,12 @@ def write(path: Path, parts: list[Part], told: Told) -> dict[str, int]:
     safetensors allows no holes, so tensors whose size keeps the alignment come first.
     """
     ordered = sorted(parts, key=lambda part: part.nbytes % ALIGNMENT != 0)
-    header, place = {}, 0
+    header, begins, place = {}, dict[str, int](), 0
     for part in ordered:
         header[part.name] = {
             "dtype": part.dtype, "shape": list(part.shape), "data_offsets": [place, place + part.nbytes]
         }  # fmt: skip
+        begins[part.name] = place
         place += part.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
@@ -50,20 +51,18 @@ def write(path: Path, parts: list[Part], told: Told) -> dict[str, int]:
     with path.open("xb", buffering=0) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for part in ordered:
-            _write_part(file, start + header[part.name]["data_offsets"][0], part, told)  # type: ignore[index]
-    return {name: start + entry["data_offsets"][0] for name, entry in header.items()}  # type: ignore[index]
+            _write_part(file, start + begins[part.name], part, told)
+    return {name: start + begin for name, begin in begins.items()}
 
 
-def _write_part(file: object, place: int, part: Part, told: Told) -> None:
-    from trueport.weights.files import _written
-
+def _write_part(file: IO[bytes], place: int, part: Part, told: Told) -> None:
     if callable(part.content):
         done = 0
         for piece in part.content():
-            done += _written(file.fileno(), piece, place + done)  # type: ignore[attr-defined,arg-type]
+            done += write_all(file.fileno(), piece, place + done)
             told(len(piece))
         if done != part.nbytes:
             raise AssertionError(f"{part.name} has {done} bytes where {part.nbytes} were announced")
     else:
         with part.content.path.open("rb", buffering=0) as reading:
-            copy_range(reading, part.content.offset, file, place, part.nbytes, told)  # type: ignore[arg-type]
+            copy_range(reading, part.content.offset, file, place, part.nbytes, told)

@@ -174,9 +174,7 @@ def differing_rows(got: np.ndarray, wanted: np.ndarray) -> list[int]:
     return [int(row) for row in np.flatnonzero((first != second).any(axis=1))]
 
 
-def generate(
-    model: Any, batch: Batch, options: dict[str, Any], processor: LogitsProcessor | None = None
-) -> np.ndarray:
+def generate(model: Any, batch: Batch, options: dict[str, Any], processor: LogitsProcessor | None = None) -> np.ndarray:
     """Tokens, (prompts, length), from transformers' GenerationMixin under a fixed seed."""
     from transformers import GenerationMixin
 

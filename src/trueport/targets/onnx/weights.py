@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from trueport.dtypes import array_of
-from trueport.weights.files import Told, bring
+from trueport.progress import Meter
+from trueport.weights.files import bring
 from trueport.weights.lazy import LazyTensor, Span
 from trueport.weights.writer import Part, write
 
@@ -60,7 +61,8 @@ class WeightTensor(ir.LazyTensor):
     def pieces(self) -> Iterator[memoryview]:
         """Its bytes, in bounded pieces."""
         for piece in self.origin.pieces() if self.span is None else (self.span.read(),):
-            yield memoryview(array_of(piece.contiguous().reshape(-1))).cast("B")
+            flat: Any = array_of(piece.contiguous().reshape(-1))
+            yield memoryview(flat.view("uint8"))
 
 
 @dataclass
@@ -71,11 +73,13 @@ class Saved:
         taken: the checkpoint's file by the data file's name.
         mode: ``inline``, ``clone``, ``link``, ``copy``; ``written`` where no file of a checkpoint came along.
         written: bytes in a data file of our own.
+        linked: whether the weights are a checkpoint's.
     """
 
     taken: dict[str, Path] = field(default_factory=dict)
     mode: str = "inline"
     written: int = 0
+    linked: bool = False
 
     def to_json(self, folder: str) -> dict[str, Any]:
         """For the manifest; a clone and a copy are the same bytes, and so are the manifests."""
@@ -83,14 +87,14 @@ class Saved:
         return {"linked": self.mode == "link", "files": files, "written": self.written}
 
 
-def save(graphs: Sequence[Graph], folder: Path, mode: str = "auto", told: Told = lambda count: None) -> Saved:
+def save(graphs: Sequence[Graph], folder: Path, mode: str = "auto", meter: Meter | None = None) -> Saved:
     """Write ``<stem>.onnx`` for each graph and, where needed, the data files that all of them share.
 
     Args:
         graphs: the artefact's graphs.
         folder: an existing folder.
         mode: how a checkpoint's files come along, one of ``files.MODES``; ``auto`` leaves small single graphs whole.
-        told: of bytes as they are done.
+        meter: told of bytes as they are done.
     """
     values = [value for graph in graphs for value in graph.model.graph.initializers.values()]
     tensors = {_key(value.const_value): value.const_value for value in values if value.const_value is not None}
@@ -99,7 +103,8 @@ def save(graphs: Sequence[Graph], folder: Path, mode: str = "auto", told: Told =
     saved = Saved()
     if len(graphs) > 1 or total > INLINE_LIMIT or (linked and mode != "auto"):
         # transformers.js looks for <graph>.onnx_data and .onnx_data_1; the last graph holds most of the weights.
-        saved = _externalize(values, folder, f"{graphs[-1].stem}.onnx_data", mode, told)
+        saved = _externalize(values, folder, f"{graphs[-1].stem}.onnx_data", mode, meter or Meter())
+        saved.linked = linked
     for graph in graphs:
         ir.save(graph.model, folder / f"{graph.stem}.onnx")
     return saved
@@ -109,26 +114,26 @@ def _key(tensor: Any) -> Any:
     return tensor.key if isinstance(tensor, WeightTensor) else id(tensor)
 
 
-def _externalize(values: Sequence[ir.Value], folder: Path, stem: str, mode: str, told: Told) -> Saved:
+def _externalize(values: Sequence[ir.Value], folder: Path, stem: str, mode: str, meter: Meter) -> Saved:
     """Point the large initializers at files that lie in ``folder``."""
     large = [value for value in values if _is_large(value.const_value)]
     names: dict[Path, str] = {}
     saved = Saved(mode="written")
     for path in _worth_taking(large):
         names[path] = stem + (f"_{len(names)}" if names else "")
-        saved.mode = bring(path, folder / names[path], mode, told)
-        saved.taken[names[path]] = path
-    rest = []
+    rest = [value for value in large if _path(value) not in names]
+    parts, placed = _parts(rest)
+    meter.start("weights", sum(path.stat().st_size for path in names) + sum(part.nbytes for part in parts))
+    for path, name in names.items():
+        saved.mode = bring(path, folder / name, mode, meter.add)
+        saved.taken[name] = path
     for value in large:
         span = getattr(value.const_value, "span", None)
         if span is not None and span.path in names:
             _point(value, folder / names[span.path], span.offset)
-        else:
-            rest.append(value)
     if rest:
         own = folder / (stem + (f"_{len(names)}" if names else ""))
-        parts, placed = _parts(rest)
-        offsets = write(own, parts, told)
+        offsets = write(own, parts, meter.add)
         for value, name in zip(rest, placed, strict=True):
             _point(value, own, offsets[name])
         saved.written = sum(part.nbytes for part in parts)
@@ -139,11 +144,16 @@ def _is_large(tensor: Any) -> bool:
     return tensor is not None and tensor.nbytes >= SHARED_FROM and tensor.dtype in DTYPES
 
 
+def _path(value: ir.Value) -> Path | None:
+    """The checkpoint's file that holds a weight as it is."""
+    span = getattr(value.const_value, "span", None)
+    return None if span is None else span.path
+
+
 def _worth_taking(values: Sequence[ir.Value]) -> list[Path]:
     """The checkpoint's files of which the graphs use enough, in order of their names."""
-    spans = {value.const_value.span for value in values if isinstance(value.const_value, WeightTensor)} - {None}
     used: dict[Path, int] = {}
-    for span in spans:
+    for span in {getattr(value.const_value, "span", None) for value in values} - {None}:
         used[span.path] = used.get(span.path, 0) + span.nbytes
     return sorted(path for path, count in used.items() if count >= WORTH_TAKING * path.stat().st_size)
 
