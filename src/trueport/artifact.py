@@ -21,7 +21,9 @@ from trueport.progress import Meter
 MANIFEST = "trueport.json"
 SCHEMA_VERSION = 1
 HASHED = 16 * 2**30
-"""Bytes of the largest file that is hashed by an export that is not paranoid: about ten seconds."""
+"""Bytes of the largest folder whose every file is hashed by an export that is not paranoid."""
+LARGE = 2**30
+"""Bytes past which a file of a larger folder is known by its size and time of modification instead."""
 RENAME_EXCHANGE = 2
 """Flag of renameat2(2): swap two paths in one step."""
 
@@ -95,6 +97,12 @@ def list_files(folder: Path, *, largest: int | None = None, meter: Meter | None 
     meter = meter or Meter()
     meter.start("hash", sum(path.stat().st_size for path in paths if not _is_larger(path, largest)))
     return {path.relative_to(folder).as_posix(): file_entry(path, largest=largest, told=meter.add) for path in paths}
+
+
+def largest_hashed(folder: Path, *, paranoid: bool) -> int | None:
+    """``largest`` for the files of this folder: None hashes all."""
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return None if paranoid or total <= HASHED else LARGE
 
 
 def file_entry(

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueport.artifact import (
-    HASHED,
     MANIFEST,
     SCHEMA_VERSION,
     Artifact,
     check_place,
     file_entry,
+    largest_hashed,
     list_files,
     staged,
     write_json,
@@ -96,7 +96,7 @@ def export(
         trust_remote_code: run Python files that lie in the checkpoint.
         revision: of a hub id.
         seed: of the proof's inputs.
-        paranoid: hash every file, also those past 16 GiB, and a checkpoint's before and after.
+        paranoid: hash every file, also of a folder past 16 GiB, and a checkpoint's files before and after.
         progress: told the name of each phase as it starts.
         bytes_done: told the bytes that are done in a phase that moves some, and all that it will move.
 
@@ -150,7 +150,7 @@ def export(
         if found is not None and not found.proven and not allow_unproven:
             raise _failed(found)
         content = found.to_json() if found is not None else None
-        _finish(staging, manifest, content, None if paranoid else HASHED, meter)
+        _finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
         if checkpoint is not None:
             checkpoint.check(hashes)
     artifact = Artifact(place, manifest, content)

@@ -115,7 +115,7 @@ def load_linked(
     return model, info
 
 
-def _without_memory(model: nn.Module) -> None:
+def _without_memory(model: Any) -> None:
     """Put fake tensors in the place of lazy ones, one for each, so that what is tied stays tied."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, nn.Parameter] = {}

@@ -153,7 +153,8 @@ def _path(value: ir.Value) -> Path | None:
 def _worth_taking(values: Sequence[ir.Value]) -> list[Path]:
     """The checkpoint's files of which the graphs use enough, in order of their names."""
     used: dict[Path, int] = {}
-    for span in {getattr(value.const_value, "span", None) for value in values} - {None}:
+    spans: set[Any] = {getattr(value.const_value, "span", None) for value in values} - {None}
+    for span in spans:
         used[span.path] = used.get(span.path, 0) + span.nbytes
     return sorted(path for path, count in used.items() if count >= WORTH_TAKING * path.stat().st_size)
 
