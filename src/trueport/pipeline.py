@@ -248,6 +248,7 @@ def _write_graphs(
         "components": components,
         "patches": list(dict.fromkeys(patches)),
         **shared,
+        **({"weights": {"loaded": source.because}} if getattr(source, "because", "") else {}),
         "files": {},
         "proof": {"verdict": "unproven"},
     }
