@@ -9,16 +9,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trueport.errors import ArtifactError
+from trueport.progress import Meter
 
 MANIFEST = "trueport.json"
 SCHEMA_VERSION = 1
+HASHED = 16 * 2**30
+"""Bytes of the largest folder whose every file is hashed by an export that is not paranoid."""
+LARGE = 2**30
+"""Bytes past which a file of a larger folder is known by its size and time of modification instead."""
 RENAME_EXCHANGE = 2
 """Flag of renameat2(2): swap two paths in one step."""
 
@@ -86,28 +91,52 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """sha256 and size of every file but the manifest, by relative path."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
-        if path.is_file() and relative != MANIFEST:
-            found[relative] = file_entry(path)
-    return found
+def list_files(folder: Path, *, largest: int | None = None, meter: Meter | None = None) -> dict[str, dict[str, Any]]:
+    """What the manifest says of every file but itself, by relative path; ``largest`` as in ``file_entry``."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    meter = meter or Meter()
+    meter.start("hash", sum(path.stat().st_size for path in paths if not _is_larger(path, largest)))
+    return {path.relative_to(folder).as_posix(): file_entry(path, largest=largest, told=meter.add) for path in paths}
 
 
-def file_entry(path: Path) -> dict[str, Any]:
-    """What the manifest says of one file."""
-    return {"sha256": sha256(path), "size": path.stat().st_size}
+def largest_hashed(folder: Path, *, paranoid: bool) -> int | None:
+    """``largest`` for the files of this folder: None hashes all."""
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return None if paranoid or total <= HASHED else LARGE
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+def file_entry(
+    path: Path, *, largest: int | None = None, told: Callable[[int], None] = lambda count: None
+) -> dict[str, Any]:
+    """Size and sha256 of one file; of a file past ``largest`` bytes its time of modification instead."""
+    stat = path.stat()
+    if _is_larger(path, largest):
+        return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"sha256": sha256(path, told), "size": stat.st_size}
+
+
+def _is_larger(path: Path, largest: int | None) -> bool:
+    return largest is not None and path.stat().st_size > largest
+
+
+def sha256(path: Path, told: Callable[[int], None] = lambda count: None) -> str:
+    """Hex digest of a file, read in pieces; ``told`` of their bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
+    with path.open("rb", buffering=0) as stream:
+        while piece := stream.read(1 << 22):
             digest.update(piece)
+            told(len(piece))
     return digest.hexdigest()
+
+
+def is_as_listed(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that a manifest describes."""
+    stat = path.stat()
+    if stat.st_size != entry.get("size"):
+        return False
+    if "sha256" not in entry and "mtime_ns" in entry:
+        return bool(stat.st_mtime_ns == entry["mtime_ns"])
+    return sha256(path) == entry.get("sha256")
 
 
 def changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
@@ -119,8 +148,9 @@ def changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
             found.append(f"{name} lies outside the folder")
         elif not path.is_file():
             found.append(f"{name} is missing")
-        elif path.stat().st_size != entry.get("size") or sha256(path) != entry.get("sha256"):
-            found.append(f"{name} is not the file that was exported (sha256 differs)")
+        elif not is_as_listed(path, entry):
+            kind = "sha256" if "sha256" in entry else "its size or time of modification"
+            found.append(f"{name} is not the file that was exported ({kind} differs)")
     return found + [f"{name} is not in the manifest" for name in unnamed_files(folder, manifest)]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import re
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from trueport.interface import Interface, Tensor, terms
 from trueport.patches import exportable
 from trueport.rewrite.idle import drop_idle_slices
 from trueport.roles.component import Component, sample
+from trueport.weights.lazy import LazyTensor
+from trueport.weights.linked import origins_of
 
 
 @dataclass(frozen=True)
 class Captured:
     """An exported program whose inputs and outputs stand in the order of ``interface``.
 
+    ``origins`` are the parameters whose values lie in a checkpoint, by their names in the program.
     ``guards`` are sizes past which torch made no promise, though the model itself may go on: the proof asks there.
     """
 
@@ -34,6 +37,7 @@ class Captured:
     interface: Interface
     patches: tuple[str, ...]
     guards: tuple[int, ...] = ()
+    origins: Mapping[str, LazyTensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,9 @@ def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
     drop_idle_slices(program)
     guards = _refuse_constants(component, program, seen)
     interface = interface.with_outputs(_output_tensors(interface, program))
-    return Captured(component.name, component.stem, program, interface, tuple(context.report.applied), guards)
+    return Captured(
+        component.name, component.stem, program, interface, tuple(context.report.applied), guards, origins_of(module)
+    )
 
 
 def _dynamic_axes(component: Component, tensor: Tensor) -> dict[int, Any]:

@@ -62,7 +62,10 @@ def card(manifest: Mapping[str, Any], proof: Mapping[str, Any] | None) -> str:
         javascript=_runs_in_javascript(task, graphs),
         external=_external(manifest, graphs),
         components=[component_view(name, entry) for name, entry in components.items()],
-        files=[(path, size_words(entry["size"]), entry["sha256"]) for path, entry in manifest.get("files", {}).items()],
+        files=[
+            (path, size_words(entry["size"]), entry.get("sha256", "not hashed"))
+            for path, entry in manifest.get("files", {}).items()
+        ],
         versions=manifest.get("versions", {}),
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -139,22 +140,37 @@ def _check_shards(index: Path) -> list[Path]:
     return [index.parent / shard for shard in shards]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file; ``begin`` and ``end`` count from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
 def check_safetensors(path: Path) -> set[str]:
     """The names of the tensors in a file that is found to be whole and well formed."""
+    return set(read_safetensors(path)[0])
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Stored], int]:
+    """The tensors in a file that is found to be whole and well formed, and the bytes before the first of them."""
     size, text = _read_header(path)
     tensors, length = _parse_header(path, text), len(text)
     end = 0
-    for name, (begin, stop) in sorted(tensors.items(), key=lambda item: (item[1], item[0])):
-        if begin != end:
-            kind = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end, item[0])):
+        if entry.begin != end:
+            kind = "overlaps the tensor before it" if entry.begin < end else "leaves a hole before it"
             refuse(f"{path} is corrupt: {name} {kind}", AGAIN)
-        end = stop
+        end = entry.end
     promised = 8 + length + end
     if promised > size:
         refuse(f"{path} is truncated: its header promises {promised:,} bytes, the file has {size:,}", AGAIN)
     if promised < size:
         refuse(f"{path} is corrupt: {size - promised:,} bytes follow its last tensor", AGAIN)
-    return set(tensors)
+    return tensors, 8 + length
 
 
 def _read_header(path: Path) -> tuple[int, bytes]:
@@ -178,8 +194,8 @@ def _read_header(path: Path) -> tuple[int, bytes]:
         refuse(f"{path} cannot be read: {error.strerror or error}", cause=error)
 
 
-def _parse_header(path: Path, text: bytes) -> dict[str, tuple[int, int]]:
-    """First and last byte of every tensor, by name."""
+def _parse_header(path: Path, text: bytes) -> dict[str, Stored]:
+    """Every tensor by name."""
     try:
         header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -197,8 +213,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """The bytes of one tensor, which fit its dtype and shape."""
+def _span(path: Path, name: str, entry: Any) -> Stored:
+    """One tensor, whose bytes fit its dtype and shape."""
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
@@ -207,22 +223,27 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     bits = BITS.get(dtype)  # a dtype that is newer than this table is for the library to judge
     if begin > end or (bits is not None and prod(shape) * bits != 8 * (end - begin)):
         refuse(f"{path} is corrupt: the offsets of {name} do not fit its {dtype} of shape {shape}", AGAIN)
-    return begin, end
+    return Stored(dtype, tuple(shape), begin, end)
 
 
 def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(entry) is int and entry >= 0 for entry in value)
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of every parameter and persistent buffer with its name, whatever files they came from."""
+def weights_digest(model: nn.Module, origin_of: Callable[[Any], Any] = lambda tensor: None) -> str:
+    """SHA-256 of every parameter and persistent buffer with its name, whatever files they came from.
+
+    ``origin_of`` tells what evaluates a parameter without memory.
+    """
     import torch
 
     digest, seen = hashlib.sha256(), {}
-    for name, tensor in sorted(model.state_dict().items()):
-        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        origin = origin_of(tensor)
+        place = (tensor.data_ptr() if origin is None else origin, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if place not in seen or not tensor.numel():  # a tied weight is read once
-            content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            values = tensor.detach() if origin is None else origin.evaluate()
+            content = values.contiguous().reshape(-1).view(torch.uint8).numpy()
             seen[place] = hashlib.sha256(memoryview(content)).hexdigest()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {seen[place]}\n".encode())
     return digest.hexdigest()

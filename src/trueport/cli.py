@@ -17,7 +17,7 @@ from trueport.commands import register
 from trueport.errors import TrueportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rich.progress import Progress as RichProgress
 
     from trueport.proof.result import Proof
 
@@ -46,6 +46,13 @@ def export(
     task: Annotated[str | None, typer.Option("--task", help="What the model is for, such as text-generation.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32 (default), float16 or bfloat16.")] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset (default 23).")] = None,
+    weights: Annotated[
+        str,
+        typer.Option("--weights", help="The checkpoint's files: auto (clone, else copy), link (hard links) or copy."),
+    ] = "auto",
+    paranoid: Annotated[
+        bool, typer.Option("--paranoid", help="Hash every file, and the checkpoint's before and after.")
+    ] = False,
     backend: Annotated[
         str | None, typer.Option("--backend", help="ExecuTorch's kernels: xnnpack (default) or portable.")
     ] = None,
@@ -76,7 +83,7 @@ def export(
 ) -> None:
     """Export MODEL to the folder OUT, and prove that what arrived is the model that left."""
     from trueport import pipeline
-    from trueport.words import program_words
+    from trueport.words import program_words, weights_words
 
     with _progress() as tell:
         try:
@@ -87,6 +94,8 @@ def export(
                 task=task,
                 dtype=dtype,
                 opset=opset,
+                weights=weights,
+                paranoid=paranoid,
                 backend=backend,
                 max_batch=max_batch,
                 max_length=max_length,
@@ -100,6 +109,7 @@ def export(
                 revision=revision,
                 seed=seed,
                 progress=tell,
+                bytes_done=tell.bytes_done,
             )
             content, failure = artifact.proof, None
         except TrueportError as error:
@@ -109,7 +119,7 @@ def export(
     _show(content)
     if failure is not None:
         raise failure
-    for line in program_words(artifact.manifest):
+    for line in [*weights_words(artifact.manifest), *program_words(artifact.manifest)]:
         typer.echo(line)
     if content is None:
         typer.echo(f"{out}: written, unproven (--no-proof).")
@@ -209,16 +219,39 @@ def _main(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def _progress() -> Iterator[_Teller]:
     """A bar on a terminal's stderr, silent elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=sys.stderr)  # bound now: capture silences stderr while torch works
-    columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("start", total=None)
-        yield lambda phase: bar.update(task, description=phase)
+        yield _Teller(bar)
+
+
+class _Teller:
+    """Shows an export's phase, and of a phase that moves bytes how many, and how long it will take."""
+
+    def __init__(self, bar: RichProgress) -> None:
+        self.bar = bar
+        self.task = bar.add_task("start", total=None, left="")
+
+    def __call__(self, phase: str) -> None:
+        self.bar.reset(self.task, total=None, description=phase, left="")
+
+    def bytes_done(self, done: int, total: int) -> None:
+        """So many bytes of so many."""
+        from trueport.words import size_words
+
+        seconds = self.bar.tasks[0].time_remaining
+        left = "" if seconds is None else f", {seconds:.0f} s left"
+        self.bar.update(
+            self.task, completed=done, total=total or None, left=f"{size_words(done)} of {size_words(total)}{left}"
+        )
 
 
 def _show(content: dict[str, Any] | None) -> None:

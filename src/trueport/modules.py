@@ -39,6 +39,11 @@ class ModuleSource:
     described: Described
     role: str = ROLE
 
+    @property
+    def original(self) -> nn.Module:
+        """The module itself: its weights are in memory."""
+        return self.model
+
     def describe(self) -> dict[str, Any]:
         """For the manifest: the same on every machine and at any time."""
         interface = self.described.component.interface

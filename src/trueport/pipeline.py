@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,13 @@ from trueport.artifact import (
     Artifact,
     check_place,
     file_entry,
+    largest_hashed,
     list_files,
     staged,
     write_json,
 )
 from trueport.errors import ProofError, TrueportError
+from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.targets import find_targets
 
@@ -29,14 +31,14 @@ if TYPE_CHECKING:
     from trueport.capture import Captured
     from trueport.proof.result import Proof
     from trueport.source import Source
-    from trueport.targets import Target
+    from trueport.targets import Lowered, Target
 
 VERSIONED = ("torch", "transformers", "safetensors")
 """Packages whose versions every manifest names, besides those of its targets."""
 OLDEST_OPSET = 17
 """The first with LayerNormalization, which every graph here uses."""
-Progress = Callable[[str], None]
-"""Called with the name of each phase as it starts."""
+SHARED = ("quantize", "weights")
+"""What a target says of all its components at once; the manifest has it beside them."""
 
 
 def export(
@@ -50,6 +52,7 @@ def export(
     task: str | None = None,
     dtype: str | None = None,
     opset: int | None = None,
+    weights: str = "auto",
     backend: str | None = None,
     max_batch: int | None = None,
     max_length: int | None = None,
@@ -62,7 +65,9 @@ def export(
     trust_remote_code: bool = False,
     revision: str | None = None,
     seed: int | None = None,
+    paranoid: bool = False,
     progress: Progress | None = None,
+    bytes_done: BytesDone | None = None,
 ) -> Artifact:
     """Export a model to a folder, and prove it.
 
@@ -77,6 +82,8 @@ def export(
         task: what the model is for, such as ``text-generation``; found from the checkpoint when None.
         dtype: ``float32`` (default), ``float16`` or ``bfloat16``.
         opset: ONNX opset; 23 when None.
+        weights: how a checkpoint's files come along: ``auto`` clones them where the file system can and copies them
+            else, ``link`` makes hard links, ``copy`` copies. What cannot be used as it is, is written.
         backend: ExecuTorch's kernels, ``xnnpack`` (default) or ``portable``.
         max_batch: rows that an ExecuTorch program serves at most; 8 when None.
         max_length: tokens that it serves at most, past and new together; 512 when None.
@@ -89,7 +96,9 @@ def export(
         trust_remote_code: run Python files that lie in the checkpoint.
         revision: of a hub id.
         seed: of the proof's inputs.
+        paranoid: hash every file, also of a folder past 16 GiB, and a checkpoint's files before and after.
         progress: told the name of each phase as it starts.
+        bytes_done: told the bytes that are done in a phase that moves some, and all that it will move.
 
     Raises:
         ProofError: a clause failed; ``proof`` on the exception holds the whole of it. Nothing is written unless
@@ -100,9 +109,13 @@ def export(
 
     tell = progress or (lambda phase: None)
     targets = find_targets(to)
+    meter = Meter(tell, bytes_done)
     _check_opset(opset)
+    _check_weights(weights)
     options = {
         "opset": opset,
+        "weights": weights,
+        "meter": meter,
         "backend": backend,
         "max_batch": max_batch,
         "max_length": max_length,
@@ -121,8 +134,11 @@ def export(
         source = module_source(model, inputs=inputs, dynamic=dynamic, state=state, dtype=dtype)  # type: ignore[arg-type]
     else:
         source = load_source(
-            model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision
-        )
+            model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
+            link=any(getattr(target, "links", False) for target in targets),
+        )  # fmt: skip
+    checkpoint = getattr(source, "checkpoint", None)
+    hashes = checkpoint.hashes() if paranoid and checkpoint is not None else None
     with staged(place, replace=force) as staging:
         manifest = _write_graphs(source, staging, targets, options, tell)
         tell("assets")
@@ -134,7 +150,9 @@ def export(
         if found is not None and not found.proven and not allow_unproven:
             raise _failed(found)
         content = found.to_json() if found is not None else None
-        _finish(staging, manifest, content)
+        _finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
+        if checkpoint is not None:
+            checkpoint.check(hashes)
     artifact = Artifact(place, manifest, content)
     if found is not None and not found.proven:
         raise _failed(found, artifact)
@@ -166,6 +184,13 @@ def _check_opset(opset: int | None) -> None:
         raise TrueportError(
             f"There is no opset {opset} to export to", f"Give {OLDEST_OPSET} to {onnx_opset_version()}."
         )
+
+
+def _check_weights(weights: str) -> None:
+    from trueport.weights.files import MODES
+
+    if weights not in MODES:
+        raise TrueportError(f"There is no way {weights!r} for the weights", f"Give one of {', '.join(MODES)}.")
 
 
 def verify(
@@ -206,16 +231,15 @@ def _write_graphs(
     """Capture and lower every component for every target into ``staging``; the manifest so far."""
     patches: list[str] = []
     components: dict[str, Any] = {}
-    quantized: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for target in targets:
         prefix = f"{target.name}/" if components else ""
         with quiet():
-            lowered = target.lower(_captured(source, target, options, patches, tell), staging, options)
+            lowered = _lowered(source, target, staging, options, patches, tell)
         for name, part in lowered.items():
+            shared |= {key: part.extra[key] for key in SHARED if key in part.extra}
             entry = {"target": target.name, "file": part.file, "depth": part.depth, "guards": list(part.guards)}
-            extra = dict(part.extra)
-            if "quantize" in extra:  # of the program that all components are methods of: said once
-                quantized["quantize"] = extra.pop("quantize")
+            extra = {key: value for key, value in part.extra.items() if key not in SHARED}
             components[prefix + name] = entry | extra | part.interface.to_json()
     return {
         "schema_version": SCHEMA_VERSION,
@@ -223,21 +247,41 @@ def _write_graphs(
         "versions": _versions(targets),
         "components": components,
         "patches": list(dict.fromkeys(patches)),
-        **quantized,
+        **shared,
+        **({"weights": {"loaded": source.because}} if getattr(source, "because", "") else {}),
         "files": {},
         "proof": {"verdict": "unproven"},
     }
 
 
+def _lowered(
+    source: Source, target: Target, staging: Path, options: dict[str, Any], patches: list[str], tell: Progress
+) -> Mapping[str, Lowered]:
+    """Every component as ``target`` writes it, traced without the weights where that can be."""
+    from trueport.weights.linked import is_fake
+
+    if getattr(target, "links", False) and is_fake(source.model):
+        try:
+            return target.lower(_captured(source, source.model, target, options, patches, tell), staging, options)
+        except OSError:
+            raise
+        except Exception:  # a model that asks its weights for values; with them it may trace, or its own error is told
+            patches.clear()
+            tell("load: the model asks its weights for values")
+    return target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
+
+
 def _captured(
-    source: Source, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
+    source: Source, model: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
 ) -> Iterator[Captured]:
     from trueport.capture import capture
+    from trueport.weights.linked import fake_mode_of
 
     if source.role == "custom":
         components = source.components(target, options)  # type: ignore[attr-defined]
     else:
-        components = target.components(source.model, untrained=source.untrained, options=options)
+        with fake_mode_of(model):
+            components = target.components(model, untrained=source.untrained, options=options)
     for component in components:
         tell(f"capture {component.name}")
         program = capture(component)
@@ -265,7 +309,7 @@ def _prove(
 
     with quiet():
         return judge_own(
-            staging, manifest, source.model, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}")
+            staging, manifest, source.original, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}")
         )
 
 
@@ -304,7 +348,9 @@ def _failing(
     return {clause.clause for clause in found.failures()}
 
 
-def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None) -> None:
+def _finish(
+    staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None, largest: int | None, meter: Meter
+) -> None:
     """Write the proof, the report, the card, and last the manifest that vouches for all of them."""
     from trueport.card import card
     from trueport.proof.report import html
@@ -312,7 +358,7 @@ def _finish(staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | Non
     if proof is not None:
         manifest["proof"] = {"verdict": proof["verdict"], "file": "proof.json"}
         write_json(staging / "proof.json", proof)
-    manifest["files"] = list_files(staging)
+    manifest["files"] = list_files(staging, largest=largest, meter=meter)
     (staging / "report.html").write_text(
         html(proof if proof is not None else {"verdict": "unproven", "clauses": []}, manifest), encoding="utf-8"
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,11 +25,16 @@ from trueport.tasks import (
     task_by_role,
     task_of,
 )
+from trueport.weights.linked import Checkpoint, load_linked, mark_origins, open_checkpoint, origin_of
 from trueport.words import count_words, listed
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+DIGESTED = 2**30
+"""Bytes of the largest checkpoint whose tensors are hashed one by one; every file has its own hash besides."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Source:
         untrained: outputs that no weight of the checkpoint trained.
         tokenizer: a tokenizer or processor, or None.
         revision: the commit of a hub model.
+        checkpoint: the files that hold the weights of a linked source, whose ``model`` has shapes and no values.
+        reload: loads the model of a linked source with its weights.
+        because: why a checkpoint's weights were loaded where linking was asked for; empty otherwise.
     """
 
     model: PreTrainedModel
@@ -53,6 +63,19 @@ class Source:
     untrained: tuple[str, ...] = ()
     tokenizer: Any = None
     revision: str | None = None
+    checkpoint: Checkpoint | None = None
+    reload: Callable[[], PreTrainedModel] | None = None
+    because: str = ""
+
+    @cached_property
+    def original(self) -> PreTrainedModel:
+        """The model with its weights in memory; of a linked source it is loaded on first use."""
+        if self.reload is None:
+            return self.model
+        with quiet():
+            loaded = self.reload()
+        mark_origins(loaded, self.model)
+        return loaded
 
     @property
     def dtype(self) -> str:
@@ -72,10 +95,17 @@ class Source:
             "role": self.role,
             "task": self.task,
             "dtype": self.dtype,
-            "weights_sha256": weights_digest(self.model),
+            "weights_sha256": self._digest(),
             "untrained": list(self.untrained),
         }
         return {key: value for key, value in facts.items() if value is not None}
+
+    def _digest(self) -> str | None:
+        """Of the weights; None where reading them all would take longer than the export."""
+        if self.checkpoint is None:
+            return weights_digest(self.model)
+        small = sum(file.size for file in self.checkpoint.files) <= DIGESTED
+        return weights_digest(self.model, origin_of) if small else None
 
     def save_assets(self, folder: Path) -> None:
         """Write config, generation config, and what the tokenizer or processor consists of, into ``folder``."""
@@ -94,6 +124,7 @@ def load_source(
     tokenizer: Any = "auto",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    link: bool = False,
 ) -> Source:
     """The model that a user means.
 
@@ -104,6 +135,7 @@ def load_source(
         tokenizer: ``auto`` takes the checkpoint's (a live module has none), None does without, or an object.
         trust_remote_code: run Python files that lie in the checkpoint.
         revision: branch, tag or commit of a hub id.
+        link: leave the weights of a checkpoint where they are.
 
     Raises:
         SourceError: it cannot be had; one line says why, and what to do.
@@ -127,11 +159,19 @@ def load_source(
             kind = "hub"
         elif revision is not None:
             refuse(f"{where} is a folder, which has no revisions", "Leave --revision out.")
-        loaded, task, untrained = _load(folder, where, task, dtype or "float32", trust_remote_code)
+        plan = _plan(folder, where, task, dtype or "float32", trust_remote_code)
+        checkpoint, because = None, ""
+        if link:
+            loaded, untrained, checkpoint, because = _linked(plan)
+        if checkpoint is None:
+            loaded, untrained = _load(plan)
+        task = plan.task
         if tokenizer == "auto":
             tokenizer = load_tokenizer(folder, loaded, where, trust_remote_code=trust_remote_code)
     name = where if kind == "hub" else os.path.basename(os.path.abspath(where)) or type(loaded).__name__
-    return Source(loaded, _role(loaded, task), task, name, kind, untrained, tokenizer, commit)
+    reload = None if checkpoint is None else lambda: _load(plan)[0]
+    role = _role(loaded, task)
+    return Source(loaded, role, task, name, kind, untrained, tokenizer, commit, checkpoint, reload, because)
 
 
 def _check_hub_id(where: str, *, path: bool) -> None:
@@ -141,24 +181,65 @@ def _check_hub_id(where: str, *, path: bool) -> None:
         refuse(f"There is no folder {where!r}", "Give a folder that save_pretrained wrote, or a hub id like org/name.")
 
 
-def _load(
-    folder: Path, where: str, task: str | None, dtype: str, trust: bool
-) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
-    """The model in the folder, its task, and its outputs that no weight trained."""
-    import torch
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be loaded, found to be all there."""
 
+    folder: Path
+    where: str
+    content: Mapping[str, Any]
+    config: PreTrainedConfig
+    kind: type[PreTrainedModel]
+    task: str
+    dtype: str
+    files: tuple[Path, ...]
+
+
+def _plan(folder: Path, where: str, task: str | None, dtype: str, trust: bool) -> _Plan:
+    """The class and the files of the model in the folder, and its task."""
     content = read_config(folder)
     _check_code(content, where, trust)
     config = _config(folder, content, where, trust)
     kind, task = _choose(folder, where, content, config, task, trust)
     _check_inputs(kind, where)
-    check_weights(folder, content)
+    return _Plan(folder, where, content, config, kind, task, dtype, tuple(check_weights(folder, content)))
+
+
+def _linked(plan: _Plan) -> tuple[Any, tuple[str, ...], Checkpoint | None, str]:
+    """The model without its weights, its untrained outputs, and its files; or why it has to be loaded whole."""
+    import torch
+
+    if "quantization_config" in plan.content:
+        return None, (), None, "it is quantised"
+    try:
+        checkpoint = open_checkpoint(plan.files)
+        with torch.random.fork_rng(devices=[]):
+            model, info = load_linked(
+                plan.kind, plan.folder, checkpoint, copy.deepcopy(plan.config), getattr(torch, plan.dtype)
+            )
+    except Exception as error:  # the plain way follows, and tells the user what is wrong if that fails too
+        return None, (), None, one_line(error)
+    untrained = _judge_loaded(plan, model, info)
+    return model.eval().requires_grad_(False), untrained, checkpoint, ""
+
+
+def _judge_loaded(plan: _Plan, model: PreTrainedModel, info: Mapping[str, Any]) -> tuple[str, ...]:
+    _check_quantized(model, plan.where)
+    own = plan.kind.__name__ == _architecture(plan.content)
+    return _check_loaded(model, info, plan.where, None if own else plan.task)
+
+
+def _load(plan: _Plan) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model in the folder, and its outputs that no weight trained."""
+    import torch
+
+    folder, where, content, config, kind = plan.folder, plan.where, plan.content, plan.config, plan.kind
     try:
         with torch.random.fork_rng(devices=[]):  # missing weights are drawn at random, from the caller's generator
             model, info = cast("Any", kind).from_pretrained(
                 folder,
                 config=config,
-                dtype=getattr(torch, dtype),
+                dtype=getattr(torch, plan.dtype),
                 use_safetensors=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # they are told below, with their shapes
@@ -169,9 +250,7 @@ def _load(
             refuse(f"{where} is quantised: {one_line(error)}", "Give the checkpoint that it was made from.", error)
         remedy = "Correct its config.json, or download it again."
         refuse(f"{where} cannot be loaded as a {kind.__name__}: {one_line(error)}", remedy, error)
-    _check_quantized(model, where)
-    untrained = _check_loaded(model, info, where, task if kind.__name__ != _architecture(content) else None)
-    return model.eval().requires_grad_(False), task, untrained
+    return model.eval().requires_grad_(False), _judge_loaded(plan, model, info)
 
 
 def _check_code(content: Mapping[str, Any], where: str, trust: bool) -> None:

@@ -143,6 +143,18 @@ def of_target(components: Mapping[str, Any], target: str) -> dict[str, Any]:
     }
 
 
+def weights_words(manifest: Mapping[str, Any]) -> list[str]:
+    """What a user has to know of weights that are hard links."""
+    weights = manifest.get("weights") or {}
+    if not weights.get("linked"):
+        return []
+    files = ", ".join(weights["files"])
+    return [
+        f"{files}: hard links to the checkpoint's files, which must not be changed. ONNX Runtime runs them; onnx and "
+        "onnx-ir refuse files with several links (--weights copy makes none)."
+    ]
+
+
 def program_words(manifest: Mapping[str, Any]) -> list[str]:
     """For each file that plans its memory ahead a line of what it costs, and one of what smaller bounds would save."""
     files: dict[str, list[Mapping[str, Any]]] = {}

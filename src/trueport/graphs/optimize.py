@@ -10,6 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+MERGED = 1024
+"""Elements of the largest constant that is compared with others."""
 ROUNDS = 2
 """How often folding and rewriting alternate; the second round sees what the first one exposed."""
 
@@ -33,11 +35,12 @@ def optimize(model: ir.Model, weights: Collection[str]) -> None:
     def should_fold(node: ir.Node) -> bool | None:
         return False if any(value is not None and value.name in names for value in node.inputs) else None
 
-    clean_up = Sequential(
+    lift = Sequential(
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),
-        passes.DeduplicateInitializersPass(),
+    )
+    clean_up = Sequential(
         passes.CommonSubexpressionEliminationPass(),
         passes.OutputFixPass(),
         passes.NameFixPass(),
@@ -46,7 +49,24 @@ def optimize(model: ir.Model, weights: Collection[str]) -> None:
         warnings.simplefilter("ignore")
         passes.InlinePass()(model)
         _simplify(model, should_fold)
+        lift(model)
+        _merge_constants(model.graph, names)
         clean_up(model)
+
+
+def _merge_constants(graph: ir.Graph, weights: Collection[str]) -> None:
+    """One initializer for equal small constants. Weights are not read: a graph must not depend on their values."""
+    kept: dict[Any, ir.Value] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if value.name in weights or tensor is None or tensor.size > MERGED or tensor.dtype == ir.DataType.STRING:
+            continue
+        if value.is_graph_input() or value.is_graph_output():
+            continue
+        first = kept.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()), value)
+        if first is not value:
+            value.replace_all_uses_with(first)
+            graph.initializers.pop(str(value.name))
 
 
 def _simplify(model: ir.Model, should_fold: Any) -> None:

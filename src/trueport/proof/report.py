@@ -208,7 +208,10 @@ def html(proof: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
         clauses=[_clause_view(index, clause, proof) for index, clause in enumerate(proof["clauses"])],
         gaps=gaps(proof),
         components=[component_view(name, entry) for name, entry in manifest.get("components", {}).items()],
-        files=[(path, size_words(entry["size"]), entry["sha256"]) for path, entry in manifest.get("files", {}).items()],
+        files=[
+            (path, size_words(entry["size"]), entry.get("sha256", "not hashed"))
+            for path, entry in manifest.get("files", {}).items()
+        ],
         versions=list(manifest.get("versions", {}).items()),
         patches=[_patch(entry) for entry in manifest.get("patches", [])],
         compared=proof.get("reference") is not None,

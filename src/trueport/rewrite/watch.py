@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from trueport.weights.linked import fake_mode_of
+
 Position = tuple[int, int]
 RUNS = 24
 """Runs with answers that are not true, at most; each costs a forward pass."""
@@ -156,7 +158,7 @@ def value_reads(model: nn.Module, samples: Sequence[Any], *, explore: bool = Tru
                         forced = [*(given for _, given in answers[:number]), not answer]
                         waiting.append((sample, forced, (read, not answer)))
 
-    with torch.no_grad(), preserved(model), exporting():
+    with torch.no_grad(), preserved(model), exporting(), fake_mode_of(model):
         for sample in samples:
             run(sample, [])
         runs = 0

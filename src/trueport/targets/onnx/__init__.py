@@ -25,6 +25,7 @@ class OnnxTarget:
     """Graphs of one artefact, their weights stored once, run by ONNX Runtime."""
 
     name = "onnx"
+    links = True
     packages = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
     def components(
@@ -41,15 +42,18 @@ class OnnxTarget:
             raise TrueportError("The target onnx takes no --quantize", "Leave it out, or give --to executorch alone.")
 
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
-        """Write ``onnx/*.onnx`` and the data file they share; ``options``: ``opset``."""
+        """Write ``onnx/*.onnx`` and the data files they share; ``options``: ``opset``, ``weights``, ``meter``."""
         from trueport.targets.onnx.lower import DEFAULT_OPSET, lower
         from trueport.targets.onnx.weights import save
 
         graphs = [lower(program, opset=options.get("opset") or DEFAULT_OPSET) for program in captured]
         (folder / FOLDER).mkdir()
-        save(graphs, folder / FOLDER)
+        saved = save(graphs, folder / FOLDER, options.get("weights") or "auto", options.get("meter"))
+        extra = {"weights": saved.to_json(FOLDER)} if saved.linked else {}
         return {
-            graph.name: Lowered(f"{FOLDER}/{graph.stem}.onnx", graph.interface, len(graph.model.graph), graph.guards)
+            graph.name: Lowered(
+                f"{FOLDER}/{graph.stem}.onnx", graph.interface, len(graph.model.graph), graph.guards, extra
+            )
             for graph in graphs
         }
 

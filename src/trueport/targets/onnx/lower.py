@@ -52,6 +52,7 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = Fal
     from trueport.graphs.widen import double_transforms, widen_bfloat16
 
     model = _convert(captured, opset)
+    _place_weights(model, captured)
     _name_values(model, captured.interface)
     weights = _name_weights(model)
     optimize(model, weights)
@@ -94,6 +95,33 @@ def _convert(captured: Captured, opset: int) -> ir.Model:
         logger.setLevel(level)
     assert program is not None
     return program.model
+
+
+def _place_weights(model: ir.Model, captured: Captured) -> None:
+    """Give the parameters without memory their places in the checkpoint.
+
+    One that the checkpoint holds in a narrower float dtype is widened in the graph, which is exact: the runtime folds
+    the cast when it loads, and no byte is written.
+    """
+    from trueport.targets.onnx.weights import WeightTensor
+
+    first = next(iter(model.graph), None)
+    for value in list(model.graph.initializers.values()):
+        origin = captured.origins.get(value.name or "")
+        if origin is None:
+            continue
+        narrow = origin.widened if origin.span is None else None
+        tensor = WeightTensor(value.name or "", origin, origin.span or narrow)
+        if narrow is not None:
+            cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)})
+            cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
+            cast.outputs[0].name = f"{value.name}_widened"
+            value.replace_all_uses_with(cast.outputs[0])
+            cast.replace_input_with(0, value)
+            value.type = ir.TensorType(tensor.dtype)
+            assert first is not None
+            model.graph.insert_before(first, cast)
+        value.const_value = tensor
 
 
 def _name_values(model: ir.Model, interface: Interface) -> None:

@@ -1,0 +1,30 @@
+"""What an export tells while it works: its phase, and in phases that move bytes how many of how many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str], None]
+"""Called with the name of each phase as it starts."""
+BytesDone = Callable[[int, int], None]
+"""Called with the bytes that are done in this phase, and all that it will move."""
+
+
+class Meter:
+    """Counts the bytes of one phase after the other."""
+
+    def __init__(self, tell: Progress | None = None, bytes_done: BytesDone | None = None) -> None:
+        self.tell = tell or (lambda phase: None)
+        self.bytes_done = bytes_done or (lambda done, total: None)
+        self.done = self.total = 0
+
+    def start(self, phase: str, total: int) -> None:
+        """A phase that will move ``total`` bytes begins."""
+        self.done, self.total = 0, total
+        self.tell(phase)
+        self.bytes_done(0, total)
+
+    def add(self, count: int) -> None:
+        """So many more bytes are done."""
+        self.done += count
+        self.bytes_done(self.done, self.total)

@@ -1,0 +1,1 @@
+"""Weights as byte ranges of a checkpoint's files: found without reading them, and carried into an artefact."""

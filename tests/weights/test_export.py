@@ -1,0 +1,399 @@
+"""Exports that point at a checkpoint's own bytes, and checkpoints that cannot be used as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import trueport
+import trueport.capture
+from tests import zoo
+from trueport.artifact import sha256
+from trueport.errors import SourceError, TrueportError
+from trueport.weights import lazy, linked
+
+CHECKPOINT = "checkpoint/model.safetensors"
+Saved = Callable[..., Path]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    """A zoo model as a checkpoint on disk."""
+
+    def get(name: str, *, dtype: torch.dtype = torch.float32, change: Any = None, **options: Any) -> Path:
+        model = zoo.build(name)
+        if change is not None:
+            change(model)
+        folder = tmp_path / "checkpoint"
+        model.to(dtype).save_pretrained(folder, **options)
+        return folder
+
+    return get
+
+
+def exported(source: Path, mode: str = "copy", *, proof: bool = False, **options: Any) -> trueport.Artifact:
+    return trueport.export(
+        source, source.parent / "out", weights=mode, tokenizer=None, proof=proof, force=True, **options
+    )
+
+
+def external(path: Path) -> dict[str, dict[str, str]]:
+    """The external data of a graph's initializers, by name."""
+    model = onnx.load(path, load_external_data=False)
+    return {
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of weights that are read from now on."""
+    reads: list[int] = []
+    read = lazy.Span.read
+
+    def counting(span: lazy.Span) -> torch.Tensor:
+        reads.append(span.nbytes)
+        return read(span)
+
+    monkeypatch.setattr(lazy.Span, "read", counting)
+    return reads
+
+
+@pytest.mark.slow
+def test_shards_come_along_as_they_are(saved: Saved) -> None:
+    source = saved("llama", max_shard_size="30KB")
+    shards = sorted(source.glob("*.safetensors"))
+    assert len(shards) > 1
+    artifact = exported(source, proof=True)
+    names = ["model.onnx_data", *(f"model.onnx_data_{index}" for index in range(1, len(shards)))]
+    assert artifact.verdict == "proven"
+    assert artifact.manifest["weights"] == {
+        "linked": False,
+        "files": {f"onnx/{name}": shard.name for name, shard in zip(names, shards, strict=True)},
+        "written": 0,
+    }
+    for name, shard in zip(names, shards, strict=True):
+        assert artifact.manifest["files"][f"onnx/{name}"]["sha256"] == sha256(shard)
+    found = external(artifact.folder / "onnx" / "model.onnx")
+    assert {entry["location"] for entry in found.values()} == set(names)
+    assert "layers.0.self_attn.q_proj.weight" in str(sorted(found))
+    assert trueport.verify(artifact.folder, clauses=["inert"]).proven
+    for memory in ("map", "fast"):
+        model = trueport.load(artifact.folder, memory=memory)
+        original = zoo.build("llama")
+        ids = torch.tensor([[5, 6, 7, 8]])
+        options = {"max_new_tokens": 5, "do_sample": False}
+        assert torch.equal(model.generate(ids, **options), original.generate(ids, **options))
+
+
+@pytest.mark.slow
+def test_encoder_and_decoder_use_one_file_and_a_link_has_no_bytes(saved: Saved) -> None:
+    source = saved("t5")
+    artifact = exported(source, "link", proof=True)
+    folder = artifact.folder / "onnx"
+    data = folder / "decoder_model_merged.onnx_data"
+    assert data.stat().st_ino == (source / "model.safetensors").stat().st_ino
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "decoder_model_merged.onnx", "decoder_model_merged.onnx_data", "encoder_model.onnx",
+    ]  # fmt: skip
+    for stem in ("encoder_model", "decoder_model_merged"):
+        assert {entry["location"] for entry in external(folder / f"{stem}.onnx").values()} == {data.name}
+    # Tied: the shared embedding is one range for both graphs.
+    encoder, decoder = (external(folder / f"{stem}.onnx") for stem in ("encoder_model", "decoder_model_merged"))
+    embedding = next(entry["offset"] for name, entry in encoder.items() if "embed" in name or "shared" in name)
+    assert [entry["offset"] for entry in decoder.values()].count(embedding) == 1
+    # The link's other name is the checkpoint: a change there is one here, and verify says so.
+    content = bytearray(data.read_bytes())
+    content[-3] ^= 255
+    with (source / "model.safetensors").open("r+b") as stream:
+        stream.write(content)
+    found = trueport.verify(artifact.folder, clauses=["inert"]).clauses[0]
+    assert found.status == "fail" and "sha256 differs" in found.reason
+    data.unlink()
+    with pytest.raises(TrueportError):
+        trueport.verify(artifact.folder, clauses=["inert"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_checkpoint_under_float32_is_widened_in_the_graph(saved: Saved, dtype: torch.dtype) -> None:
+    source = saved("llama", dtype=dtype)
+    artifact = exported(source, proof=True)
+    assert artifact.verdict == "proven"
+    assert artifact.manifest["weights"]["written"] == 0
+    assert artifact.manifest["source"]["dtype"] == "float32"
+    model = onnx.load(artifact.folder / "onnx" / "model.onnx", load_external_data=False)
+    casts = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in external_names(artifact)]
+    assert len(casts) == len(external_names(artifact))
+
+
+def external_names(artifact: trueport.Artifact) -> set[str]:
+    return set(external(artifact.folder / "onnx" / "model.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_wide_checkpoint_under_a_narrow_dtype_is_rounded_and_written(saved: Saved, dtype: str) -> None:
+    artifact = exported(saved("llama"), proof=True, dtype=dtype)
+    assert artifact.verdict == "proven"
+    assert artifact.manifest["weights"]["files"] == {}
+    assert 0 < artifact.manifest["weights"]["written"] < (artifact.folder.parent / CHECKPOINT).stat().st_size
+
+
+@pytest.mark.slow
+def test_experts_that_transformers_fuses_are_written_and_nothing_else(saved: Saved) -> None:
+    source = saved("mixtral")
+    assert any("w1" in name for name in load_file(source / "model.safetensors"))
+    artifact = exported(source, proof=True)
+    assert artifact.verdict == "proven"
+    assert artifact.manifest["weights"]["files"] == {}  # experts are most of it: the file itself stays behind
+    fused = sum(p.numel() * 4 for name, p in zoo.build("mixtral").named_parameters() if "experts" in name)
+    assert artifact.manifest["weights"]["written"] >= fused
+
+
+def test_nothing_is_read_but_what_is_small(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saved("llama")
+    monkeypatch.setattr("trueport.source.DIGESTED", 0)
+    reads = counted(monkeypatch)
+    artifact = exported(source, "link")
+    assert max(reads, default=0) < 256
+    assert "weights_sha256" not in artifact.manifest["source"]
+
+
+def test_the_graph_is_that_of_a_model_in_memory(saved: Saved, tmp_path: Path) -> None:
+    """Same nodes, attributes, names and wiring, whichever way was taken."""
+    source = saved("llama")
+    trueport.export(zoo.build("llama"), tmp_path / "live", tokenizer=None, proof=False)
+    exported(source, "copy")
+    live, link = (ir.load(tmp_path / name / "onnx" / "model.onnx").graph for name in ("live", "out"))
+
+    def wiring(graph: ir.Graph) -> list[Any]:
+        return [
+            (
+                node.op_type,
+                [str(v and v.name) for v in node.inputs],
+                [v.name for v in node.outputs],
+                str(node.attributes),
+            )
+            for node in graph
+        ]
+
+    assert wiring(live) == wiring(link)
+    assert set(live.initializers) == set(link.initializers)
+    for name, value in live.initializers.items():
+        other = link.initializers[name].const_value
+        assert value.const_value is not None and other is not None
+        assert value.const_value.tobytes() == other.tobytes(), name
+
+
+def test_two_exports_are_the_same_bytes_linked_or_copied(saved: Saved) -> None:
+    source = saved("distilbert")
+    manifests = [exported(source, mode).manifest for mode in ("copy", "copy", "link")]
+    assert manifests[0] == manifests[1]
+    assert manifests[0]["files"].keys() == manifests[2]["files"].keys()
+    for name, entry in manifests[0]["files"].items():
+        if name.startswith("onnx/"):
+            assert entry == manifests[2]["files"][name]
+
+
+def test_a_small_single_graph_stays_one_file(saved: Saved) -> None:
+    artifact = exported(saved("distilbert"), "auto")
+    assert [path.name for path in (artifact.folder / "onnx").iterdir()] == ["model.onnx"]
+    assert "weights" not in artifact.manifest
+
+
+def test_a_checkpoint_that_cannot_be_linked_is_loaded(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise linked.UnlinkableError("of another kind")
+
+    monkeypatch.setattr("trueport.source.load_linked", refuse)
+    artifact = exported(saved("distilbert"))
+    assert artifact.manifest["weights"] == {"loaded": "of another kind"}
+    assert artifact.manifest["source"]["weights_sha256"]
+
+
+def test_a_model_that_cannot_be_traced_without_its_weights_is_traced_with_them(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Longformer, which reads values; its files come along all the same."""
+    capture = trueport.capture.capture
+    tried: list[bool] = []
+
+    def asking(component: Any) -> Any:
+        tried.append(linked.is_fake(component.module))
+        if tried[-1]:
+            raise RuntimeError("a value is needed")
+        return capture(component)
+
+    monkeypatch.setattr("trueport.capture.capture", asking)
+    artifact = exported(saved("distilbert"))
+    assert tried == [True, False]
+    assert artifact.manifest["weights"]["files"] == {"onnx/model.onnx_data": "model.safetensors"}
+
+
+def left_over(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name != "checkpoint"]
+
+
+@pytest.mark.parametrize("phase", ["load", "capture model", "weights", "hash"])
+def test_ctrl_c_leaves_nothing(saved: Saved, phase: str) -> None:
+    source = saved("distilbert")
+
+    def interrupt(started: str) -> None:
+        if started == phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exported(source, progress=interrupt)
+    assert left_over(source.parent) == []
+
+
+def test_ctrl_c_within_a_file_leaves_nothing(saved: Saved) -> None:
+    source = saved("distilbert")
+
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exported(source, bytes_done=interrupt)
+    assert left_over(source.parent) == []
+    assert load_file(source / "model.safetensors")
+
+
+def test_bytes_are_told(saved: Saved) -> None:
+    source = saved("distilbert")
+    told: dict[str, list[tuple[int, int]]] = {}
+    exported(
+        source,
+        progress=lambda phase: told.setdefault(phase, []),
+        bytes_done=lambda done, total: list(told.values())[-1].append((done, total)),
+    )
+    size = (source / "model.safetensors").stat().st_size
+    for phase in ("weights", "hash"):
+        steps = told[phase]
+        assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] >= size
+        assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("paranoid", [False, True])
+def test_a_checkpoint_that_changes_while_it_is_exported(saved: Saved, paranoid: bool) -> None:
+    """By its time of modification; where that was put back, by hash."""
+    source = saved("distilbert")
+    path = source / "model.safetensors"
+
+    def change(phase: str) -> None:
+        if phase == "weights":
+            stat = path.stat()
+            with path.open("r+b") as stream:
+                stream.seek(-4, os.SEEK_END)
+                stream.write(b"\1\2\3\4")
+            if paranoid:
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    with pytest.raises(SourceError, match="changed while it was exported"):
+        exported(source, progress=change, paranoid=paranoid)
+    assert left_over(source.parent) == []
+
+
+def test_a_shard_that_vanishes_while_it_is_exported(saved: Saved) -> None:
+    source = saved("distilbert")
+
+    def remove(phase: str) -> None:
+        if phase == "weights":
+            (source / "model.safetensors").unlink()
+
+    with pytest.raises(TrueportError):
+        exported(source, progress=remove)
+    assert left_over(source.parent) == []
+
+
+def _spoil_missing(source: Path) -> None:
+    sorted(source.glob("*.safetensors"))[-1].unlink()
+
+
+def _spoil_short(source: Path) -> None:
+    path = sorted(source.glob("*.safetensors"))[-1]
+    os.truncate(path, path.stat().st_size - 8)
+
+
+def _spoil_shape(source: Path) -> None:
+    path = sorted(source.glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
+    save_file(tensors | {name: tensors[name][:-1].clone()}, path, metadata={"format": "pt"})
+
+
+def _edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
+def _spoil_overlap(source: Path) -> None:
+    def change(header: dict[str, Any]) -> None:
+        equal = [key for key, entry in header.items() if key != "__metadata__" and entry["shape"] == [32]]
+        header[equal[0]]["data_offsets"] = header[equal[1]]["data_offsets"]
+
+    _edited(sorted(source.glob("*.safetensors"))[-1], change)
+
+
+def _spoil_range(source: Path) -> None:
+    def change(header: dict[str, Any]) -> None:
+        last = max((k for k in header if k != "__metadata__"), key=lambda k: header[k]["data_offsets"][1])
+        entry = header[last]
+        entry["shape"][0] += 1
+        size = entry["data_offsets"][1] - entry["data_offsets"][0]
+        entry["data_offsets"][1] += size // (entry["shape"][0] - 1)
+
+    _edited(sorted(source.glob("*.safetensors"))[-1], change)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_spoil_missing, "lacks 1 shard"),
+        (_spoil_short, "truncated"),
+        (_spoil_shape, r"has shape \[\d+, 32\], where its config.json wants"),
+        (_spoil_overlap, "overlaps|hole"),
+        (_spoil_range, "truncated"),
+    ],
+)
+def test_spoilt_shards(saved: Saved, spoil: Callable[[Path], None], says: str) -> None:
+    source = saved("llama", max_shard_size="30KB")
+    spoil(source)
+    with pytest.raises(SourceError, match=says) as caught:
+        exported(source)
+    assert "\n" not in str(caught.value)
+    assert left_over(source.parent) == []
+
+
+def test_a_way_that_does_not_exist(saved: Saved) -> None:
+    with pytest.raises(TrueportError, match=r"no way 'symlink' for the weights\. Give one of auto, link, copy"):
+        exported(saved("distilbert"), "symlink")
+
+
+def test_a_link_is_told(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from trueport.cli import app
+
+    source = saved("distilbert")
+    options = ["--weights", "link", "--no-proof", "--no-tokenizer"]
+    done = CliRunner().invoke(app, ["export", str(source), str(source.parent / "out"), *options])
+    assert done.exit_code == 0, done.output
+    assert "onnx/model.onnx_data: hard links" in done.output
+    assert "onnx-ir refuse files with several links" in " ".join(done.output.split())

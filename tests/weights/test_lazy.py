@@ -1,0 +1,95 @@
+"""Tensors that know where their values lie: what stays a range of a file, and what has to be computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trueport.errors import SourceError
+from trueport.weights.lazy import LazyTensor, Span
+from trueport.weights.linked import open_checkpoint
+
+TENSORS = {
+    "a": torch.arange(24.0).reshape(6, 4),
+    "b": torch.arange(100.0, 124.0).reshape(6, 4),
+    "half": torch.arange(8.0).reshape(2, 4).half(),
+    "empty": torch.zeros(0, 3),
+    "ids": torch.arange(3),
+}
+
+
+@pytest.fixture
+def lazy(tmp_path: Path) -> dict[str, LazyTensor]:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    return open_checkpoint([tmp_path / "model.safetensors"]).tensors
+
+
+def test_what_the_file_holds(lazy):
+    for name, tensor in TENSORS.items():
+        assert torch.equal(lazy[name].evaluate(), tensor)
+        assert lazy[name].span is not None
+        assert lazy[name].dtype == tensor.dtype and lazy[name].shape == tensor.shape
+
+
+@pytest.mark.parametrize(
+    ("part", "spans"),
+    [
+        (lambda a: a[2:4], True),
+        (lambda a: a[3], True),
+        (lambda a: a.chunk(3, 0)[1], True),
+        (lambda a: a.split([1, 5], 0)[1], True),
+        (lambda a: a.reshape(3, 2, 4)[1], True),
+        (lambda a: a.detach()[...], True),
+        (lambda a: a.chunk(2, 1)[1], False),
+        (lambda a: a.t(), False),
+        (lambda a: a.t().contiguous(), False),
+        (lambda a: a[::2], False),
+        (lambda a: a * 2, False),
+        (lambda a: a.view(torch.int32), False),
+        (lambda a: torch.stack([a, a])[1], False),
+    ],
+)
+def test_a_part_is_a_range_where_its_bytes_are_together(lazy, part, spans):
+    found = part(lazy["a"])
+    assert (found.span is not None) == spans
+    assert torch.equal(found.evaluate(), part(TENSORS["a"]))
+
+
+def test_experts_that_are_fused_one_at_a_time(lazy):
+    def fused(tensors):
+        gate = torch.stack([tensors["a"], tensors["a"] + 1])
+        up = torch.stack([tensors["b"], tensors["b"] * 2])
+        return torch.cat([gate, up], dim=1).transpose(1, 2).to(torch.float16)
+
+    pieces = list(fused(lazy).pieces())
+    assert len(pieces) == 2
+    assert torch.equal(torch.cat(pieces), fused(TENSORS))
+
+
+def test_a_cast_is_exact_only_when_it_widens(lazy):
+    wide, narrow = lazy["half"].float(), lazy["a"].half()
+    assert wide.span is None and wide.widened == lazy["half"].span
+    assert narrow.span is None and narrow.widened is None
+    assert lazy["half"].to(torch.bfloat16).widened is None
+    assert (lazy["half"] + 1).float().widened is None
+    assert torch.equal(narrow.evaluate(), TENSORS["a"].half())
+
+
+def test_what_asks_for_values_gets_them(lazy):
+    assert torch.equal(lazy["a"], TENSORS["a"])
+    assert not torch.equal(lazy["a"], lazy["b"])
+    assert lazy["a"].sum().item() == TENSORS["a"].sum().item()
+
+
+def test_nothing_is_written_to_a_file_s_tensor(lazy):
+    with pytest.raises(SourceError, match="writes to a weight"):
+        lazy["a"].zero_()
+
+
+def test_a_file_that_became_shorter(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(10))
+    with pytest.raises(SourceError, match="shorter"):
+        Span(tmp_path / "x", 0, 16, torch.float32, (4,)).read()
