@@ -46,11 +46,11 @@ def _onnx(program: ExportedProgram) -> list[Finding]:
 def _executorch(program: ExportedProgram, backend: str) -> list[Finding]:
     from executorch.extension.pybindings.portable_lib import _get_operator_names
 
-    from trueport.targets.executorch.lower import to_program
+    from trueport.targets.executorch.lower import partitioner_of, to_program
 
     calls = [(node, target) for node, target in _calls(program)]
     try:
-        lowered = to_program({"forward": program}, backend)
+        lowered = to_program({"forward": program}, partitioner_of(backend))
     except LoweringError as error:
         named = [(node, str(target)) for node, target in calls if _is_named(target, error.problem)]
         found = _findings(named, "ExecuTorch cannot lower")

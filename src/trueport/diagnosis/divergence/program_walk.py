@@ -29,7 +29,7 @@ from trueport.proof.tolerance import random_walk
 def compare_programs(folder: Path, manifest: Mapping[str, Any], original: Any) -> list[Divergence]:
     """The first divergence of each method."""
     from trueport.capture import capture
-    from trueport.targets.executorch.lower import to_program
+    from trueport.targets.executorch.lower import partitioner_of, to_program
 
     if manifest.get("quantize"):
         raise TrueportError(
@@ -40,7 +40,7 @@ def compare_programs(folder: Path, manifest: Mapping[str, Any], original: Any) -
     parts = {part.name: part for part in _components(original, manifest)}
     captured = {name: capture(part) for name, part in parts.items()}
     backend = str(next(iter(entries.values())).get("backend", "xnnpack"))
-    program = to_program({each.stem: each.program for each in captured.values()}, backend)
+    program = to_program({each.stem: each.program for each in captured.values()}, partitioner_of(backend))
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "fresh.pte"
         with path.open("wb") as stream:

@@ -40,7 +40,7 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
     backend = options.get("backend") or DEFAULT_BACKEND
     if backend not in BACKENDS:
         raise LoweringError(f"There is no backend {backend}", f"Choose from {', '.join(BACKENDS)}.")
-    partitioner = _partitioner(backend, options.get("kernels"))
+    partitioner = partitioner_of(backend, options.get("kernels"))
     program = to_program({part.stem: part.program for part in captured}, partitioner)
     plans = {part.stem: measure(program, part.stem, part.interface) for part in captured}
     check_arena(plans, options.get("max_arena"))
@@ -97,7 +97,8 @@ def to_program(
         raise LoweringError(f"ExecuTorch cannot lower {', '.join(programs)}: {reason}") from error
 
 
-def _partitioner(backend: str, kernels: Sequence[str] | None) -> Partitioner | None:
+def partitioner_of(backend: str, kernels: Sequence[str] | None = None) -> Partitioner | None:
+    """What XNNPACK is to run: all it can, or the named kernels (partition.KERNELS); None for the portable backend."""
     if backend == "portable":
         return None
     from trueport.targets.executorch.partition import KERNELS, Partitioner
