@@ -95,3 +95,16 @@ def test_phases() -> None:
     assert worker._durations([("load", 1.0), ("write", 3.0)], 7.0) == {"load": 2.0, "write": 4.0}
     assert worker._durations([], 7.0) == {}
     assert json.dumps(measure.machine())
+
+
+def test_exportability_counts_each_way_and_weighs_the_context() -> None:
+    spec = importlib.util.spec_from_file_location("exportability_tool", ROOT / "tools" / "exportability.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    done = {"verdict": "yes", "why": "", "seconds": 2.2, "context": 0.2}
+    rows = [{"name": "bert", "way": way} | done for way in ("exporters", "exportable")]
+    rows.append({"name": "bert", "way": "plain", "verdict": "no", "why": tool._first_line(ValueError(f"{ROOT}/a | b"))})
+    page = tool.document(rows)
+    assert "| torch.export.export | 0 | 0 | 0 | 1 |" in page and "**10.0 %**" in page
+    assert "| bert | **no**: ValueError: ./a \\| b | yes | yes | 2.0 | 0.20 |" in page and str(ROOT) not in page
