@@ -1,7 +1,8 @@
 """Exports of large shapes without their weights: peak memory by phase, and seconds.
 
-``python -m benchmarks.large [--shapes llama-1b,llama-70b] [--keep]`` makes for each shape a checkpoint of sparse files, all
-zeros, which takes no room on the disk, exports it without a proof in a fresh process, and prints one line.
+``python -m benchmarks.large [--shapes llama-1b,llama-70b] [--load]`` makes for each shape a checkpoint of sparse files, all
+zeros, which takes no room on the disk, exports it without a proof in a fresh process, and prints one line. ``--load``
+opens what was exported too.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "qwen3-8b": (
         "Qwen3ForCausalLM", "Qwen3Config", _llama(36, 4096, 32, 8, 12_288, 151_936) | {"head_dim": 128}, "bfloat16",
     ),
-    "mixtral-8x7b": (
+    "mixtral-8x7b-4-layers": (  # what is fused is written: 32 layers would fill a small disk
         "MixtralForCausalLM", "MixtralConfig",
-        _llama(32, 4096, 32, 8, 14_336) | {"num_local_experts": 8, "num_experts_per_tok": 2}, "bfloat16",
+        _llama(4, 4096, 32, 8, 14_336) | {"num_local_experts": 8, "num_experts_per_tok": 2}, "bfloat16",
     ),
     "t5-11b": (
         "T5ForConditionalGeneration", "T5Config",
@@ -108,8 +109,13 @@ class Peaks:
 
 def _high_water() -> float:
     """GB of resident memory at most since the mark was set back."""
+    return _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    """GB, by the kernel's name."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / GB
     return 0.0
 
@@ -135,24 +141,69 @@ def export(source: str, out: str, weights: str, dtype: str | None) -> dict[str, 
     }
 
 
+def load(folder: str, memory: str) -> dict[str, Any]:
+    """Seconds and anonymous memory of opening an artefact and of three tokens, in this process."""
+    import torch
+
+    import trueport
+    import trueport.runtime.loading
+
+    torch.set_num_threads(2)
+    before, start = _anonymous(), time.perf_counter()
+    model = trueport.load(folder, memory=memory, threads=2)
+    opened, anonymous = time.perf_counter() - start, _anonymous() - before
+    start = time.perf_counter()
+    model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    return {
+        "open_seconds": opened,
+        "anonymous_gb": anonymous,
+        "tokens_seconds": time.perf_counter() - start,
+        "after_gb": _anonymous() - before,
+        "mapped_gb": _status("RssFile"),
+    }
+
+
+def _anonymous() -> float:
+    return _status("RssAnon")
+
+
 def main() -> int:
     """Measure the shapes that were asked for; one line for each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=__doc__)
-    parser.add_argument("--shapes", default="llama-1b,llama-7b,llama-70b,qwen3-8b,mixtral-8x7b,t5-11b")
+    parser.add_argument("--shapes", default="llama-1b,llama-7b,llama-70b,qwen3-8b,mixtral-8x7b-4-layers,t5-11b")
     parser.add_argument("--weights", default="link", help="auto, link or copy; only link takes no room")
-    parser.add_argument("--dtype", help="of the export; float32 by default, the checkpoint's for mixtral")
+    parser.add_argument("--dtype", help="of the export; float32 by default")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
+    parser.add_argument("--load", action="store_true", help="open what was exported as well, mapped and fast")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--loader", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker:
+    if given.worker or given.loader:
         with redirect_stdout(sys.stderr):
-            result = export(*given.worker, given.weights, given.dtype)
+            result = load(*given.loader) if given.loader else export(*given.worker, given.weights, given.dtype)
         print(json.dumps(result))
         return 0
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         for name in given.shapes.split(","):
             print(line(name, Path(place), given.weights, given.dtype), flush=True)
+            for memory in ("map", "fast") if given.load else ():
+                print(f"  {memory}: {_loaded(Path(place) / f'{name}.out', memory)}", flush=True)
+            for folder in (name, f"{name}.out"):
+                shutil.rmtree(Path(place) / folder, ignore_errors=True)
     return 0
+
+
+def _loaded(folder: Path, memory: str) -> str:
+    """How an artefact opens, in words."""
+    command = [sys.executable, "-m", "benchmarks.large", "--loader", str(folder), memory]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"failed: {done.stderr.strip().splitlines()[-1][:300]}"
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return (
+        f"open {found['open_seconds']:.2f} s, {found['anonymous_gb']:.2f} GB anonymous; three tokens "
+        f"{found['tokens_seconds']:.2f} s, then {found['after_gb']:.2f} GB anonymous, {found['mapped_gb']:.2f} GB mapped"
+    )
 
 
 def line(name: str, place: Path, weights: str, dtype: str | None) -> str:
@@ -162,8 +213,6 @@ def line(name: str, place: Path, weights: str, dtype: str | None) -> str:
     command += [str(place / name), str(place / f"{name}.out")] + (["--dtype", dtype] if dtype else [])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     written = sum(p.stat().st_blocks * 512 for p in (place / f"{name}.out").rglob("*") if p.is_file())
-    for folder in (place / name, place / f"{name}.out"):
-        shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:
         return f"{name}: {size / GB:.1f} GB of weights: failed: {done.stderr.strip().splitlines()[-1][:300]}"
     found = json.loads(done.stdout.strip().splitlines()[-1])

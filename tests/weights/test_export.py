@@ -161,6 +161,30 @@ def test_experts_that_transformers_fuses_are_written_and_nothing_else(saved: Sav
     assert artifact.manifest["weights"]["written"] >= fused
 
 
+@pytest.mark.slow
+def test_fused_experts_of_a_narrow_checkpoint_stay_narrow(saved: Saved) -> None:
+    artifact = exported(saved("mixtral", dtype=torch.bfloat16), proof=True)
+    assert artifact.verdict == "proven"
+    fused = sum(p.numel() * 2 for name, p in zoo.build("mixtral").named_parameters() if "experts" in name)
+    assert fused <= artifact.manifest["weights"]["written"] < 1.5 * fused
+
+
+def test_mapped_weights_are_not_copied_by_a_run(saved: Saved) -> None:
+    """No Transpose of a weight is left to run: its output would lie in memory."""
+    import onnxruntime
+
+    from trueport.targets.onnx.session import session_options
+
+    artifact = exported(saved("llama"))
+    options = session_options("map", 1)
+    options.optimized_model_filepath = str(artifact.folder.parent / "run.onnx")
+    path = artifact.folder / "onnx" / "model.onnx"
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    assert not [node.name for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+
+
 def test_nothing_is_read_but_what_is_small(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved("llama")
     monkeypatch.setattr("trueport.source.DIGESTED", 0)

@@ -69,13 +69,22 @@ def test_experts_that_are_fused_one_at_a_time(lazy):
     assert torch.equal(torch.cat(pieces), fused(TENSORS))
 
 
-def test_a_cast_is_exact_only_when_it_widens(lazy):
+def test_a_cast_is_left_to_the_graph_only_when_it_widens(lazy):
     wide, narrow = lazy["half"].float(), lazy["a"].half()
-    assert wide.span is None and wide.widened == lazy["half"].span
-    assert narrow.span is None and narrow.widened is None
-    assert lazy["half"].to(torch.bfloat16).widened is None
-    assert (lazy["half"] + 1).float().widened is None
+    assert wide.span is None and wide.unwidened.span == lazy["half"].span
+    assert narrow.span is None and narrow.unwidened is None
+    assert lazy["half"].to(torch.bfloat16).unwidened is None
+    assert torch.equal((lazy["half"] + 1).float().unwidened.evaluate(), TENSORS["half"] + 1)
+    assert (lazy["half"].float() + 1).unwidened is None
+    assert torch.cat([lazy["half"].float(), lazy["a"][:2]]).unwidened is None
     assert torch.equal(narrow.evaluate(), TENSORS["a"].half())
+
+
+def test_what_is_fused_of_widened_parts_is_fused_of_the_narrow_ones(lazy):
+    part = lazy["half"].float()
+    fused = torch.cat([torch.stack([part, part]), torch.stack([part, part])], dim=1)
+    assert fused.unwidened.dtype == torch.float16 and fused.unwidened.shape == fused.shape
+    assert torch.equal(fused.unwidened.evaluate().float(), fused.evaluate())
 
 
 def test_what_asks_for_values_gets_them(lazy):

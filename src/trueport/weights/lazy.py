@@ -23,6 +23,15 @@ TORCH_DTYPES = {
 }  # fmt: skip
 """safetensors' names of the dtypes that a graph can point at."""
 
+NARROW = (torch.float16, torch.bfloat16)
+"""The dtypes that float32 holds exactly."""
+MOVES = {
+    _aten.detach.default, _aten.alias.default, _aten.clone.default, _aten.stack.default, _aten.cat.default,
+    _aten.transpose.int, _aten.permute.default, _aten.view.default, _aten.slice.Tensor, _aten.select.int,
+    _aten.split.Tensor, _aten.split_with_sizes.default, _aten.unsqueeze.default,
+}  # fmt: skip
+"""Operators that only move elements: what they give of narrow tensors, cast, is what they give of cast ones."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -95,16 +104,12 @@ class LazyTensor(torch.Tensor):
         return Span(root.path, offset, self.meta.numel() * size, self.dtype, tuple(self.shape))
 
     @property
-    def widened(self) -> Span | None:
-        """The bytes that hold this tensor in a narrower float dtype, whose cast is exact; None where none do."""
-        lazy = self
-        while lazy.recipe is not None and lazy.recipe[0] in (_aten.detach.default, _aten.alias.default):
-            lazy = lazy.recipe[1][0]
-        if lazy.recipe is None or lazy.recipe[0] != _aten._to_copy.default or self.dtype != torch.float32:
+    def unwidened(self) -> LazyTensor | None:
+        """The same tensor in the narrower float dtype that the file has, whose cast to this one is exact; or None."""
+        if self.dtype != torch.float32 or self.recipe is None or not self.meta.is_contiguous():
             return None
-        span = lazy.recipe[1][0].span
-        exact = span is not None and span.dtype in (torch.float16, torch.bfloat16) and self.meta.is_contiguous()
-        return span if exact else None
+        found = _narrowed(self)
+        return found if isinstance(found, LazyTensor) and found.dtype in NARROW else None
 
     def evaluate(self) -> torch.Tensor:
         """The values, read and computed now."""
@@ -153,6 +158,28 @@ def leaf(span: Span) -> LazyTensor:
 
 def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _narrowed(value: Any) -> Any:
+    """A recipe without its widening casts; None where something is computed, or was in float32 before."""
+    if isinstance(value, (list, tuple)):
+        parts = [_narrowed(part) for part in value]
+        lost = any(part is None and before is not None for part, before in zip(parts, value, strict=True))
+        return None if lost else parts
+    if not isinstance(value, LazyTensor):
+        return value
+    if value.recipe is None:
+        return value if value.dtype in NARROW else None
+    func, args, kwargs, index = value.recipe
+    if func == _aten._to_copy.default:
+        return args[0] if args[0].dtype in NARROW and value.dtype == torch.float32 else None
+    if func not in MOVES:
+        return None
+    narrow = _narrowed(args)
+    if narrow is None:
+        return None
+    result = func(*narrow, **kwargs)
+    return result if index is None else result[index]
 
 
 def _meta(value: Any) -> Any:

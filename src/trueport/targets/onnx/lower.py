@@ -110,8 +110,8 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
         origin = captured.origins.get(value.name or "")
         if origin is None:
             continue
-        narrow = origin.widened if origin.span is None else None
-        tensor = WeightTensor(value.name or "", origin, origin.span or narrow)
+        narrow = origin.unwidened if origin.span is None else None
+        tensor = WeightTensor(value.name or "", origin if narrow is None else narrow)
         if narrow is not None:
             cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)})
             cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape

@@ -80,14 +80,7 @@ class OnnxSession:
     ) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised as an error, not printed
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if memory == "map":
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+        options = session_options(memory, threads)
         self.path = path
         try:
             self.runtime: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
@@ -188,6 +181,22 @@ class OnnxSession:
 
     def _following(self, results: Mapping[str, Any]) -> State:
         return State({pair.input: results[pair.output] for pair in self.interface.state}, self._rows)
+
+
+def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOptions:
+    """ONNX Runtime's options for ``fast`` or ``map``."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised as an error, not printed
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if memory == "map":
+        # Not less: the fusion that reads a weight transposed, and so makes no copy of it, is an extended one.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+    return options
 
 
 def from_torch(tensor: torch.Tensor) -> Any:

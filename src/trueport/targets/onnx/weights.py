@@ -13,7 +13,7 @@ import onnx_ir as ir
 from trueport.dtypes import array_of
 from trueport.progress import Meter
 from trueport.weights.files import bring
-from trueport.weights.lazy import LazyTensor, Span
+from trueport.weights.lazy import LazyTensor
 from trueport.weights.writer import Part, write
 
 if TYPE_CHECKING:
@@ -43,15 +43,13 @@ class WeightTensor(ir.LazyTensor):
 
     __slots__ = ("origin", "span")
 
-    def __init__(self, name: str, origin: LazyTensor, span: Span | None) -> None:
-        made = origin.dtype if span is None else span.dtype
-        dtype = ir.tensor_adapters.from_torch_dtype(made)
-        read = origin.evaluate if span is None else span.read
+    def __init__(self, name: str, origin: LazyTensor) -> None:
+        dtype = ir.tensor_adapters.from_torch_dtype(origin.dtype)
         super().__init__(
-            lambda: ir.tensor_adapters.TorchTensor(read(), name=name),
+            lambda: ir.tensor_adapters.TorchTensor(origin.evaluate().contiguous(), name=name),
             dtype=dtype, shape=ir.Shape(tuple(origin.shape)), name=name,
         )  # fmt: skip
-        self.origin, self.span = origin, span
+        self.origin, self.span = origin, origin.span
 
     @property
     def key(self) -> Any:
@@ -60,7 +58,7 @@ class WeightTensor(ir.LazyTensor):
 
     def pieces(self) -> Iterator[memoryview]:
         """Its bytes, in bounded pieces."""
-        for piece in self.origin.pieces() if self.span is None else (self.span.read(),):
+        for piece in self.origin.pieces():
             flat: Any = array_of(piece.contiguous().reshape(-1))
             yield memoryview(flat.view("uint8"))
 
