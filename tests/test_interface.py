@@ -22,11 +22,12 @@ interfaces = st.builds(
     Interface,
     st.lists(tensors, max_size=4).map(tuple),
     st.lists(tensors, max_size=4).map(tuple),
-    st.lists(
-        st.builds(Dimension, dimension_names, st.integers(0, 1), st.none() | st.integers(2, 512)),
-        max_size=3,
-        unique_by=lambda d: d.name,
-    ).map(tuple),
+    st.tuples(
+        *(
+            st.builds(Dimension, st.just(name), st.integers(0, 1), st.none() | st.integers(2, 512))
+            for name in ("batch_size", "sequence_length", "past_sequence_length")
+        )
+    ),
     st.lists(st.builds(StatePair, names, names, st.integers(0, 3)), max_size=2).map(tuple),
 )
 

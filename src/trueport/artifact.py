@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["schema_version"]
         if version == SCHEMA_VERSION:
             _check_types(manifest)
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a manifest of Trueport's: {error}", "Export again.") from error
     if version != SCHEMA_VERSION:
         raise ArtifactError(

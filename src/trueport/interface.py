@@ -140,8 +140,12 @@ class Interface:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Interface:
-        """The interface that ``to_json`` wrote."""
-        return Interface(
+        """The interface that ``to_json`` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not of its form.
+        """
+        found = Interface(
             inputs=tuple(_tensor_from_json(entry) for entry in data["inputs"]),
             outputs=tuple(_tensor_from_json(entry) for entry in data["outputs"]),
             dimensions=tuple(Dimension(name, bounds[0], bounds[1]) for name, bounds in data["dimensions"].items()),
@@ -150,6 +154,22 @@ class Interface:
             ),
             kept=tuple(_tensor_from_json(entry) for entry in data.get("kept", ())),
         )
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError where a tensor has an unknown dtype or dimension, or a dimension no bounds."""
+        for dimension in self.dimensions:
+            bounds = [dimension.minimum] + ([] if dimension.maximum is None else [dimension.maximum])
+            if not all(isinstance(bound, int) for bound in bounds):
+                raise ValueError(f"{dimension.name} has no whole numbers as bounds")
+        for tensor in (*self.inputs, *self.kept):
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"{tensor.name} has the dtype {tensor.dtype!r}")
+            for axis in tensor.shape:
+                unknown = set(terms(axis)) - {dimension.name for dimension in self.dimensions}
+                if unknown:
+                    raise ValueError(f"{tensor.name} has an axis {axis!r}, and there is no dimension {min(unknown)}")
 
 
 def terms(axis: int | str) -> list[str]:

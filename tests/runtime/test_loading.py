@@ -77,7 +77,7 @@ def _component(**changes):
         (lambda f: (f / "trueport.json").write_text("{"), "is not a manifest"),
         (lambda f: edit(f, lambda m: m.update(schema_version=2)), "schema version 2"),
         (lambda f: edit(f, lambda m: m.update(components={})), "names no components"),
-        (lambda f: edit(f, lambda m: m["components"]["model"].pop("inputs")), "describes the component model incomp"),
+        (lambda f: edit(f, lambda m: m["components"]["model"].pop("inputs")), "describes the component model wrongly"),
         (lambda f: edit(f, _component(target="tpu")), "was exported to tpu"),
         (lambda f: edit(f, _component(file="../model.onnx")), "points out of its folder"),
         (lambda f: edit(f, lambda m: m["source"].update(role="seq2seq")), "says seq2seq and has no component encoder"),

@@ -55,8 +55,8 @@ def _open(folder: Path, name: str, entry: Mapping[str, Any], memory: str, thread
     try:
         target, file = entry["target"], PurePosixPath(entry["file"])
         interface = Interface.from_json(entry)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} describes the component {name} incompletely: {error!r}") from error
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} describes the component {name} wrongly: {error!r}") from error
     if target not in target_names():
         raise ArtifactError(f"{folder.name} was exported to {target}, which this Trueport cannot run")
     if file.is_absolute() or ".." in file.parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,37 @@ def test_an_arena_past_its_bound_names_the_dimension(tmp_path: Path):
     with pytest.raises(TrueportError, match="Lower --max-"):
         trueport.export(EXAMPLES / "bert-sentiment", tmp_path / "out", to="executorch", max_arena=1000)
     assert not (tmp_path / "out").exists()
+
+
+def test_threads_take_turns_on_one_model(tales, original):
+    """They share the program's buffers: a call must not come between another's reading and its answer."""
+    prompts = [torch.tensor([[5 + k, 6, 7 + k, 8][: 4 - k % 2]]) for k in range(4)]
+    options = {"max_new_tokens": 8, "do_sample": False}
+    wanted = [original.generate(ids, **options) for ids in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            got = list(pool.map(lambda ids: tales.generate(ids, **options), prompts))
+            assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sequence_length": [1, 4000], "past_sequence_length": [0, 3999]}, "takes input_ids of"),
+        ({"batch_size": [1, None]}, "bounds batch_size by none"),
+        ({"batch_size": [1, "4"]}, "no whole numbers"),
+        ({"batch_size": None}, "no dimension batch_size"),
+    ],
+)
+def test_a_manifest_that_promises_more_than_the_program_is_refused(program, change, words, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(program("llama-tales"), folder)
+    path = folder / "trueport.json"
+    manifest = json.loads(path.read_text())
+    dimensions = manifest["components"]["model"]["dimensions"] | change
+    manifest["components"]["model"]["dimensions"] = {k: v for k, v in dimensions.items() if v is not None}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=words):
+        trueport.load(folder)
+    with pytest.raises(ArtifactError, match=words):
+        trueport.verify(folder)

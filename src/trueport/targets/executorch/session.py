@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,8 @@ class ProgramSession:
         self.dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in interface.inputs}
         self._check_methods()
         self._held: History | None = None
+        # A method has one set of buffers: a call reads again what they lack, and no other may come between.
+        self._lock = threading.RLock()
 
     def empty_state(self, batch: int, given: Mapping[str, Any] | None = None) -> History:
         """The state before the first call.
@@ -145,7 +148,13 @@ class ProgramSession:
     def advance(
         self, feeds: Mapping[str, torch.Tensor], state: History | None
     ) -> tuple[dict[str, torch.Tensor], History]:
-        """``step`` on torch tensors."""
+        """``step`` on torch tensors; calls of several threads take turns."""
+        with self._lock:
+            return self._advance(feeds, state)
+
+    def _advance(
+        self, feeds: Mapping[str, torch.Tensor], state: History | None
+    ) -> tuple[dict[str, torch.Tensor], History]:
         self._check_names(feeds)
         if state is None:
             state = self.empty_state(len(next(iter(feeds.values()))))
@@ -178,7 +187,8 @@ class ProgramSession:
         self._check(feeds)
         ordered = [_packed(feeds[tensor.name]) for tensor in self.interface.inputs]
         try:
-            results = self.method.execute(ordered)
+            with self._lock:
+                results = self.method.execute(ordered)
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
             reason = " ".join(str(error).split())
@@ -239,17 +249,29 @@ class ProgramSession:
         return RunError(f"{self.path.name} takes {declared.name} of shape ({shape}), not {tuple(tensor.shape)}{where}")
 
     def _check_methods(self) -> None:
-        """Refuse a manifest that says something else than the program."""
+        """Refuse a manifest that says something else than the program, or promises more than it was planned for."""
         meta = self.method.metadata
-        for kind, count, tensors in (
+        told = (
             ("inputs", meta.num_inputs(), self.interface.inputs),
             ("outputs", meta.num_outputs(), self.interface.outputs),
-        ):
+        )
+        for kind, count, tensors in told:
             if count != len(tensors):
-                raise ArtifactError(
-                    f"{self.path.name}: {self.name} has {count} {kind}, not the {len(tensors)} of the manifest",
-                    "Export again.",
-                )
+                raise self._mismatch(f"has {count} {kind}, not the {len(tensors)} of the manifest")
+        for place, declared in enumerate(self.interface.inputs):
+            sizes = tuple(meta.input_tensor_meta(place).sizes())
+            promised = tuple(self._largest(axis) for axis in declared.shape)
+            if len(sizes) != len(promised) or any(most > size for most, size in zip(promised, sizes, strict=True)):
+                raise self._mismatch(f"takes {declared.name} of {sizes} at most, not of {promised} as in the manifest")
+
+    def _largest(self, axis: int | str) -> int:
+        try:
+            return self.interface.largest(axis)
+        except KeyError as error:
+            raise self._mismatch(f"was planned for bounded sizes, and the manifest bounds {axis} by none") from error
+
+    def _mismatch(self, words: str) -> ArtifactError:
+        return ArtifactError(f"{self.path.name}: {self.name} {words}", "Export again.")
 
 
 def _packed(tensor: torch.Tensor) -> torch.Tensor:
