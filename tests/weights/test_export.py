@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,6 +296,30 @@ def test_ctrl_c_within_a_file_leaves_nothing(saved: Saved) -> None:
         exported(source, bytes_done=interrupt)
     assert left_over(source.parent) == []
     assert load_file(source / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_the_command_is_interrupted(saved: Saved) -> None:
+    source = saved("distilbert")
+    code = (
+        "import sys, trueport.pipeline as p\nexport = p.export\n"
+        "p.export = lambda *a, **k: export(*a, **k | {'progress': lambda phase: print(phase, flush=True)})\n"
+        "from trueport.cli import main\nmain()"
+    )
+    command = [sys.executable, "-c", code, "export", str(source), str(source.parent / "out"), "--no-tokenizer"]
+    with subprocess.Popen(
+        [*command, "--weights", "copy"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.strip() == "weights":
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "Interrupted; nothing was written." in said
+    assert left_over(source.parent) == []
 
 
 def test_bytes_are_told(saved: Saved) -> None:
