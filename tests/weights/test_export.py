@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ import trueport
 import trueport.capture
 from tests import zoo
 from trueport.artifact import sha256
-from trueport.errors import SourceError, TrueportError
+from trueport.errors import ArtifactError, SourceError, TrueportError
 from trueport.weights import lazy, linked
 
 CHECKPOINT = "checkpoint/model.safetensors"
@@ -429,6 +430,20 @@ def test_spoilt_shards(saved: Saved, spoil: Callable[[Path], None], says: str) -
     with pytest.raises(SourceError, match=says) as caught:
         exported(source)
     assert "\n" not in str(caught.value)
+    assert left_over(source.parent) == []
+
+
+def test_a_file_system_without_hard_links_is_told_at_once(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not taken for a model that cannot be traced without its weights."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source, phases = saved("distilbert"), list[str]()
+    with pytest.raises(ArtifactError, match=r"different file systems.*--weights copy"):
+        exported(source, "link", progress=phases.append)
+    assert phases.count("capture model") == 1
     assert left_over(source.parent) == []
 
 
