@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -136,7 +135,7 @@ def export(source: str, out: str, weights: str, dtype: str | None) -> dict[str, 
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
+        "peak_gb": max(peak for peak, _ in peaks.phases.values()),
         "phases": peaks.phases,
     }
 

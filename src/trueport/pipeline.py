@@ -261,12 +261,13 @@ def _lowered(
     from trueport.weights.linked import is_fake
 
     if getattr(target, "links", False) and is_fake(source.model):
+        before, known = set(staging.iterdir()), len(patches)
         try:
             return target.lower(_captured(source, source.model, target, options, patches, tell), staging, options)
-        except OSError:
-            raise
         except Exception:  # a model that asks its weights for values; with them it may trace, or its own error is told
-            patches.clear()
+            if set(staging.iterdir()) != before:  # it was traced, and could not be written
+                raise
+            del patches[known:]
             tell("load: the model asks its weights for values")
     return target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
 

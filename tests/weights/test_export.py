@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ import trueport
 import trueport.capture
 from tests import zoo
 from trueport.artifact import sha256
-from trueport.errors import SourceError, TrueportError
+from trueport.errors import ArtifactError, SourceError, TrueportError
 from trueport.weights import lazy, linked
 
 CHECKPOINT = "checkpoint/model.safetensors"
@@ -295,6 +299,30 @@ def test_ctrl_c_within_a_file_leaves_nothing(saved: Saved) -> None:
     assert load_file(source / "model.safetensors")
 
 
+@pytest.mark.slow
+def test_the_command_is_interrupted(saved: Saved) -> None:
+    source = saved("distilbert")
+    code = (
+        "import sys, trueport.pipeline as p\nexport = p.export\n"
+        "p.export = lambda *a, **k: export(*a, **k | {'progress': lambda phase: print(phase, flush=True)})\n"
+        "from trueport.cli import main\nmain()"
+    )
+    command = [sys.executable, "-c", code, "export", str(source), str(source.parent / "out"), "--no-tokenizer"]
+    with subprocess.Popen(
+        [*command, "--weights", "copy"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.strip() == "weights":
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "Interrupted; nothing was written." in said
+    assert left_over(source.parent) == []
+
+
 def test_bytes_are_told(saved: Saved) -> None:
     source = saved("distilbert")
     told: dict[str, list[tuple[int, int]]] = {}
@@ -402,6 +430,20 @@ def test_spoilt_shards(saved: Saved, spoil: Callable[[Path], None], says: str) -
     with pytest.raises(SourceError, match=says) as caught:
         exported(source)
     assert "\n" not in str(caught.value)
+    assert left_over(source.parent) == []
+
+
+def test_a_file_system_without_hard_links_is_told_at_once(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not taken for a model that cannot be traced without its weights."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source, phases = saved("distilbert"), list[str]()
+    with pytest.raises(ArtifactError, match=r"different file systems.*--weights copy"):
+        exported(source, "link", progress=phases.append)
+    assert phases.count("capture model") == 1
     assert left_over(source.parent) == []
 
 
