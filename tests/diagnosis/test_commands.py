@@ -36,6 +36,7 @@ def test_patches_for_a_model_says_what_happens_without(folder: Path) -> None:
     assert "without it: no export: " in done.output
 
 
+@pytest.mark.slow
 def test_diagnose_names_patches_and_rewrites(folder: Path) -> None:
     done = RUNNER.invoke(app, ["diagnose", str(folder), "--show-rewrites"])
     assert done.exit_code == 0, done.output

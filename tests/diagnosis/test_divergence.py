@@ -80,11 +80,13 @@ def blamed(folder: Path, name: str, plant: Plant) -> tuple[str, Divergence]:
 
 SLOW = pytest.mark.slow
 CASES = [
-    ("bert", wrong_epsilon, "encoder.layer.0.attention.output.LayerNorm", "modeling_bert.py:", "epsilon is 0.0099"),
-    ("bert", wrong_scale, "encoder.layer.1.attention.self", "modeling_bert.py:", "scale is 0.3"),
-    ("bert", swapped_axes, "encoder.layer.1.attention.self", "modeling_bert.py:", "perm is [0, 1, 2, 3]"),
+    pytest.param("bert", wrong_epsilon, "encoder.layer.0.attention.output.LayerNorm", "modeling_bert.py:",
+                 "epsilon is 0.0099", marks=SLOW),
+    pytest.param("bert", wrong_scale, "encoder.layer.1.attention.self", "modeling_bert.py:", "scale is 0.3", marks=SLOW),
+    pytest.param("bert", swapped_axes, "encoder.layer.1.attention.self", "modeling_bert.py:", "perm is [0, 1, 2, 3]",
+                 marks=SLOW),
     ("bert", dropped_mask, "encoder.layer.1.attention.self", "modeling_bert.py:", "input 3 is left out where"),
-    ("bert", mask_of_ones, "", "modeling_bert.py:", "the original has no such operation"),
+    pytest.param("bert", mask_of_ones, "", "modeling_bert.py:", "the original has no such operation", marks=SLOW),
     pytest.param("mistral", wrong_epsilon, "model.layers.0.post_attention_layernorm", "modeling_mistral.py:",
                  "constant planted.1 is 0.0099", marks=SLOW),
     pytest.param("mistral", dropped_mask, "model.layers.1.self_attn", "modeling_mistral.py:", "input 3", marks=SLOW),
@@ -107,6 +109,7 @@ def test_a_planted_fault_is_found_at_its_own_node(
     assert found.error > found.budget or "exceeds" in words
 
 
+@pytest.mark.slow
 def test_a_right_export_agrees_and_the_command_says_so(exported: Exported, tmp_path: Path) -> None:
     folder = exported("bert")
     zoo.build("bert").save_pretrained(tmp_path)

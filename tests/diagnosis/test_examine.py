@@ -133,6 +133,7 @@ def test_diagnose_needs_inputs_of_a_module_that_it_does_not_know() -> None:
     assert trueport.diagnose(Reads().eval(), inputs=(X,)).exportable
 
 
+@pytest.mark.slow
 def test_diagnose_looks_at_every_graph_of_a_model() -> None:
     found = trueport.diagnose(zoo.build("bart").half())
     assert [part.name for part in found.examinations] == ["encoder", "decoder"]

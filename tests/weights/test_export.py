@@ -173,6 +173,7 @@ def test_fused_experts_of_a_narrow_checkpoint_stay_narrow(saved: Saved) -> None:
     assert fused <= artifact.manifest["weights"]["written"] < 1.5 * fused
 
 
+@pytest.mark.slow
 def test_mapped_weights_are_not_copied_by_a_run(saved: Saved) -> None:
     """No Transpose of a weight is left to run: its output would lie in memory."""
     import onnxruntime
@@ -189,6 +190,7 @@ def test_mapped_weights_are_not_copied_by_a_run(saved: Saved) -> None:
     assert not [node.name for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
 
 
+@pytest.mark.slow
 def test_nothing_is_read_but_what_is_small(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved("llama")
     monkeypatch.setattr("trueport.source.DIGESTED", 0)
@@ -198,6 +200,7 @@ def test_nothing_is_read_but_what_is_small(saved: Saved, monkeypatch: pytest.Mon
     assert "weights_sha256" not in artifact.manifest["source"]
 
 
+@pytest.mark.slow
 def test_the_graph_is_that_of_a_model_in_memory(saved: Saved, tmp_path: Path) -> None:
     """Same nodes, attributes, names and wiring, whichever way was taken."""
     source = saved("llama")
@@ -224,6 +227,7 @@ def test_the_graph_is_that_of_a_model_in_memory(saved: Saved, tmp_path: Path) ->
         assert value.const_value.tobytes() == other.tobytes(), name
 
 
+@pytest.mark.slow
 def test_two_exports_are_the_same_bytes_linked_or_copied(saved: Saved) -> None:
     source = saved("distilbert")
     manifests = [exported(source, mode).manifest for mode in ("copy", "copy", "link")]
