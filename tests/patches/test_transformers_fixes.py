@@ -48,7 +48,9 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[
     @cache
     def export(name: str) -> Mapping[str, Path]:
         built = [lower(capture(component)) for component in components(zoo.build(name))]
-        return {path.stem: path for path in save(built, tmp_path_factory.mktemp(name)) if path.suffix == ".onnx"}
+        folder = tmp_path_factory.mktemp(name)
+        save(built, folder)
+        return {path.stem: path for path in folder.glob("*.onnx")}
 
     return export
 
