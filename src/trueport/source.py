@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trueport.assets import load_tokenizer, save_config, save_tokenizer
 from trueport.checkpoint import AGAIN, HUB_ID, check_weights, fetch, one_line, read_config, refuse, weights_digest
+from trueport.choice import architecture_of, check_code, check_inputs, choose, load_config
 from trueport.dtypes import DTYPES, converted
 from trueport.quiet import quiet
 from trueport.tasks import (
-    DEFAULTS,
     TASKS,
-    can,
-    class_named,
     is_bare_seq2seq,
     known_task,
-    offers_of,
     task_by_role,
     task_of,
 )
@@ -198,10 +195,10 @@ class _Plan:
 def _plan(folder: Path, where: str, task: str | None, dtype: str, trust: bool) -> _Plan:
     """The class and the files of the model in the folder, and its task."""
     content = read_config(folder)
-    _check_code(content, where, trust)
-    config = _config(folder, content, where, trust)
-    kind, task = _choose(folder, where, content, config, task, trust)
-    _check_inputs(kind, where)
+    check_code(content, where, trust)
+    config = load_config(folder, content, where, trust)
+    kind, task = choose(folder, where, content, config, task, trust)
+    check_inputs(kind, where)
     return _Plan(folder, where, content, config, kind, task, dtype, tuple(check_weights(folder, content)))
 
 
@@ -225,7 +222,7 @@ def _linked(plan: _Plan) -> tuple[Any, tuple[str, ...], Checkpoint | None, str]:
 
 def _judge_loaded(plan: _Plan, model: PreTrainedModel, info: Mapping[str, Any]) -> tuple[str, ...]:
     _check_quantized(model, plan.where)
-    own = plan.kind.__name__ == _architecture(plan.content)
+    own = plan.kind.__name__ == architecture_of(plan.content)
     return _check_loaded(model, info, plan.where, None if own else plan.task)
 
 
@@ -251,112 +248,6 @@ def _load(plan: _Plan) -> tuple[PreTrainedModel, tuple[str, ...]]:
         remedy = "Correct its config.json, or download it again."
         refuse(f"{where} cannot be loaded as a {kind.__name__}: {one_line(error)}", remedy, error)
     return model.eval().requires_grad_(False), _judge_loaded(plan, model, info)
-
-
-def _check_code(content: Mapping[str, Any], where: str, trust: bool) -> None:
-    """Refuse what only Python files from the checkpoint can build, and what this transformers does not know."""
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    kind, references = content["model_type"], _references(content)
-    known = kind in CONFIG_MAPPING
-    architecture = _architecture(content)
-    if references and not trust and not (known and (architecture is None or class_named(architecture) is not None)):
-        files = listed(sorted({f"{ref.rpartition('.')[0].replace('--', ': ')}.py" for ref in references.values()}))
-        refuse(
-            f"{where} is a model of type {kind}, which only its own Python code can build ({files})",
-            "Read it, then give --trust-remote-code (trust_remote_code=True) to run it.",
-        )
-    if not known and not references:
-        refuse(
-            f"{where} is a model of type {kind}, which transformers {transformers.__version__} does not know",
-            "Check model_type in its config.json, or install a newer transformers; it brings no code of its own that "
-            "--trust-remote-code could run.",
-        )
-
-
-def _references(content: Mapping[str, Any]) -> dict[str, str]:
-    """The Python classes that a config's auto_map names, by auto class: ``modeling_x.XModel``."""
-    found = content.get("auto_map")
-    return {key: ref for key, ref in found.items() if isinstance(ref, str)} if isinstance(found, dict) else {}
-
-
-def _architecture(content: Mapping[str, Any]) -> str | None:
-    names = content.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-
-
-def _config(folder: Path, content: Mapping[str, Any], where: str, trust: bool) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
-    except Exception as error:
-        problem = f"{where}/config.json is no valid config of type {content['model_type']}: {one_line(error)}"
-        refuse(problem, "Correct it, or download it again.", error)
-
-
-def _choose(
-    folder: Path, where: str, content: Mapping[str, Any], config: PreTrainedConfig, task: str | None, trust: bool
-) -> tuple[type[PreTrainedModel], str]:
-    """The class to build and the task it does."""
-    import transformers
-
-    architecture, references = _architecture(content), _references(content) if trust else {}
-    remote = {name: references[entry.auto] for name, entry in TASKS.items() if entry.auto in references}
-    offers = remote or offers_of(config)
-    named = None if remote or architecture is None else class_named(architecture)
-    if named is not None and is_bare_seq2seq(named):
-        named = None
-    does = task_of(named) if named is not None else None
-    if remote:
-        does = next((name for name, ref in remote.items() if ref.rpartition(".")[2] == architecture), None)
-    if task is None and named is not None and does is None:
-        refuse(f"{where} holds a {architecture}, which does none of Trueport's tasks", can(offers))
-    task = task or does or next((name for name in DEFAULTS if name in offers), None)
-    if task not in offers:
-        refuse(f"{where}: a {type(config).__name__} model cannot do {task or 'any task of Trueport'}", can(offers))
-    if remote:
-        return _remote_class(folder, where, remote[task]), task
-    if named is not None and does == task and isinstance(config, named.config_class or ()):
-        return named, task
-    return getattr(transformers, offers[task]), task
-
-
-def _remote_class(folder: Path, where: str, reference: str) -> type[PreTrainedModel]:
-    from transformers import PreTrainedModel
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    try:
-        kind = get_class_from_dynamic_module(reference, folder)
-    except Exception as error:
-        refuse(f"{where}: {reference} cannot be imported: {one_line(error)}", cause=error)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        refuse(f"{where}: {reference} is no PreTrainedModel")
-    return kind
-
-
-def _check_inputs(kind: type[PreTrainedModel], where: str) -> None:
-    """Refuse what reads neither text, nor images alone, nor, to write text, speech."""
-    from trueport.roles.component import signature
-
-    names = signature(cast("Any", kind))
-    other: str | None = next(
-        (name for name in ("pixel_values", "input_values", "pixel_values_videos") if name in names), None
-    )
-    if kind.main_input_name == "pixel_values" and not {"input_ids", "decoder_input_ids"} & names:
-        other = None
-    elif kind.main_input_name not in ("input_ids", "input_features"):
-        other = kind.main_input_name
-    if kind.main_input_name == "input_features" and not {"decoder_input_ids", "input_features"} <= names:
-        other = "input_features"
-    if kind.__name__.endswith("ForMultipleChoice"):
-        other = "input_ids of three dimensions"
-    if other is not None:
-        refuse(
-            f"{where}: a {kind.__name__} reads {other}",
-            "This version exports models of text, of images, and of speech to text.",
-        )
 
 
 def _check_loaded(model: PreTrainedModel, info: Mapping[str, Any], where: str, task: str | None) -> tuple[str, ...]:
@@ -431,7 +322,7 @@ def _live(model: Any, task: str | None, dtype: str | None, tokenizer: Any) -> So
     devices = sorted({tensor.device.type for tensor in model.parameters()} - {"cpu"})
     if devices:
         refuse(f"The {kind.__name__} has weights on {listed(devices)}", "Load it onto the CPU first.")
-    _check_inputs(kind, "The model")
+    check_inputs(kind, "The model")
     _check_quantized(model, f"The {kind.__name__}")
     if is_bare_seq2seq(kind):
         refuse(f"A {kind.__name__} has no head to generate with", "Give the class with a head, or its encoder.")

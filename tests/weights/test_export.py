@@ -129,9 +129,8 @@ def test_encoder_and_decoder_use_one_file_and_a_link_has_no_bytes(saved: Saved) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_narrow_checkpoint_under_float32_is_widened_in_the_graph(saved: Saved, dtype: torch.dtype) -> None:
-    source = saved("llama", dtype=dtype)
+def test_a_narrow_checkpoint_under_float32_is_widened_in_the_graph(saved: Saved) -> None:
+    source = saved("llama", dtype=torch.bfloat16)
     artifact = exported(source, proof=True)
     assert artifact.verdict == "proven"
     assert artifact.manifest["weights"]["written"] == 0
@@ -146,29 +145,20 @@ def external_names(artifact: trueport.Artifact) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_wide_checkpoint_under_a_narrow_dtype_is_rounded_and_written(saved: Saved, dtype: str) -> None:
-    artifact = exported(saved("llama"), proof=True, dtype=dtype)
+def test_a_wide_checkpoint_under_a_narrow_dtype_is_rounded_and_written(saved: Saved) -> None:
+    artifact = exported(saved("llama"), proof=True, dtype="float16")
     assert artifact.verdict == "proven"
     assert artifact.manifest["weights"]["files"] == {}
     assert 0 < artifact.manifest["weights"]["written"] < (artifact.folder.parent / CHECKPOINT).stat().st_size
 
 
 @pytest.mark.slow
-def test_experts_that_transformers_fuses_are_written_and_nothing_else(saved: Saved) -> None:
-    source = saved("mixtral")
+def test_experts_that_transformers_fuses_are_written_as_narrow_as_they_were(saved: Saved) -> None:
+    source = saved("mixtral", dtype=torch.bfloat16)
     assert any("w1" in name for name in load_file(source / "model.safetensors"))
     artifact = exported(source, proof=True)
     assert artifact.verdict == "proven"
     assert artifact.manifest["weights"]["files"] == {}  # experts are most of it: the file itself stays behind
-    fused = sum(p.numel() * 4 for name, p in zoo.build("mixtral").named_parameters() if "experts" in name)
-    assert artifact.manifest["weights"]["written"] >= fused
-
-
-@pytest.mark.slow
-def test_fused_experts_of_a_narrow_checkpoint_stay_narrow(saved: Saved) -> None:
-    artifact = exported(saved("mixtral", dtype=torch.bfloat16), proof=True)
-    assert artifact.verdict == "proven"
     fused = sum(p.numel() * 2 for name, p in zoo.build("mixtral").named_parameters() if "experts" in name)
     assert fused <= artifact.manifest["weights"]["written"] < 1.5 * fused
 
@@ -277,7 +267,7 @@ def left_over(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name != "checkpoint"]
 
 
-@pytest.mark.parametrize("phase", ["load", "capture model", "weights", "hash"])
+@pytest.mark.parametrize("phase", ["capture model", "weights", "hash"])
 def test_ctrl_c_leaves_nothing(saved: Saved, phase: str) -> None:
     source = saved("distilbert")
 
