@@ -78,7 +78,7 @@ def test_export_table_shows_ratios_first_and_failures() -> None:
 
 def test_decode_table_compares_tokens() -> None:
     def run(speed: float, tokens: list[int]) -> measure.Run:
-        names = ("tokens_per_second", "later_tokens_per_second", "first_token_seconds", "load_seconds")
+        names = ("tokens_per_second", "later_tokens_per_second", "first_token_seconds", "load_seconds", "peak_mib")
         return dict.fromkeys(names, speed) | {"tokens": tokens}
 
     runs = {tables.OURS: [run(4.0, [1, 2])], tables.PEER: [run(2.0, [1, 3])], tables.EAGER: [run(1.0, [1, 2])]}
