@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "models"
 
 Exported = Callable[[str], Path]
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,18 +38,27 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 
 
 @pytest.fixture(scope="session")
-def exported(shared_folder: Path) -> Exported:
-    """The folder of a zoo model or of an example, proven, exported on first use; do not change it."""
+def once(shared_folder: Path) -> Once:
+    """The folder of a name, written by the first test of any worker that asks for it; do not change it."""
 
-    def get(name: str) -> Path:
+    def get(name: str, write: Callable[[Path], object]) -> Path:
         out = shared_folder / name
         with FileLock(f"{out}.lock"):
             if not out.exists():
-                if (EXAMPLES / name).is_dir():
-                    trueport.export(EXAMPLES / name, out)
-                else:
-                    trueport.export(zoo.build(name), out, tokenizer=None)
+                write(out)
         return out
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def exported(once: Once) -> Exported:
+    """The folder of a zoo model or of an example, proven, exported on first use; do not change it."""
+
+    def get(name: str) -> Path:
+        if (EXAMPLES / name).is_dir():
+            return once(name, lambda out: trueport.export(EXAMPLES / name, out))
+        return once(name, lambda out: trueport.export(zoo.build(name), out, tokenizer=None))
 
     return get
 

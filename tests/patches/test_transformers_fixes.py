@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from tests import zoo
+from tests.conftest import Once
 from trueport.capture import capture
 from trueport.errors import CaptureError
 from trueport.patches import transformers_fixes
@@ -41,15 +41,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mapping[str, Path]]:
+@pytest.fixture
+def graphs(once: Once) -> Callable[[str], Mapping[str, Path]]:
     """Exports a model of the zoo, once, and gives its files by their stems."""
 
-    @cache
+    def write(name: str, folder: Path) -> None:
+        folder.mkdir()
+        save([lower(capture(component)) for component in components(zoo.build(name))], folder)
+
     def export(name: str) -> Mapping[str, Path]:
-        built = [lower(capture(component)) for component in components(zoo.build(name))]
-        folder = tmp_path_factory.mktemp(name)
-        save(built, folder)
+        folder = once(f"graphs-{name}", lambda out: write(name, out))
         return {path.stem: path for path in folder.glob("*.onnx")}
 
     return export

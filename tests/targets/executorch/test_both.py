@@ -9,19 +9,18 @@ import torch
 import transformers
 
 import trueport
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, Once
 from trueport.errors import ArtifactError, TrueportError
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("executorch-both")]
 DATES = EXAMPLES / "t5-dates"
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def both(once: Once) -> Path:
     pytest.importorskip("executorch")
-    out = tmp_path_factory.mktemp("both") / "dates"
-    trueport.export(DATES, out, to="onnx,executorch", max_batch=2, max_length=32)
-    return out
+    bounds = {"max_batch": 2, "max_length": 32}
+    return once("both-dates", lambda out: trueport.export(DATES, out, to="onnx,executorch", **bounds))
 
 
 def test_each_target_is_proven_clause_by_clause(both: Path):

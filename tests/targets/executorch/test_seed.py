@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import trueport
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, Once
 from trueport.errors import ProofError
 from trueport.proof.tolerance import MULTIPLE
 from trueport.roles import bounded
@@ -23,11 +23,10 @@ SOURCES = [f"the {day} of {month} {1900 + 7 * day}" for day in (1, 3, 11, 17, 22
 
 
 @pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> trueport.runtime.TrueportModel:
+def artefact(once: Once) -> trueport.runtime.TrueportModel:
     pytest.importorskip("executorch")
-    out = tmp_path_factory.mktemp("seed") / "dates"
-    trueport.export(DATES, out, to="executorch", max_batch=6, max_length=PADDED, proof=False)
-    return trueport.load(out)
+    options = {"to": "executorch", "max_batch": 6, "max_length": PADDED, "proof": False}
+    return trueport.load(once("seed-dates", lambda out: trueport.export(DATES, out, **options)))
 
 
 @pytest.fixture(scope="module")
