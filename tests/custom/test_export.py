@@ -70,6 +70,7 @@ def status(folder: Path) -> dict[str, str]:
     return {clause["clause"]: clause["status"] for clause in proof["clauses"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_proven(name: str, folder: Callable[[str], Path]) -> None:
     found = status(folder(name))

@@ -54,7 +54,9 @@ def texts_of(name: str, count: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama-tales", "t5-dates"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"pte-{n}")) for n in ("llama-tales", "t5-dates")]
+)  # one worker for a program, so that none waits for its export
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_tokens_are_those_of_transformers(name: str, chunk: int | None, program: Exported) -> None:
     folder, texts = run_pte.Folder(program(name)), texts_of(name, 11)

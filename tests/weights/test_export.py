@@ -228,6 +228,7 @@ def test_two_exports_are_the_same_bytes_linked_or_copied(saved: Saved) -> None:
             assert entry == manifests[2]["files"][name]
 
 
+@pytest.mark.slow
 def test_a_small_single_graph_stays_one_file(saved: Saved) -> None:
     artifact = exported(saved("distilbert"), "auto")
     assert [path.name for path in (artifact.folder / "onnx").iterdir()] == ["model.onnx"]
@@ -280,6 +281,7 @@ def test_ctrl_c_leaves_nothing(saved: Saved, phase: str) -> None:
     assert left_over(source.parent) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_within_a_file_leaves_nothing(saved: Saved) -> None:
     source = saved("distilbert")
 
@@ -352,6 +354,7 @@ def test_a_checkpoint_that_changes_while_it_is_exported(saved: Saved, paranoid: 
     assert left_over(source.parent) == []
 
 
+@pytest.mark.slow
 def test_a_shard_that_vanishes_while_it_is_exported(saved: Saved) -> None:
     source = saved("distilbert")
 
@@ -446,6 +449,7 @@ def test_a_way_that_does_not_exist(saved: Saved) -> None:
         exported(saved("distilbert"), "symlink")
 
 
+@pytest.mark.slow
 def test_a_link_is_told(saved: Saved, capsys: pytest.CaptureFixture[str]) -> None:
     from typer.testing import CliRunner
 
