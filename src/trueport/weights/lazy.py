@@ -138,7 +138,8 @@ class LazyTensor(torch.Tensor):
         meta_kwargs = {key: "meta" if key == "device" else value for key, value in tree_map(_meta, kwargs).items()}
         try:
             results = func(*tree_map(_meta, args), **meta_kwargs)
-        except (NotImplementedError, RuntimeError):  # reads values, as torch.equal does
+        except (NotImplementedError, RuntimeError):
+            # Shapes are not enough for what reads values, as torch.equal does: run on the values, it gives its own error.
             return func(*tree_map(_evaluated, args), **tree_map(_evaluated, kwargs))
         roots: dict[int, Span] = {}
         tree_map(lambda value: roots.update(value.roots) if isinstance(value, LazyTensor) else None, (args, kwargs))
