@@ -75,15 +75,18 @@ def to_program(
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
+    from trueport.targets.executorch.passes import only_needed
+
     stripped = {name: prepared(program) for name, program in programs.items()}
     try:
-        edge = to_edge_transform_and_lower(
-            stripped,
-            partitioner=[] if partitioner is None else [partitioner],
-            # The verifier takes len() of every tensor (exir/verification/arg_validator.py): a guard that makes the
-            # first dynamic axis a constant.
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
-        )
+        with only_needed():
+            edge = to_edge_transform_and_lower(
+                stripped,
+                partitioner=[] if partitioner is None else [partitioner],
+                # The verifier takes len() of every tensor (exir/verification/arg_validator.py): a guard that makes the
+                # first dynamic axis a constant.
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
         return edge.to_executorch(
             ExecutorchBackendConfig(
                 # Together with elided views, writes in place give wrong values (Gemma 3 under the portable kernels).
