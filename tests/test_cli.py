@@ -64,11 +64,16 @@ def test_bad_places(tmp_path: Path) -> None:
 
 def test_an_unknown_model_is_one_line(tmp_path: Path) -> None:
     refused(run("export", "no-such/model", tmp_path / "out"), "no-such/model")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path) -> None:
     refused(run("export", tmp_path / "no" / "such" / "folder", tmp_path / "out"), "folder")
     (tmp_path / "empty").mkdir()
     refused(run("export", tmp_path / "empty", tmp_path / "out"), "config.json")
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("verify", tmp_path / "nothing", "--debug")
     assert done.returncode == 2 and "Traceback" in done.stderr

@@ -272,6 +272,7 @@ def lost_scale(edit: Edit) -> None:
     edit.replace(node.outputs[0], lambda _: edit.op("Identity", hidden))
 
 
+@pytest.mark.slow
 def test_a_lost_scale(judged: Judged):
     """Every clause that asks the original sees it; a scale is no property of the artefact alone, and keeps the order."""
     proof = judged("t5", lost_scale)

@@ -71,6 +71,7 @@ def test_a_spoilt_row_of_a_position_table(copied: Exported, row: int) -> None:
     assert failed(proof) == {"shapes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "change"),
     [

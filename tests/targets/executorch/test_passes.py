@@ -57,6 +57,7 @@ def test_the_program_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_named_pass_exists() -> None:
     from executorch.backends.xnnpack import _passes
+
     from trueport.targets.executorch.passes import ACTS_ON
 
     known = {kind.__name__ for kind in _passes.XNNPACKPassManager(None).passes}
