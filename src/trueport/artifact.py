@@ -151,7 +151,23 @@ def changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
         elif not is_as_listed(path, entry):
             kind = "sha256" if "sha256" in entry else "its size or time of modification"
             found.append(f"{name} is not the file that was exported ({kind} differs)")
+    if _proven_interface(folder) not in (None, interface_digest(manifest)):
+        found.append(f"the components in {MANIFEST} are not those that proof.json was made for")
     return found + [f"{name} is not in the manifest" for name in unnamed_files(folder, manifest)]
+
+
+def interface_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of what the manifest says of its components: names, shapes and dtypes decide what a runtime is fed."""
+    return hashlib.sha256(json.dumps(manifest.get("components", {}), sort_keys=True).encode()).hexdigest()
+
+
+def _proven_interface(folder: Path) -> str | None:
+    """The digest that ``proof.json`` carries; None where there is no such file, or none of ours."""
+    try:
+        proof = json.loads((folder / "proof.json").read_text(encoding="utf-8"))
+        return str(proof["interface_sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def unnamed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from trueport.artifact import (
     Artifact,
     check_place,
     file_entry,
+    interface_digest,
     largest_hashed,
     list_files,
     staged,
@@ -358,6 +359,7 @@ def _finish(
 
     if proof is not None:
         manifest["proof"] = {"verdict": proof["verdict"], "file": "proof.json"}
+        proof["interface_sha256"] = interface_digest(manifest)
         write_json(staging / "proof.json", proof)
     manifest["files"] = list_files(staging, largest=largest, meter=meter)
     (staging / "report.html").write_text(

@@ -96,6 +96,15 @@ def test_a_manifest_that_lies_about_the_dtype(copied: Exported) -> None:
         trueport.verify(folder)
 
 
+def test_a_manifest_whose_interface_is_not_the_proven_one(copied: Exported) -> None:
+    """Inputs that change places are fed into each other: a program takes them by place."""
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, lambda content: content["components"]["model"]["inputs"].reverse())
+    proof = trueport.verify(folder, clauses=["causal"])
+    assert failed(proof) == {"files"}
+    assert "proof.json was made for" in next(clause.reason for clause in proof.clauses if clause.clause == "files")
+
+
 @pytest.mark.parametrize("part", ["source", "components", "files"])
 @pytest.mark.parametrize("value", [None, "x", [], 3])
 def test_a_manifest_of_wrong_types_is_one_line(copied: Exported, part: str, value: object) -> None:

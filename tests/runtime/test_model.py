@@ -55,6 +55,15 @@ def test_encoder(pair):
         model.generate(ids)
 
 
+def test_a_token_past_the_vocabulary_is_told_in_words(pair):
+    _, model = pair("bert")
+    ids = torch.tensor([[5, model.config.vocab_size + 3]])
+    with pytest.raises(
+        RunError, match=f"token {model.config.vocab_size + 3} .* knows {model.config.vocab_size} tokens"
+    ):
+        model(ids)
+
+
 def test_any_chunking(pair):
     """Logits of a row in chunks of 1, 4 and 7 over a cache equal those of the whole."""
     original, model = pair("llama")
@@ -200,7 +209,7 @@ IDS = torch.arange(5, 12)[None]
         ({"input_ids": IDS[:, :0]}, "sequence_length is 0; model.onnx takes 1 or more"),
         ({"input_ids": IDS[:0]}, "batch_size is 0; model.onnx takes 1 or more"),
         ({"input_ids": IDS - 10}, "got the token -5 in input_ids"),
-        ({"input_ids": IDS + 95}, r"refuses input_ids \(1, 7\), .*out of data bounds"),
+        ({"input_ids": IDS + 95}, r"got the token 10\d in input_ids; the model knows \d+ tokens"),
         ({"input_ids": IDS, "attention_mask": IDS[:, :3]}, r"not \(1, 3\) where past_sequence_length \+ .* is 7"),
         ({"input_ids": IDS, "attention_mask": IDS.expand(2, 7)}, r"not \(2, 7\) where batch_size is 1"),
         ({"input_ids": IDS, "past_key_values": DynamicCache()}, "a DynamicCache that is not this model's"),

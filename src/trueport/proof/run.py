@@ -133,7 +133,7 @@ def asked_of(
     rows = _maximum(last, "batch_size")
     limits = Limits(_maximum(padded, side), _maximum(last, "sequence_length"), max(shortest, 1), rows)
     source = padded.inputs[0]
-    features = tuple(source.shape[1:]) if len(source.shape) >= 3 else None
+    features = None if padded.has_input("input_ids") or len(source.shape) < 3 else tuple(source.shape[1:])
     typed = padded.has_input("token_type_ids")
     inputs = Inputs(config, role, seed, limits, features=features, typed=typed)  # type: ignore[arg-type]
     own = exact = None

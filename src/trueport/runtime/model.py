@@ -21,10 +21,16 @@ NOT_GIVEN_OUT = ("output_attentions", "output_hidden_states", "output_router_log
 
 
 class Component:
-    """A session with what it takes to feed it."""
+    """A session with what it takes to feed it.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        session: an open one.
+        vocabulary: tokens that the model knows, where its config tells; for messages.
+    """
+
+    def __init__(self, session: Session, vocabulary: int | None = None) -> None:
         self.session = session
+        self.vocabulary = vocabulary
         self.feeder = Feeder(session.path.name, session.interface)
         interface = session.interface
         begun = [pair for pair in interface.state if pair.initial == "empty"]
@@ -49,7 +55,20 @@ class Component:
         if state is None and self.stateful:
             rows = self._sizes(feeds) if self.named else len(next(iter(feeds.values())))
             state = self.session.empty_state(rows, encoded)
-        return self.session.advance(feeds, state)
+        try:
+            return self.session.advance(feeds, state)
+        except RunError as error:
+            raise self._in_words(feeds, error) from error
+
+    def _in_words(self, feeds: Mapping[str, torch.Tensor], error: RunError) -> RunError:
+        """What a runtime refused, in better words where its own do not tell the cause."""
+        ids = feeds.get("input_ids")
+        if self.vocabulary is None or ids is None or not ids.numel() or int(ids.max()) < self.vocabulary:
+            return error
+        return RunError(
+            f"{self.feeder.name} got the token {int(ids.max())} in input_ids; the model knows {self.vocabulary} tokens",
+            "Use the tokenizer of this model.",
+        )
 
     def _sizes(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Sizes of the dimensions that the inputs decide."""
@@ -87,7 +106,8 @@ class TrueportModel:
         self.sessions = dict(sessions)
         self.task = task
         self.device = torch.device("cpu")
-        self.components = {name: Component(session) for name, session in self.sessions.items()}
+        vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+        self.components = {name: Component(session, vocabulary) for name, session in self.sessions.items()}
         self.main = self.components[next((n for n in ("model", "decoder") if n in sessions), next(iter(sessions)))]
         outputs = self.main.session.interface.plain_outputs
         self.dtype: torch.dtype = getattr(torch, outputs[0].dtype) if outputs else torch.float32
