@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ import typer
 from trueport import __version__
 from trueport.commands import register
 from trueport.errors import TrueportError
+from trueport.interrupts import remembered
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -229,24 +230,35 @@ def _progress() -> Iterator[_Teller]:
         SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield _Teller(bar)
+    with (
+        remembered() as check,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        yield _Teller(bar, check)
 
 
 class _Teller:
-    """Shows an export's phase, and of a phase that moves bytes how many, and how long it will take."""
+    """Shows an export's phase, and of a phase that moves bytes how many, and how long it will take.
 
-    def __init__(self, bar: RichProgress) -> None:
+    Args:
+        bar: to show it on.
+        check: asked at every step; it raises what ends the work.
+    """
+
+    def __init__(self, bar: RichProgress, check: Callable[[], None]) -> None:
         self.bar = bar
+        self.check = check
         self.task = bar.add_task("start", total=None, left="")
 
     def __call__(self, phase: str) -> None:
+        self.check()
         self.bar.reset(self.task, total=None, description=phase, left="")
 
     def bytes_done(self, done: int, total: int) -> None:
         """So many bytes of so many."""
         from trueport.words import size_words
 
+        self.check()
         seconds = self.bar.tasks[0].time_remaining
         left = "" if seconds is None else f", {seconds:.0f} s left"
         self.bar.update(

@@ -300,7 +300,9 @@ def test_the_command_is_interrupted(saved: Saved) -> None:
     source = saved("distilbert")
     code = (
         "import sys, trueport.pipeline as p\nexport = p.export\n"
-        "p.export = lambda *a, **k: export(*a, **k | {'progress': lambda phase: print(phase, flush=True)})\n"
+        "def told(tell):\n"
+        "    return lambda phase: (print(phase, flush=True), tell(phase))\n"
+        "p.export = lambda *a, **k: export(*a, **k | {'progress': told(k['progress'])})\n"
         "from trueport.cli import main\nmain()"
     )
     command = [sys.executable, "-c", code, "export", str(source), str(source.parent / "out"), "--no-tokenizer"]

@@ -1,0 +1,49 @@
+"""Ctrl-C in places where Python forgets it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from trueport.interrupts import remembered
+
+
+@pytest.fixture(autouse=True)
+def _default_handler() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class Interrupted:
+    """Ctrl-C comes while this is destroyed."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):  # the handler runs between two instructions
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_destructor_loses_is_raised_at_the_next_step() -> None:
+    with remembered() as check:
+        check()
+        Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_is_raised_at_once() -> None:
+    with remembered(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_process_that_ignores_it_goes_on() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with remembered() as check:
+        signal.raise_signal(signal.SIGINT)
+        check()
