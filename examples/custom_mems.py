@@ -75,12 +75,16 @@ def places(start: int, length: int, rows: int = 1) -> torch.Tensor:
     return torch.stack([text, torch.zeros_like(text)]).expand(rows, 2, length)
 
 
+def recipe() -> dict[str, Any]:
+    """What ``trueport export examples/custom_mems.py OUT`` exports."""
+    torch.manual_seed(0)
+    sample = {"input_ids": torch.randint(0, 64, (2, 7)), "position_ids": places(0, 7, rows=2) % 128}
+    return {"model": Glm().eval(), "inputs": sample, "state": {1: "mems"}}
+
+
 def main(out: str) -> list[int]:
     """Export to both targets, load each, and write five tokens."""
-    torch.manual_seed(0)
-    model = Glm().eval()
-    sample = {"input_ids": torch.randint(0, 64, (2, 7)), "position_ids": places(0, 7, rows=2) % 128}
-    trueport.export(model, out, to="onnx,executorch", inputs=sample, state={1: "mems"}, max_batch=2, max_length=64)
+    trueport.export(**recipe(), out=out, to="onnx,executorch", max_batch=2, max_length=64)
     onnx, program = (generate(trueport.load(out, runtime=runtime)) for runtime in ("onnx", "executorch"))
     assert onnx == program, "both are proven"
     return onnx

@@ -41,7 +41,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the proof's in
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A hub id or a folder.")],
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, or FILE.py:NAME.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[str, typer.Option("--to", help="The target: onnx, executorch, or onnx,executorch.")] = "onnx",
     task: Annotated[str | None, typer.Option("--task", help="What the model is for, such as text-generation.")] = None,

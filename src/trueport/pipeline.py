@@ -24,6 +24,7 @@ from trueport.artifact import (
 from trueport.errors import ProofError, TrueportError
 from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
+from trueport.recipe import Recipe, opened
 from trueport.targets import find_targets
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def export(
     """Export a model to a folder, and prove it.
 
     Args:
-        model: a hub id, a folder, or a live module.
+        model: a hub id, a folder, a live module, or ``FILE.py:NAME`` (recipe.py).
         out: the folder to write.
         to: the target, ``onnx`` or ``executorch``, or both with a comma between them.
         inputs: sample inputs, a tuple or dict of tensors, of a module that is no PreTrainedModel.
@@ -128,14 +129,15 @@ def export(
     place = Path(out)
     check_place(place, force=force)
     tell("load")
+    given = opened(model, inputs, dynamic, state)
     source: Any
-    if _is_custom(model, inputs, dynamic, state):
+    if _is_custom(given):
         from trueport.modules import module_source
 
-        source = module_source(model, inputs=inputs, dynamic=dynamic, state=state, dtype=dtype)  # type: ignore[arg-type]
+        source = module_source(given.model, inputs=given.inputs, dynamic=given.dynamic, state=given.state, dtype=dtype)
     else:
         source = load_source(
-            model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
+            given.model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
             link=any(getattr(target, "links", False) for target in targets),
         )  # fmt: skip
     checkpoint = getattr(source, "checkpoint", None)
@@ -160,8 +162,9 @@ def export(
     return artifact
 
 
-def _is_custom(model: Any, *given: Any) -> bool:
-    """Whether ``model`` is a module that only its sample inputs describe."""
+def _is_custom(given: Recipe) -> bool:
+    """Whether the model is a module that only its sample inputs describe."""
+    model = given.model
     if isinstance(model, str | Path):
         custom = False
     else:
@@ -169,7 +172,7 @@ def _is_custom(model: Any, *given: Any) -> bool:
         from transformers import PreTrainedModel
 
         custom = isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel)
-    if not custom and any(entry is not None for entry in given):
+    if not custom and any(entry is not None for entry in (given.inputs, given.dynamic, given.state)):
         raise TrueportError(
             "inputs, dynamic and state are for modules that are no PreTrainedModel", "Leave them out for this one."
         )
@@ -218,7 +221,7 @@ def verify(
     with quiet():
         return judge(
             Path(folder),
-            against=against,
+            against=opened(against).model,
             clauses=clauses,
             trust_remote_code=trust_remote_code,
             seed=seed,

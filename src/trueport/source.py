@@ -173,7 +173,8 @@ def load_source(
 
 def _check_hub_id(where: str, *, path: bool) -> None:
     if os.path.isfile(where):
-        refuse(f"{where} is a file", "Give the folder that holds it and its config.json.")
+        graph = " `trueport audit` looks at a graph alone." if where.endswith(".onnx") else ""
+        refuse(f"{where} is a file", f"Give the folder that holds it and its config.json.{graph}")
     if path or not HUB_ID.fullmatch(where) or ".." in where or "--" in where:
         refuse(f"There is no folder {where!r}", "Give a folder that save_pretrained wrote, or a hub id like org/name.")
 

@@ -8,7 +8,7 @@ import typer
 
 
 def diagnose(
-    model: Annotated[str, typer.Argument(help="A hub id or a folder; with --against the folder of an export.")],
+    model: Annotated[str, typer.Argument(help="A hub id, a folder, FILE.py:NAME; with --against an export.")],
     against: Annotated[
         str | None, typer.Option("--against", help="The original: name the first operation that diverges from it.")
     ] = None,

@@ -11,6 +11,7 @@ from torch import nn
 from trueport.diagnosis.conduct import Finding
 from trueport.diagnosis.examine import Examination, examine
 from trueport.errors import TrueportError
+from trueport.recipe import opened
 from trueport.targets import find_targets
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def diagnose(
     """Say why ``model`` does or does not export, or where an artefact leaves its original.
 
     Args:
-        model: a hub id, a folder, or a module; with ``against`` a folder that Trueport wrote.
+        model: a hub id, a folder, a module, or ``FILE.py:NAME`` (recipe.py); with ``against`` a folder that Trueport wrote.
         inputs: sample inputs, a tuple or a dict; needed for a module that is not a PreTrainedModel.
         against: the original of the artefact; then the answer is the first operation whose result diverges.
         to: the targets, ``onnx``, ``executorch`` or both with a comma between them, whose operators are asked for.
@@ -59,6 +60,8 @@ def diagnose(
     Returns:
         A Diagnosis, each finding with file, line and mend; with ``against`` a Comparison.
     """
+    recipe = opened(model, inputs)
+    model, inputs, against = recipe.model, recipe.inputs, opened(against).model
     if against is not None:
         from trueport.diagnosis.divergence import diagnose_against
 
