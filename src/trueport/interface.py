@@ -93,9 +93,9 @@ class Interface:
         bounds = {part: self.dimension(part).maximum for part in terms(axis)}
         if any(bound is None for bound in bounds.values()):
             raise KeyError(f"{axis} is unbounded")
-        past = [bound for part, bound in bounds.items() if bound is not None and self.dimension(part).minimum == 0]
-        if len(bounds) > 1 and past:
-            return past[0] + 1
+        past = bounds.get(PAST)
+        if len(bounds) > 1 and past is not None:
+            return past + 1
         return sum(bound for bound in bounds.values() if bound is not None)
 
     @property

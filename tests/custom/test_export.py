@@ -18,7 +18,7 @@ from torch import nn
 import trueport
 from tests.custom import models
 from tests.custom.models import ids
-from trueport.errors import RunError
+from trueport.errors import RunError, SourceError
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,3 +192,19 @@ def test_a_fault_in_the_state_alone_is_found(folder: Callable[[str], Path], tmp_
     proof = trueport.verify(out, against=build("mems")[0], clauses=["state"])
     failed = [clause for clause in proof.failures() if clause.clause == "state"]
     assert failed and not any(case.failed for case in failed[0].cases if case.case == "batch 3, chunks 10")
+
+
+def test_axes_that_stay_keep_the_samples_length(tmp_path: Path) -> None:
+    """An LSTM that is called token by token: one token is what the graph takes, never two."""
+    module, inputs, _ = build("lstm")
+    trueport.export(module, tmp_path / "out", inputs=(inputs[0][:1, :1],), dynamic={"ids": {0: "rows"}})
+    found = component(tmp_path / "out")
+    assert found["inputs"][0]["shape"] == ["rows", 1] and status(tmp_path / "out")["state"] == "pass"
+    outputs, _ = trueport.load(tmp_path / "out").step({"ids": ids(3, 1)})
+    assert outputs["logits"].shape[:2] == (3, 1)
+
+
+def test_half_of_a_sum_is_no_dimension(tmp_path: Path) -> None:
+    module, inputs, state = build("masked")
+    with pytest.raises(SourceError, match="is a sum of dimensions"):
+        trueport.export(module, tmp_path / "out", inputs=inputs, state=state, dynamic={"ids": {1: "tokens"}})

@@ -11,7 +11,7 @@ from filelock import FileLock
 import trueport
 from tests.custom.models import ids
 from tests.custom.test_export import build, component, status
-from trueport.errors import ProofError, RunError
+from trueport.errors import LoweringError, RunError
 
 pytestmark = pytest.mark.slow
 BATCH, LENGTH = 3, 12
@@ -62,10 +62,38 @@ def test_past_its_bounds_it_is_refused_in_words(folder: Path) -> None:
             _, state = model.step({"ids": ids(1, LENGTH)}, state)
 
 
-def test_an_artefact_that_cannot_be_right_is_not_written(tmp_path: Path) -> None:
-    module, inputs, state = build("lstm")
-    with pytest.raises(ProofError, match="Nothing was written"):
+@pytest.mark.parametrize("name", ["lstm", "rwkv"])
+def test_a_loop_over_an_unknown_length_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    module, inputs, state = build(name)
+    with pytest.raises(LoweringError, match=r"unknown size \(File .*constant and short"):
         trueport.export(
             module, tmp_path / "out", to="executorch", inputs=inputs, state=state, max_batch=2, max_length=8
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["lstm", "mamba", "rwkv"])
+def test_a_recurrent_module_is_called_token_by_token(name: str, tmp_path: Path) -> None:
+    module, inputs, state = build(name)
+    key = "x" if name == "mamba" else "ids"
+    out = tmp_path / "out"
+    trueport.export(
+        module, out, to="executorch", inputs=(inputs[0][:, :1],), state=state, dynamic={key: {0: None}}, max_batch=3
+    )
+    assert status(out)["state"] == "pass"
+    loaded, held, pieces = trueport.load(out), None, []
+    whole = inputs[0]
+    for step in range(whole.shape[1]):
+        outputs, held = loaded.step({key: whole[:, step : step + 1]}, held)
+        pieces += outputs.values()
+    with torch.no_grad():
+        wanted = next(iter(module(whole).values()))
+    torch.testing.assert_close(torch.cat(pieces, 1), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masked", "xlnet", "window"])
+def test_windows_and_masks_are_proven(name: str, tmp_path: Path) -> None:
+    module, inputs, state = build(name)
+    bounds = {"max_batch": 2, "max_length": 8}
+    trueport.export(module, tmp_path / "out", to="executorch", inputs=inputs, state=state, **bounds)
+    assert status(tmp_path / "out")["state"] == "pass"

@@ -14,7 +14,7 @@ import torch
 from trueport.calls import Call
 from trueport.dtypes import numpy_dtype
 from trueport.errors import TrueportError
-from trueport.interface import Interface, terms
+from trueport.interface import PAST, Interface, evaluate, terms
 from trueport.proof.draws import Drawn
 from trueport.proof.reference import OriginalError, _widened
 from trueport.proof.result import Case
@@ -163,6 +163,15 @@ class AskedModule:
         length = max(length, dimension.minimum)
         return length if dimension.maximum is None else min(length, dimension.maximum)
 
+    def together(self, sizes: dict[str, int]) -> dict[str, int]:
+        """The sizes, the past shortened where it and the new tokens are more than the artefact serves together."""
+        sizes = dict(sizes)
+        for axis in {axis for tensor in self.interface.inputs for axis in tensor.shape if PAST in terms(axis)}:
+            if len(terms(axis)) > 1 and all(self.interface.dimension(part).maximum is not None for part in terms(axis)):
+                over = evaluate(axis, sizes) - self.interface.largest(axis)
+                sizes[PAST] = max(sizes[PAST] - max(over, 0), 0)
+        return sizes
+
     def compare(self, case: str, feeds: Arrays, got: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> Case:
         """The worst output, against its budget; where the original is not finite, anything goes."""
         worst = Case(case, 0.0, 0.0)
@@ -247,6 +256,7 @@ def borders(asked: AskedModule) -> list[dict[str, int]]:
             lengths += [maximum - 1, maximum]
         for length in dict.fromkeys(asked.fits(name, length) for length in lengths if length <= LONGEST):
             cases.append((usual if length < 64 else others) | {name: length})
+    cases = [asked.together(case) for case in cases]
     unique = {tuple(sorted(case.items())): case for case in cases}
     return list(unique.values())
 
@@ -275,7 +285,8 @@ def ask_finite(asked: AskedModule) -> Sequence[Case]:
     cases = []
     for extreme in ("zero", "low", "high"):
         name = f"every input {extreme}"
-        feeds = asked.drawn.draw(name, {n: asked.fits(n, s) for n, s in asked.sizes.items()}, extreme)
+        sizes = asked.together({n: asked.fits(n, s) for n, s in asked.sizes.items()})
+        feeds = asked.drawn.draw(name, sizes, extreme)
 
         def ask(name: str = name, feeds: Arrays = feeds) -> Case:
             got = asked.session.run(feeds)

@@ -50,6 +50,9 @@ RECURRENT: dict[str, Cell] = {
 }
 """Cells by the name of torch's function."""
 
+UNROLLED = 32
+"""Steps of a constant length that are written out: a runtime without scans serves a module that is called token by token."""
+
 
 def recurrent(
     kind: str,
@@ -121,5 +124,11 @@ def _layer(
         # A scan may not give out one tensor twice.
         return [part.clone() for part in following], following[0].clone()
 
+    if isinstance(x.shape[0], int) and x.shape[0] <= UNROLLED:
+        rows, shown = list(projected.unbind(0)), []
+        for row in reversed(rows) if backwards else rows:
+            state = cell(row, state, inner)
+            shown.append(state[0])
+        return torch.stack(shown[::-1] if backwards else shown), state
     end, outputs = scan(step, [part.clone() for part in state], projected, reverse=backwards)
     return outputs, tuple(end)

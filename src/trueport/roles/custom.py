@@ -81,6 +81,7 @@ def describe(
     probe = Probe(lambda feeds: found.call.run(module, feeds))
     axes = find_axes(probe, found.feeds)
     names, bounds = _chosen(dynamic, axes, found, probe)
+    axes = _restored(axes, names, found.feeds, probe)
     interface = _interface(found, axes, names)
     interface = _ranged(module, probe, axes.feeds, interface, bounds)
     sizes = _trace_sizes(probe, axes.feeds, interface)
@@ -149,6 +150,26 @@ def _chosen(
     shared = {number for (name, _), numbers in axes.axes.items() if name not in found.pairs for number in numbers}
     wanted |= {number: names[number] for number in own - shared if number not in wanted}
     return wanted, ranges
+
+
+def _restored(axes: Found, names: Mapping[int, str], given: Mapping[str, torch.Tensor], probe: Probe) -> Found:
+    """Axes that stay constant at the sample's own length, where looking for dynamic ones made them longer."""
+    feeds = {}
+    for name, tensor in axes.feeds.items():
+        shape = list(given[name].shape)
+        for axis in range(tensor.ndim):
+            numbers = axes.axes.get((name, axis), ())
+            moving = [names[number] for number in numbers if number in names]
+            if moving and len(moving) < len(numbers):
+                raise SourceError(
+                    f"Axis {axis} of {name} is a sum of dimensions, of which dynamic= names {', '.join(moving)} alone",
+                    "Name the others too, or none of them.",
+                )
+            shape[axis] = tensor.shape[axis] if moving else shape[axis]
+        feeds[name] = resized(tensor, shape)
+    if not probe.runs(feeds):
+        raise SourceError(f"The module refuses the sample at lengths that dynamic= allows: {probe.refusal}")
+    return replace(axes, feeds=feeds)
 
 
 def _longer(shape: Iterable[int], axis: int) -> list[int]:

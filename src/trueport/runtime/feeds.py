@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trueport.errors import RunError
-from trueport.interface import Dimension, Interface, Tensor, evaluate, terms
+from trueport.interface import PAST, Dimension, Interface, Tensor, evaluate, terms
 
 
 class Feeder:
@@ -137,9 +137,7 @@ class _Total:
 
     def __init__(self, axis: int | str, interface: Interface) -> None:
         self.axis = str(axis)
-        past: list[Dimension] = [
-            d for d in interface.dimensions if d.name in terms(axis) and d.minimum == 0 and d.maximum is not None
-        ]
+        past: list[Dimension] = [d for d in interface.dimensions if d.name == PAST and PAST in terms(axis)]
         self.maximum = past[0].maximum + 1 if past and past[0].maximum is not None else None
 
     def check(self, name: str, sizes: Mapping[str, int]) -> None:

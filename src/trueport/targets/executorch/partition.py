@@ -6,12 +6,40 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, gemm_configs, generic_node_configs
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
 from torch.fx.passes.infra.partitioner import Partition
 
-KERNELS = {entry.__name__.removesuffix("Config"): entry for entry in ALL_PARTITIONER_CONFIGS}
+
+def _reshapes(*nodes: torch.fx.Node) -> bool:
+    """Whether XNNPACK can reshape to all of these: it serves one dynamic dimension."""
+    return all(sum(not isinstance(size, int) for size in node.meta["val"].shape) <= 1 for node in nodes)
+
+
+class UnsqueezeCopyConfig(generic_node_configs.UnsqueezeCopyConfig):  # type: ignore[misc]
+    """An unsqueeze is a reshape to XNNPACK, which the configuration forgets."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        return _reshapes(node) and bool(super().check_constraints(node, ep))
+
+
+class ConvolutionConfig(gemm_configs.ConvolutionConfig):  # type: ignore[misc]
+    """A convolution over one axis becomes one over two, between two reshapes."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        single = len(node.args[3]) == 1  # type: ignore[arg-type]  # the stride
+        fits = not single or _reshapes(node, node.args[0])  # type: ignore[arg-type]
+        return fits and bool(super().check_constraints(node, ep))
+
+
+MENDED = {entry.__name__: entry for entry in (UnsqueezeCopyConfig, ConvolutionConfig)}
+"""Configurations that take nodes which XNNPACK's own passes then refuse (executorch 1.4.1), asking in time."""
+KERNELS = {
+    entry.__name__.removesuffix("Config"): MENDED.get(entry.__name__, entry) for entry in ALL_PARTITIONER_CONFIGS
+}
 """The partitioner's configurations, one for each kind of operator that XNNPACK runs, by name."""
 Accepts = Callable[[torch.fx.Node], bool]
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from trueport.errors import LoweringError
+from trueport.rewrite.recurrent import UNROLLED
+
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 """What torch.export leaves for its own runtime; ExecuTorch's verifier knows no such operators, and the session checks
 sizes before it runs anything."""
@@ -16,7 +19,12 @@ CENTERED = "trueport.centered"
 
 
 def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program in the form that lowers truly; changed in place."""
+    """The same program in the form that lowers truly; changed in place.
+
+    Raises:
+        LoweringError: it holds a scan of unknown size, whose results ExecuTorch 1.4.1 copies into a tensor of another.
+    """
+    _refuse_scans(program)
     _drop_assertions(program)
     _spell_gelu(program)
     _spell_attention(program)
@@ -24,6 +32,22 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _refuse_scans(program: torch.export.ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if node.op != "call_function" or str(node.target) != "scan":
+            continue
+        results = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else (node.meta["val"],)
+        tensors = [*results, *(given.meta.get("val") for given in node.all_input_nodes)]
+        if any(isinstance(size, torch.SymInt) for t in tensors if isinstance(t, torch.Tensor) for size in t.shape):
+            lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
+            where = f" ({lines[-1]})" if lines else ""
+            raise LoweringError(
+                f"ExecuTorch cannot run a loop over a tensor of unknown size{where}",
+                f"Keep the axis that it runs over constant and short, {UNROLLED} at most: give inputs of such a length and "
+                "a dynamic= without it, then call the artefact step by step with its state.",
+            )
 
 
 def _drop_assertions(program: torch.export.ExportedProgram) -> None:
