@@ -66,7 +66,10 @@ def export(
         int | None, typer.Option("--max-arena", min=1, help="Bytes of memory that it may plan (default 2 GiB).")
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option("--quantize", help="Of an ExecuTorch program: 8da8w, 8da4w or int8.")
+        str | None,
+        typer.Option(
+            "--quantize", help="int8, int8-static, int4 or auto; of an ExecuTorch program 8da8w, 8da4w or int8."
+        ),
     ] = None,
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the tokenizer goes along.")

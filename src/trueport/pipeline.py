@@ -88,7 +88,8 @@ def export(
         max_batch: rows that an ExecuTorch program serves at most; 8 when None.
         max_length: tokens that it serves at most, past and new together; 512 when None.
         max_arena: bytes of memory that it may plan; 2 GiB when None.
-        quantize: ``8da8w``, ``8da4w`` or ``int8`` for an ExecuTorch program (docs/quantisation.md); None for none.
+        quantize: ``int8``, ``int8-static``, ``int4`` or ``auto`` for graphs, ``8da8w``, ``8da4w`` or ``int8`` for an
+            ExecuTorch program (docs/quantisation.md); None for none.
         tokenizer: ``auto`` takes the checkpoint's, None exports without one, or an object with ``save_pretrained``.
         proof: whether to prove the artefact; without, it is stamped ``unproven``.
         allow_unproven: keep a folder whose proof failed, stamped ``failed``.
@@ -122,6 +123,8 @@ def export(
         "max_arena": max_arena,
         "quantize": quantize,
     }
+    if quantize is not None and len(targets) > 1:
+        raise TrueportError(f"--quantize {quantize} is for one target at a time", "Export to a folder for each.")
     for target in targets:
         target.check(options)
     place = Path(out)

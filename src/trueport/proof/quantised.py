@@ -11,9 +11,9 @@ import numpy as np
 from trueport.errors import ArtifactError
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES
-from trueport.proof.clauses.quality import GATES
 from trueport.proof.result import Case
 from trueport.proof.tolerance import Tolerance
+from trueport.targets.quantized import Gate
 
 STEP = 2.0**-8
 """One of an int8 activation's 256 steps, relative to its range."""
@@ -25,14 +25,19 @@ MOST_LAYERS = 10_000
 
 @dataclass(frozen=True)
 class Quantised:
-    """What the manifest says: the kind, by which the gate is chosen, and how many layers."""
+    """What the manifest says: the kind, how many layers, and the gate that the target has for the kind."""
 
     kind: str
     layers: int
+    gate: Gate
 
 
-def quantised_of(manifest: Mapping[str, Any]) -> Quantised | None:
+def quantised_of(manifest: Mapping[str, Any], gates: Mapping[str, Gate]) -> Quantised | None:
     """The quantisation that a manifest names; None for a float artefact.
+
+    Args:
+        manifest: of the artefact; the thresholds that it states are for readers, and never read.
+        gates: the target's.
 
     Raises:
         ArtifactError: there is no gate for it.
@@ -41,11 +46,11 @@ def quantised_of(manifest: Mapping[str, Any]) -> Quantised | None:
     if entry is None:
         return None
     kind = entry.get("kind") if isinstance(entry, Mapping) else entry
-    if kind not in GATES:
+    if kind not in gates:
         raise ArtifactError(
-            f"The manifest says quantize {kind!r}, for which there is no gate", f"There is {', '.join(GATES)}."
+            f"The manifest says quantize {kind!r}, for which there is no gate", f"There is {', '.join(gates)}."
         )
-    return Quantised(str(kind), min(len(entry["layers"]), MOST_LAYERS))
+    return Quantised(str(kind), min(len(entry["layers"]), MOST_LAYERS), gates[kind])
 
 
 def tolerance(quantised: Quantised) -> Tolerance:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from trueport.roles import Component
     from trueport.roles.bounded import Bounds
     from trueport.targets.executorch.calibrate import Original
-    from trueport.targets.executorch.quantize import Quantized
     from trueport.targets.executorch.session import ProgramSession
+    from trueport.targets.quantized import Gate, Quantized
 
 FOLDER = "executorch"
 """Where the program lies in the artefact."""
@@ -58,6 +58,13 @@ class ExecutorchTarget:
         parts = components(model, self.bounds(options), untrained=untrained)
         self._parts = {part.name: part for part in parts}
         return parts
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """What each kind of quantisation has to keep."""
+        from trueport.targets.executorch.quantize import GATES
+
+        return GATES
 
     def bounds(self, options: Mapping[str, Any]) -> Bounds:
         """The largest sizes to plan memory for; ``options``: ``max_batch``, ``max_length``."""
