@@ -45,12 +45,12 @@ def quantised_of(manifest: Mapping[str, Any], gates: Mapping[str, Gate]) -> Quan
     entry = manifest.get("quantize")
     if entry is None:
         return None
-    kind = entry.get("kind") if isinstance(entry, Mapping) else entry
+    kind = str(entry.get("kind") if isinstance(entry, Mapping) else entry)
     if kind not in gates:
         raise ArtifactError(
             f"The manifest says quantize {kind!r}, for which there is no gate", f"There is {', '.join(gates)}."
         )
-    return Quantised(str(kind), min(len(entry["layers"]), MOST_LAYERS), gates[kind])
+    return Quantised(kind, min(len(entry["layers"]), MOST_LAYERS), gates[kind])
 
 
 def tolerance(quantised: Quantised) -> Tolerance:

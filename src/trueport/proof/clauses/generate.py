@@ -123,10 +123,10 @@ def _ties(asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarra
     """
     assert asked.own is not None and asked.exact is not None
     left_over = set(differing) - set(differing_rows(wanted, generate(asked.exact.model, batch, options)))
-    along = forced(asked, batch, wanted)
-    told = asked.own.forward(along)["logits"]
+    forced = _forced(asked, batch, wanted)
+    told = asked.own.forward(forced)["logits"]
     budget = asked.tolerance.budget("logits", float(np.abs(told).max()))
-    apart = float(np.abs(asked.subject.forward(along)["logits"] - told).max())
+    apart = float(np.abs(asked.subject.forward(forced)["logits"] - told).max())
     size = max(budget / asked.tolerance.multiple, min(apart, budget))
     for seed in range(NUDGES):
         if not left_over:
@@ -135,7 +135,7 @@ def _ties(asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarra
     return set(differing) - left_over
 
 
-def forced(asked: Asked, batch: Batch, wanted: np.ndarray) -> Batch:
+def _forced(asked: Asked, batch: Batch, wanted: np.ndarray) -> Batch:
     """``batch`` with the tokens that the original chose."""
     if asked.role == "seq2seq":
         return replace(batch, target=wanted)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
-from trueport.proof.clauses.generate import forced, generate, prompts
+from trueport.proof.clauses.generate import prompts
 from trueport.proof.clauses.shapes import AFFORDABLE
 from trueport.proof.inputs import Batch, holes, left, right
 from trueport.proof.result import Case
@@ -46,8 +46,12 @@ def ask(asked: Asked) -> list[Case]:
     if asked.quantised is None:
         raise NotApplicableError("nothing in it is quantised")
     asked.require_original()
-    assert asked.own is not None
-    gate = asked.quantised.gate
+    return distributions(asked, POSITIONS) + (_generated(asked) if asked.role in ("decoder", "seq2seq") else [])
+
+
+def distributions(asked: Asked, positions: int) -> list[Case]:
+    """The part of ``ask`` that takes tokens as they are drawn, at so many positions or a few more."""
+    assert asked.own is not None and asked.quantised is not None
     names = [name for name in asked.outputs if "logits" in name and asked.outputs[name][-1] != 1]
     compared = {name: _Compared() for name in names or asked.outputs}
     for batch in _batches(asked):
@@ -57,10 +61,9 @@ def ask(asked: Asked) -> list[Case]:
             return [asked.refused("padded batches", batch, error)]
         for name, found in compared.items():
             _add(found, batch, got[name], wanted[name], asked.real(name, batch), is_distribution=bool(names))
-        if all(len(found.values) >= POSITIONS for found in compared.values()):
+        if all(len(found.values) >= positions for found in compared.values()):
             break
-    cases = [case for name, found in compared.items() for case in _cases(asked, name, found, gate)]
-    return cases + (_generated(asked, gate) if asked.role in ("decoder", "seq2seq") else [])
+    return [case for name, found in compared.items() for case in _cases(asked, name, found, asked.quantised.gate)]
 
 
 def _batches(asked: Asked) -> Iterator[Batch]:
@@ -116,45 +119,62 @@ def _add(
             found.worst = (float(values.max()), batch.take([row]))
 
 
-def _generated(asked: Asked, gate: Gate) -> list[Case]:
+def _generated(asked: Asked) -> list[Case]:
     """Choices along the original's greedy continuations of prompts, each given the original's tokens before it.
 
     Left to itself, an artefact that chooses otherwise once goes on elsewhere, and all later tokens count against it:
     that share is a figure of ``generate``. Given the same tokens, every choice is judged for itself.
     """
-    assert asked.own is not None
-    new = asked.inputs.target_fits(CONTINUED + 7) - 7
+    assert asked.own is not None and asked.quantised is not None
+    begun = 1 if asked.role == "seq2seq" else 7
+    new = asked.inputs.target_fits(begun + CONTINUED) - begun
     if new < 1:
         return []
-    rows = min(asked.inputs.limits.rows or 8, 8)
-    options = {"max_new_tokens": new, "min_new_tokens": min(3, new), "num_beams": 1, "do_sample": False}
     wrong = total = 0
     worst: tuple[int, Batch | None] = (0, None)
     for index in range(PROMPTED):
-        batch = prompts(asked, f"quality prompts {index}", rows)
-        tokens = generate(asked.own.model, batch, options | {"use_cache": True})
-        told = forced(asked, batch, tokens)
+        batch = prompts(asked, f"quality prompts {index}", min(asked.inputs.limits.rows or 8, 8))
+        told, counted = _continued(asked, batch, new)
         try:
             got = asked.ask(told)["logits"]
         except TrueportError as error:
             return [asked.refused("prompts", told, error)]
-        start = 1 if asked.role == "seq2seq" else batch.ids.shape[1]
-        counted = tokens[:, start:] != asked.inputs.pad
-        wanted = asked.own.forward(told)["logits"]
-        differ = (got.argmax(-1) != wanted.argmax(-1))[:, start - 1 : -1] & counted
+        differ = got.argmax(-1) != asked.own.forward(told)["logits"].argmax(-1)
+        differ = differ[:, -counted.shape[1] - 1 : -1] & counted
         wrong, total = wrong + int(differ.sum()), total + int(counted.sum())
         row = int(differ.sum(axis=1).argmax())
         if differ[row].sum() > worst[0]:
             worst = (int(differ[row].sum()), told.take([row]))
         if total >= GENERATED:
             break
-    share = wrong / max(total, 1)
+    gate = asked.quantised.gate
+    share = wrong / total
     note = (
-        f"{1 - share:.4f} of {total} choices along the original's greedy continuations are the original's; the gate asks "
-        f"for {gate.generated:g} or more: {gate.because}"
+        f"{1 - share:.4f} of {total} choices along the original's greedy continuations are the original's; the gate "
+        f"asks for {gate.generated:g} or more: {gate.because}"
     )
     shown = None if worst[1] is None else worst[1].to_json()
     return [Case("generated-token disagreement", share, round(1 - gate.generated, 6), shown, note)]
+
+
+def _continued(asked: Asked, batch: Batch, new: int) -> tuple[Batch, np.ndarray]:
+    """The batch with the original's likeliest tokens behind it, and which of these come before an end or are one."""
+    assert asked.own is not None
+    ends = np.atleast_1d(getattr(asked.config, "eos_token_id", None) or [])
+    told = batch if batch.target is None else replace(batch, target=batch.target[:, :1])
+    going, counted = np.ones(batch.size, dtype=bool), []
+    for _ in range(new):
+        token = asked.own.forward(told)["logits"][:, -1].argmax(-1)[:, None]
+        counted.append(going)
+        going = going & ~np.isin(token[:, 0], ends)
+        if told.target is not None:
+            told = replace(told, target=np.concatenate([told.target, token], axis=1))
+        else:
+            mask = np.concatenate([told.mask, np.ones_like(told.mask[:, :1])], axis=1)
+            told = replace(told, ids=np.concatenate([told.ids, token], axis=1), mask=mask)
+        if not going.any():
+            break
+    return told, np.stack(counted, axis=1)
 
 
 def divergence(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:

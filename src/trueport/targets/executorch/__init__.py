@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from trueport.capture import Captured
     from trueport.interface import Interface
+    from trueport.proof.calibration import Original
     from trueport.roles import Component
     from trueport.roles.bounded import Bounds
-    from trueport.targets.executorch.calibrate import Original
     from trueport.targets.executorch.session import ProgramSession
     from trueport.targets.quantized import Gate, Quantized
 
@@ -49,8 +49,8 @@ class ExecutorchTarget:
         kind = options.get("quantize")
         if kind is None:
             return components(model, self.bounds(options), untrained=untrained)
+        from trueport.proof.calibration import Original
         from trueport.roles import role_of
-        from trueport.targets.executorch.calibrate import Original
         from trueport.targets.executorch.quantize import quantized
 
         self._original = Original(model.config, role_of(model))

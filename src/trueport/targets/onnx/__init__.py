@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from trueport.capture import Captured
     from trueport.interface import Interface
+    from trueport.proof.calibration import Original
     from trueport.roles import Component
     from trueport.targets.onnx.session import OnnxSession
     from trueport.targets.quantized import Gate
@@ -28,12 +29,17 @@ class OnnxTarget:
     links = True
     packages = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
+    def __init__(self) -> None:
+        self._original: Original | None = None
+
     def components(
         self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
     ) -> list[Component]:
         """Graphs of any batch and length, whose cache goes in and out."""
-        from trueport.roles import components
+        from trueport.proof.calibration import Original
+        from trueport.roles import components, role_of
 
+        self._original = Original(model.config, role_of(model))
         return components(model, untrained=untrained)
 
     @property
@@ -57,8 +63,10 @@ class OnnxTarget:
         from trueport.targets.onnx.weights import WORTH_TAKING, save
 
         graphs = [lower(program, opset=options.get("opset") or DEFAULT_OPSET) for program in captured]
-        kind = options.get("quantize")
-        told = {} if kind is None else {"quantize": quantised(graphs, kind).to_json()}
+        kind, told = options.get("quantize"), {}
+        if kind is not None:
+            assert self._original is not None
+            told["quantize"] = quantised(graphs, kind, self._original).to_json()
         (folder / FOLDER).mkdir()
         # Beside quantised weights a checkpoint's file is worth its bytes only where all of them are used.
         worth = WORTH_TAKING if kind is None else 1.0

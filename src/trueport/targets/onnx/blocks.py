@@ -54,7 +54,7 @@ def restored(blocks: Blocks) -> np.ndarray:
     """The float32 matrix (outputs, width) that the operator computes with."""
     outputs, count = blocks.scales.shape
     if blocks.zeros is None:
-        levels, zeros = blocks.packed.astype(np.float32), np.float32(128)
+        levels, zeros = blocks.packed.astype(np.float32), np.full((1, 1, 1), 128, np.float32)
     else:
         levels = _whole(blocks.packed).astype(np.float32)
         zeros = _whole(blocks.zeros)[:, :count, None].astype(np.float32)

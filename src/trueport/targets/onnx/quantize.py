@@ -112,17 +112,17 @@ def _weights(graph: Graph, layer: Layer, form: str) -> list[ir.Value]:
     name = str(layer.weight.name)
     if form == STATIC:
         columns = in_columns(layer.matrix())
-        return [_constant(graph, f"{name}_int8", columns.values), _constant(graph, f"{name}_scales", columns.scales)]
+        return [constant(graph, f"{name}_int8", columns.values), constant(graph, f"{name}_scales", columns.scales)]
     blocks = in_blocks(layer.matrix(), *BITS[form])
     parts = {form: blocks.packed, "scales": blocks.scales, "zeros": blocks.zeros}
-    return [_constant(graph, f"{name}_{part}", array) for part, array in parts.items() if array is not None]
+    return [constant(graph, f"{name}_{part}", array) for part, array in parts.items() if array is not None]
 
 
 def _blockwise(layer: Layer, weights: Sequence[ir.Value], form: str) -> list[ir.Node]:
     """``MatMulNBits``: activations (.., width) to (.., outputs)."""
     bits, size = BITS[form]
     outputs, width = _sizes(layer)
-    inputs = [layer.node.inputs[0], *weights]
+    inputs: list[ir.Value | None] = [layer.node.inputs[0], *weights]
     if layer.bias is not None:
         inputs += [None] * (5 - len(inputs)) + [layer.bias]
     numbers = {"K": width, "N": outputs, "bits": bits, "block_size": size, "accuracy_level": ACCURACY}
@@ -133,10 +133,10 @@ def _static(graph: Graph, layer: Layer, weights: Sequence[ir.Value], found: Rang
     """``QuantizeLinear`` with a fixed scale, and a product of integers that gives floats."""
     low, high = min(found[0], 0.0), max(found[1], 0.0)
     size = (high - low) / 255 or 1.0
-    scale = _constant(graph, f"{weights[0].name}_scale_{layer.node.name}", np.float32(size))
-    zero = _constant(graph, f"{weights[0].name}_zero_{layer.node.name}", np.uint8(round(-low / size)))
+    scale = constant(graph, f"{weights[0].name}_scale_{layer.node.name}", np.float32(size))
+    zero = constant(graph, f"{weights[0].name}_zero_{layer.node.name}", np.uint8(round(-low / size)))
     rounded = ir.node("QuantizeLinear", [layer.node.inputs[0], scale, zero])
-    inputs = [rounded.outputs[0], weights[0], scale, weights[1], zero]
+    inputs: list[ir.Value | None] = [rounded.outputs[0], weights[0], scale, weights[1], zero]
     if layer.bias is not None:
         inputs += [None, layer.bias]
     return [rounded, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN)]
@@ -148,8 +148,9 @@ def _sizes(layer: Layer) -> tuple[int, int]:
     return (first, second) if layer.flipped else (second, first)
 
 
-def _constant(graph: Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+def constant(graph: Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+    """A new initializer."""
     tensor = ir.tensor(np.asarray(array), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape), const_value=tensor)
     graph.model.graph.register_initializer(value)
     return value
