@@ -17,7 +17,7 @@ from trueport.targets.quantized import Gate
 
 STEP = 2.0**-8
 """One of an int8 activation's 256 steps, relative to its range."""
-WITH_ORIGINAL = ("quality", "generate", "finite")
+WITH_ORIGINAL = ("quality", "generate", "finite", "range")
 """Clauses that hold a quantised artefact against the original; all others hold it against itself."""
 MOST_LAYERS = 10_000
 """Layers that a manifest may claim: it must not choose its own tolerance."""

@@ -151,6 +151,8 @@ def _sizes(layer: Layer) -> tuple[int, int]:
 def constant(graph: Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
     """A new initializer."""
     tensor = ir.tensor(np.asarray(array), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape), const_value=tensor)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape), const_value=tensor
+    )
     graph.model.graph.register_initializer(value)
     return value

@@ -1,0 +1,79 @@
+"""The range clause: which layer's numbers do not fit into float16, and on which input."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import zoo
+from trueport.dtypes import converted
+from trueport.proof.asked import NotApplicableError
+from trueport.proof.clauses import ranges
+from trueport.proof.inputs import Batch, Inputs, Limits
+from trueport.proof.reference import Reference
+
+
+def asked_of(model: Any, role: str, names: tuple[str, ...]) -> Any:
+    inputs = Inputs(model.config, role, 7, Limits(length=64))  # type: ignore[arg-type]
+    return SimpleNamespace(own=Reference(model, role, names), inputs=inputs, masked=True)
+
+
+def scaled(name: str, path: str, factor: float) -> Any:
+    """A zoo model in float16, one layer's weight made larger before the cast."""
+    model = zoo.build(name)
+    with torch.no_grad():
+        model.get_submodule(path).weight.mul_(factor)  # type: ignore[operator, union-attr]
+    return converted(model, "float16")
+
+
+def test_the_first_layer_past_the_limit_is_named_with_the_input_that_does_it():
+    layer = "encoder.layer.1.intermediate.dense"
+    model = scaled("bert", layer, 4e4)
+    asked = asked_of(model, "encoder", ("last_hidden_state",))
+    (case,) = ranges.ask(asked)
+    assert case.failed and case.error is not None and case.error > case.budget == 65504
+    assert f"{layer} gives" in case.note and "--dtype float32 or bfloat16" in case.note
+    assert case.worst_input is not None
+    ids, mask = (np.array(case.worst_input[key]) for key in ("input_ids", "attention_mask"))
+    seen = []
+    model.get_submodule(layer).register_forward_hook(lambda _m, _a, output: seen.append(output))
+    Reference(model, "encoder", ("last_hidden_state",)).forward(Batch(ids, mask))
+    assert ids.shape[0] == 1 and torch.isinf(seen[0]).any(), "the input that is named overflows in float16"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_fits_is_held_with_its_largest_place(dtype: str):
+    asked = asked_of(converted(zoo.build("llama"), dtype), "decoder", ("logits",))
+    (case,) = ranges.ask(asked)
+    assert not case.failed and case.error is not None and case.error > 0
+    assert "largest where" in case.note
+
+
+def test_the_clamp_of_t5_is_told_and_excused():
+    model = scaled("t5", "encoder.block.0.layer.1.DenseReluDense.wo", 1e5)
+    (case,) = ranges.ask(asked_of(model, "seq2seq", ("logits",)))
+    assert not case.failed and "which the original itself clamps" in case.note
+    assert case.worst_input is not None and "encoder.block.0" in case.note
+
+
+def test_a_layer_that_stays_in_float32_may_be_larger():
+    model = scaled("t5", "encoder.block.0.layer.1.DenseReluDense.wo", 1e5)
+    wo = "encoder.block.0.layer.1.DenseReluDense.wo"
+    assert model.get_submodule(wo).weight.dtype == torch.float32, "transformers keeps it so"
+    (case,) = ranges.ask(asked_of(model, "seq2seq", ("logits",)))
+    assert f"{wo} " not in case.note
+
+
+def test_a_weight_that_the_cast_itself_loses_is_named():
+    model = scaled("bert", "encoder.layer.0.output.dense", 1e8)
+    (case,) = ranges.ask(asked_of(model, "encoder", ("last_hidden_state",)))
+    assert case.failed and case.note == "encoder.layer.0.output.dense.weight is not finite in float16"
+
+
+def test_float32_has_nothing_to_ask():
+    with pytest.raises(NotApplicableError, match="float32"):
+        ranges.ask(asked_of(zoo.build("bert"), "encoder", ("last_hidden_state",)))
