@@ -175,7 +175,7 @@ def test_every_kind_has_a_gate_and_every_form_a_kind():
     ("gate", "forms"),
     [
         (OPEN, {"int4"}),
-        (Gate(0.0, 0.004, 1.0, 0.0, "some layers in 8 bits"), {"int4", "int8"}),
+        (Gate(0.0, 0.008, 1.0, 0.0, "some layers in 8 bits"), {"int4", "int8"}),
         (Gate(0.0, 2e-5, 1.0, 0.0, "some layers in float"), {"int8", FLOAT}),
         (Gate(1.0, 0.0, 0.0, 1.0, "nothing but float"), {FLOAT}),
     ],

@@ -62,17 +62,12 @@ def searched(graphs: Sequence[Graph], original: Original, gate: Gate) -> Forms:
         asked = asked_of(sessions, original.role, original.config, None, None, "float32", 1, seed=SEED)
         asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate))  # type: ignore[arg-type]
         layers = {(graph.name, layer.path): layer for graph in graphs for layer in layers_of(graph)[0]}
-        forms: Forms = dict.fromkeys(layers, "int4")
-        for before, after in (("int4", "int8"), ("int8", FLOAT)):
-            if _holds(graphs, asked, forms):
-                return forms
-            whole = dict.fromkeys(layers, after)
-            if after != FLOAT and not _holds(graphs, asked, whole):
-                forms = whole
-                continue
-            order = _cheapest(graphs, sessions, asked, before, after)
-            return _fewest(graphs, asked, forms, order, after)
-    raise AssertionError("the last step ends in float")
+        if _holds(graphs, asked, dict.fromkeys(layers, "int4")):
+            return dict.fromkeys(layers, "int4")
+        eight = _holds(graphs, asked, dict.fromkeys(layers, "int8"))
+        before, after = ("int4", "int8") if eight else ("int8", FLOAT)
+        order = _cheapest(graphs, sessions, asked, before, after)
+        return _fewest(graphs, asked, dict.fromkeys(layers, before), order, after)
 
 
 def _fewest(graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence[Place], after: str) -> Forms:
