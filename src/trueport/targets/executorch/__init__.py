@@ -53,7 +53,7 @@ class ExecutorchTarget:
         from trueport.roles import role_of
         from trueport.targets.executorch.quantize import quantized
 
-        self._original = Original(model.config, role_of(model))
+        self._original = Original(model.config, role_of(model), tuple(options.get("prompts") or ()))
         model, self._quantized = quantized(model, kind)
         parts = components(model, self.bounds(options), untrained=untrained)
         self._parts = {part.name: part for part in parts}
@@ -103,7 +103,7 @@ class ExecutorchTarget:
         if options.get("quantize") is not None:
             from trueport.targets.executorch.quantize import check_options
 
-            check_options(options["quantize"], options.get("backend"))
+            check_options(options["quantize"], options.get("backend"), options.get("calibration") is not None)
 
     def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
         """Whether the portable kernels fail too, and which of XNNPACK's operators is guilty where they do not.

@@ -40,8 +40,8 @@ GATES = {
 """The gate of each kind."""
 
 
-def check_options(kind: str, backend: str | None) -> None:
-    """Refuse an unknown kind, and kernels that have no quantised form.
+def check_options(kind: str, backend: str | None, calibrated: bool = False) -> None:
+    """Refuse an unknown kind, kernels that have no quantised form, and a calibration of what has none.
 
     Raises:
         LoweringError: with what to give instead.
@@ -53,6 +53,8 @@ def check_options(kind: str, backend: str | None) -> None:
             f"--quantize {kind} runs on XNNPACK's kernels, and --backend portable asks for none of them",
             "Leave one of the two out.",
         )
+    if calibrated and kind != "int8":
+        raise LoweringError(f"--quantize {kind} is not calibrated", "Leave --calibration out, or give int8.")
 
 
 def quantized(model: PreTrainedModel, kind: str) -> tuple[PreTrainedModel, Quantized]:

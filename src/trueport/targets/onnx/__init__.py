@@ -39,7 +39,7 @@ class OnnxTarget:
         from trueport.proof.calibration import Original
         from trueport.roles import components, role_of
 
-        self._original = Original(model.config, role_of(model))
+        self._original = Original(model.config, role_of(model), tuple(options.get("prompts") or ()))
         return components(model, untrained=untrained)
 
     @property
@@ -52,9 +52,9 @@ class OnnxTarget:
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse a quantisation that graphs do not have, before the model is loaded."""
         if options.get("quantize") is not None:
-            from trueport.targets.onnx.quantize import check_kind
+            from trueport.targets.onnx.quantize import check_options
 
-            check_kind(options["quantize"])
+            check_options(options["quantize"], options.get("calibration") is not None)
 
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write ``onnx/*.onnx`` and the data files they share; ``options``: ``opset``, ``weights``, ``meter``."""

@@ -43,8 +43,8 @@ FormOf = Callable[[Place], str]
 """The form of a layer: one of BITS, STATIC or FLOAT."""
 
 
-def check_kind(kind: str) -> None:
-    """Refuse an unknown kind.
+def check_options(kind: str, calibrated: bool) -> None:
+    """Refuse an unknown kind, and inputs to calibrate on for one that is not calibrated.
 
     Raises:
         LoweringError: with what to give instead.
@@ -54,6 +54,8 @@ def check_kind(kind: str) -> None:
             f"There is no quantisation {kind} for the target onnx",
             f"Choose from {', '.join(GATES)}, or give --to executorch for its kinds.",
         )
+    if calibrated and kind != STATIC:
+        raise LoweringError(f"--quantize {kind} is not calibrated", f"Leave --calibration out, or give {STATIC}.")
 
 
 def check_graphs(graphs: Sequence[Graph], kind: str) -> None:
