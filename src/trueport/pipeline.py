@@ -116,7 +116,7 @@ def export(
     meter = Meter(tell, bytes_done)
     _check_opset(opset)
     _check_weights(weights)
-    options = {
+    options: dict[str, Any] = {
         "opset": opset,
         "weights": weights,
         "meter": meter,

@@ -40,8 +40,9 @@ def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> tuple[tup
     """
     if tokenizer is None:
         raise TrueportError("The model has no tokenizer to read the calibration's prompts with", "Leave them out.")
-    texts = given
-    if isinstance(given, str | Path):
+    if not isinstance(given, str | Path):
+        texts = list(given)
+    else:
         try:
             texts = Path(given).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

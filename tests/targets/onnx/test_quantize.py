@@ -66,8 +66,7 @@ def test_the_layers_are_the_linear_modules(name: str):
     assert not any(left for graph in graphs for left in [layers_of(graph)[1]])
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
-@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize(("name", "form"), [("llama", "int8"), ("bert", "int8"), ("t5", "int4")])
 def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: str):
     _, graphs = graphs_of(name)
     _, after = graphs_of(name)
@@ -120,6 +119,7 @@ def test_a_product_of_positions_is_no_layer():
     assert [layer.node for layer in layers_of(made)[0]] == [second]
 
 
+@pytest.mark.slow
 def test_shared_and_separate_weights_are_stored_once(tmp_path: Path):
     for place in ("first", "second"):
         trueport.export(zoo.build("t5"), tmp_path / place, quantize="int4", proof=False, tokenizer=None)
@@ -150,7 +150,7 @@ def test_ranges_of_the_calibration_are_those_of_the_activations():
     for graph in graphs:
         names = operators(graph)
         assert names.count("QuantizeLinear") == names.count("MatMulIntegerToFloat") > 10
-        assert names.count("MatMul") == 0
+        assert not layers_of(graph)[0], "the products that are left are of activations alone"
         scales = [v for v in graph.model.graph.initializers.values() if "_scale_" in str(v.name)]
         assert all(0 < float(v.const_value.numpy()) < 1 for v in scales)  # type: ignore[union-attr]
 
@@ -175,8 +175,8 @@ def test_every_kind_has_a_gate_and_every_form_a_kind():
     ("gate", "forms"),
     [
         (OPEN, {"int4"}),
-        (Gate(0.0, 0.008, 1.0, 0.0, "some layers in 8 bits"), {"int4", "int8"}),
-        (Gate(0.0, 2e-5, 1.0, 0.0, "some layers in float"), {"int8", FLOAT}),
+        (Gate(0.0, 0.04, 1.0, 0.0, "some layers in 8 bits"), {"int4", "int8"}),
+        (Gate(0.0, 0.001, 1.0, 0.0, "some layers in float"), {"int8", FLOAT}),
         (Gate(1.0, 0.0, 0.0, 1.0, "nothing but float"), {FLOAT}),
     ],
 )

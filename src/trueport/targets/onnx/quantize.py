@@ -32,7 +32,7 @@ GATES = {
     "int8": Gate(0.90, 0.02, 0.10, 0.90, "8 bits move a choice only between near ties, of which drawn tokens make many"),
     "int8-static": Gate(0.85, 0.05, 0.15, 0.85, "one scale for all tokens costs about a bit more than a scale for each"),
     "int4": Gate(0.85, 0.15, 0.25, 0.85, "4 bits are 16 steps: a token in seven may move where several were as likely"),
-    "auto": Gate(0.90, 0.02, 0.10, 0.90, "it is free to leave in float what it needs for int8's own gate"),
+    "auto": Gate(0.85, 0.15, 0.25, 0.85, "it begins with int4, and spends bytes until int4's gate holds"),
 }  # fmt: skip
 """The gate of each kind."""
 Range = tuple[float, float]
