@@ -40,12 +40,14 @@ def quantised_of(manifest: Mapping[str, Any], gates: Mapping[str, Gate]) -> Quan
         gates: the target's.
 
     Raises:
-        ArtifactError: there is no gate for it.
+        ArtifactError: there is no gate for it, or it is nothing that an export writes.
     """
     entry = manifest.get("quantize")
     if entry is None:
         return None
-    kind = str(entry.get("kind") if isinstance(entry, Mapping) else entry)
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("layers"), list):
+        raise ArtifactError("The manifest's quantize names no kind and layers", "Export again.")
+    kind = str(entry.get("kind"))
     if kind not in gates:
         raise ArtifactError(
             f"The manifest says quantize {kind!r}, for which there is no gate", f"There is {', '.join(gates)}."

@@ -99,6 +99,9 @@ def test_divergence_is_that_of_torch():
 def test_a_manifest_cannot_choose_its_gate_or_its_tolerance():
     with pytest.raises(ArtifactError, match="there is no gate"):
         quantised_of({"quantize": {"kind": "anything", "layers": []}}, GATES)
+    for broken in ("8da8w", {"kind": "8da8w"}, {"layers": 3}, []):
+        with pytest.raises(ArtifactError, match="names no kind and layers"):
+            quantised_of({"quantize": broken}, GATES)
     assert quantised_of({}, GATES) is None
     many = quantised_of({"quantize": {"kind": "8da8w", "layers": ["x"] * 10**5, "gate": {"agreement": 0}}}, GATES)
     assert many is not None and many.layers == 10_000 and many.gate == GATES["8da8w"]

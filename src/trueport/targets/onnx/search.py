@@ -35,6 +35,8 @@ MARGIN = 0.75
 """Share of the gate that a plan may use up on the calibration's inputs: those of the proof are others."""
 POSITIONS = 48
 """Real positions at which the cost of one layer is measured."""
+REMEMBERED = 2**30
+"""Bytes of the float graphs' answers that are kept."""
 Forms = dict[Place, str]
 
 
@@ -44,15 +46,19 @@ class Remembered:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._answers: dict[tuple[bytes, ...], dict[str, np.ndarray]] = {}
+        self._held = 0
 
     def forward(self, batch: Batch) -> dict[str, np.ndarray]:
         """Outputs by name, float64."""
         parts = (batch.ids, batch.mask, batch.target, batch.types)
         key = tuple(b"" if part is None else part.tobytes() + str(part.shape).encode() for part in parts)
-        if key not in self._answers:
-            found = self.subject.forward(batch)
-            self._answers[key] = {name: value.astype(np.float64) for name, value in found.items()}
-        return self._answers[key]
+        found = self._answers.get(key)
+        if found is None:
+            found = dict(self.subject.forward(batch))
+            size = sum(value.nbytes for value in found.values())
+            if self._held + size <= REMEMBERED:
+                self._answers[key], self._held = found, self._held + size
+        return {name: value.astype(np.float64) for name, value in found.items()}
 
 
 def searched(graphs: Sequence[Graph], original: Original, gate: Gate) -> Forms:
