@@ -85,6 +85,13 @@ def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: st
         assert masked and all(node in kept for node in masked)
 
 
+def test_experts_stay_in_float_and_are_named():
+    _, graphs = graphs_of("mixtral")
+    layers, left = layers_of(graphs[0])
+    assert layers and left and set(left.values()) == {"its weight has 3 axes"}
+    assert all("experts" in name for name in left)
+
+
 def describe(node: ir.Node) -> tuple[Any, ...]:
     """Operator, attributes, names of what goes in and out."""
     attributes = {key: str(value.value) for key, value in node.attributes.items()}

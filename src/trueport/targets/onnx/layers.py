@@ -62,6 +62,12 @@ def layers_of(graph: Graph) -> tuple[list[Layer], dict[str, str]]:
             layers.append(found)
         elif why:
             left[_path(node, node.inputs[1])] = why
+    taken = {layer.weight for layer in layers}
+    for name, weight in graph.model.graph.initializers.items():
+        axes = len(weight.shape or ())
+        told = any(name.startswith(f"{path}.") for path in left)
+        if name in graph.weights and axes > 2 and weight not in taken and not told and _is_float(weight):
+            left[name] = f"its weight has {axes} axes"  # experts, whose matrix is chosen while the graph runs
     return layers, left
 
 
