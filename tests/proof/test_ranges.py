@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import trueport
 from tests import zoo
 from trueport.dtypes import converted
+from trueport.errors import ProofError
 from trueport.proof.asked import NotApplicableError
 from trueport.proof.clauses import ranges
 from trueport.proof.inputs import Batch, Inputs, Limits
@@ -54,18 +57,18 @@ def test_what_fits_is_held_with_its_largest_place(dtype: str):
 
 
 def test_the_clamp_of_t5_is_told_and_excused():
-    model = scaled("t5", "encoder.block.0.layer.1.DenseReluDense.wo", 1e5)
-    (case,) = ranges.ask(asked_of(model, "seq2seq", ("logits",)))
-    assert not case.failed and "which the original itself clamps" in case.note
-    assert case.worst_input is not None and "encoder.block.0" in case.note
+    layer = "encoder.block.0.layer.0.SelfAttention.o"
+    (case,) = ranges.ask(asked_of(scaled("t5", layer, 1e5), "seq2seq", ("logits",)))
+    assert not case.failed and f"{layer} gives" in case.note and "which the original itself clamps" in case.note
+    assert case.worst_input is not None
 
 
 def test_a_layer_that_stays_in_float32_may_be_larger():
-    model = scaled("t5", "encoder.block.0.layer.1.DenseReluDense.wo", 1e5)
     wo = "encoder.block.0.layer.1.DenseReluDense.wo"
+    model = scaled("t5", wo, 1e5)
     assert model.get_submodule(wo).weight.dtype == torch.float32, "transformers keeps it so"
     (case,) = ranges.ask(asked_of(model, "seq2seq", ("logits",)))
-    assert f"{wo} " not in case.note
+    assert not case.failed and "largest where" in case.note and wo not in case.note
 
 
 def test_a_weight_that_the_cast_itself_loses_is_named():
@@ -77,3 +80,28 @@ def test_a_weight_that_the_cast_itself_loses_is_named():
 def test_float32_has_nothing_to_ask():
     with pytest.raises(NotApplicableError, match="float32"):
         ranges.ask(asked_of(zoo.build("bert"), "encoder", ("last_hidden_state",)))
+
+
+@pytest.mark.slow
+def test_an_export_that_overflows_is_refused_with_the_layer(tmp_path: Path):
+    """Its original cannot even sample from its own NaN."""
+    layer = "model.layers.1.mlp.down_proj"
+    model = zoo.build("llama")
+    with torch.no_grad():
+        model.get_submodule(layer).weight.mul_(1e5)  # type: ignore[operator, union-attr]
+    with pytest.raises(ProofError) as raised:
+        trueport.export(model, tmp_path / "out", dtype="float16", tokenizer=None)
+    found = {clause.clause: clause for clause in raised.value.proof.failures()}  # type: ignore[attr-defined]
+    assert f"{layer} gives" in found["range"].reason and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_clamp_of_t5_is_exported_with_float16s_own_limits(tmp_path: Path):
+    model = zoo.build("t5")
+    with torch.no_grad():
+        model.get_submodule("encoder.block.0.layer.0.SelfAttention.o").weight.mul_(1e5)  # type: ignore[operator, union-attr]
+    artifact = trueport.export(model, tmp_path / "out", dtype="float16", tokenizer=None)
+    assert artifact.proof is not None
+    found = {clause["clause"]: clause for clause in artifact.proof["clauses"]}
+    assert "which the original itself clamps" in found["range"]["reason"]
+    assert found["finite"]["status"] == found["shapes"]["status"] == "pass"

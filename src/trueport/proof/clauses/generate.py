@@ -81,7 +81,12 @@ def prompts(asked: Asked, name: str, count: int) -> Batch:
 def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     assert asked.own is not None and asked.exact is not None
     name = "prompts"
-    wanted = generate(asked.own.model, batch, options)
+    try:
+        wanted = generate(asked.own.model, batch, options)
+    except RuntimeError:
+        if all(np.isfinite(value).all() for value in asked.own.forward(batch).values()):
+            raise
+        raise NotApplicableError("the original's own logits are not finite: see range") from None
     try:
         got = generate(asked.runnable, batch, options)
     except (TrueportError, RuntimeError, ValueError, IndexError) as error:  # torch will not sample from NaN

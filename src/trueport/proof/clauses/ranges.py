@@ -20,8 +20,8 @@ from trueport.proof.result import Case
 HALF = (torch.float16, torch.bfloat16)
 FILLS = torch.finfo(torch.float32).min / 2
 """What lies below hides a key from a softmax: a fill value in the dtype's own limits, no activation."""
-Place = tuple[str, str]
-"""A module's path, and whether it is what the module ``takes`` or ``gives``."""
+Place = tuple[str, str, int]
+"""A module's path, whether it is what the module ``takes`` or ``gives``, and which tensor of these."""
 Seen = Callable[[Place, torch.Tensor], None]
 
 
@@ -118,9 +118,9 @@ def _watched(model: torch.nn.Module, seen: Seen) -> Iterator[None]:
     """``seen`` is told of all floats that enter and leave every module."""
 
     def tell(path: str, way: str, values: Any) -> None:
-        for tensor in tree_leaves(values):
+        for index, tensor in enumerate(tree_leaves(values)):
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel():
-                seen((path, way), tensor.detach())
+                seen((path, way, index), tensor.detach())
 
     handles = []
     for path, module in model.named_modules():

@@ -64,10 +64,10 @@ def layers_of(graph: Graph) -> tuple[list[Layer], dict[str, str]]:
             left[_path(node, node.inputs[1])] = why
     taken = {layer.weight for layer in layers}
     for name, weight in graph.model.graph.initializers.items():
-        axes = len(weight.shape or ())
+        sizes = [] if weight.shape is None else [int(size) for size in weight.shape.numpy()]
         told = any(name.startswith(f"{path}.") for path in left)
-        if name in graph.weights and axes > 2 and weight not in taken and not told and _is_float(weight):
-            left[name] = f"its weight has {axes} axes"  # experts, whose matrix is chosen while the graph runs
+        if name in graph.weights and len(sizes) > 2 and min(sizes) > 1 and weight not in taken and not told:
+            left[name] = f"its weight has {len(sizes)} axes"  # experts, whose matrix is chosen while the graph runs
     return layers, left
 
 
