@@ -20,17 +20,27 @@ from trueport.proof.inputs import Batch, Inputs, Limits
 from trueport.proof.reference import Reference
 
 
+CLAMPED = tuple(f"encoder.block.0.layer.0.SelfAttention.{name}" for name in ("v", "o"))
+"""Layers after which T5 clamps; its feed-forward's last layer transformers keeps in float32."""
+
+
 def asked_of(model: Any, role: str, names: tuple[str, ...]) -> Any:
     inputs = Inputs(model.config, role, 7, Limits(length=64))  # type: ignore[arg-type]
     return SimpleNamespace(own=Reference(model, role, names), inputs=inputs, masked=True)
 
 
-def scaled(name: str, path: str, factor: float) -> Any:
-    """A zoo model in float16, one layer's weight made larger before the cast."""
+def larger(name: str, factor: float, *paths: str) -> Any:
+    """A zoo model in float32 with larger weights in these layers."""
     model = zoo.build(name)
     with torch.no_grad():
-        model.get_submodule(path).weight.mul_(factor)  # type: ignore[operator, union-attr]
-    return converted(model, "float16")
+        for path in paths:
+            model.get_submodule(path).weight.mul_(factor)  # type: ignore[operator, union-attr]
+    return model
+
+
+def scaled(name: str, path: str, factor: float) -> Any:
+    """The same in float16."""
+    return converted(larger(name, factor, path), "float16")
 
 
 def test_the_first_layer_past_the_limit_is_named_with_the_input_that_does_it():
@@ -57,9 +67,9 @@ def test_what_fits_is_held_with_its_largest_place(dtype: str):
 
 
 def test_the_clamp_of_t5_is_told_and_excused():
-    layer = "encoder.block.0.layer.0.SelfAttention.o"
-    (case,) = ranges.ask(asked_of(scaled("t5", layer, 1e5), "seq2seq", ("logits",)))
-    assert not case.failed and f"{layer} gives" in case.note and "which the original itself clamps" in case.note
+    model = converted(larger("t5", 500, *CLAMPED), "float16")
+    (case,) = ranges.ask(asked_of(model, "seq2seq", ("logits",)))
+    assert not case.failed and f"{CLAMPED[1]} gives" in case.note and "which the original itself clamps" in case.note
     assert case.worst_input is not None
 
 
@@ -86,9 +96,7 @@ def test_float32_has_nothing_to_ask():
 def test_an_export_that_overflows_is_refused_with_the_layer(tmp_path: Path):
     """Its original cannot even sample from its own NaN."""
     layer = "model.layers.1.mlp.down_proj"
-    model = zoo.build("llama")
-    with torch.no_grad():
-        model.get_submodule(layer).weight.mul_(1e5)  # type: ignore[operator, union-attr]
+    model = larger("llama", 500, "model.layers.1.mlp.up_proj", layer)
     with pytest.raises(ProofError) as raised:
         trueport.export(model, tmp_path / "out", dtype="float16", tokenizer=None)
     found = {clause.clause: clause for clause in raised.value.proof.failures()}  # type: ignore[attr-defined]
@@ -97,10 +105,7 @@ def test_an_export_that_overflows_is_refused_with_the_layer(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_clamp_of_t5_is_exported_with_float16s_own_limits(tmp_path: Path):
-    model = zoo.build("t5")
-    with torch.no_grad():
-        model.get_submodule("encoder.block.0.layer.0.SelfAttention.o").weight.mul_(1e5)  # type: ignore[operator, union-attr]
-    artifact = trueport.export(model, tmp_path / "out", dtype="float16", tokenizer=None)
+    artifact = trueport.export(larger("t5", 500, *CLAMPED), tmp_path / "out", dtype="float16", tokenizer=None)
     assert artifact.proof is not None
     found = {clause["clause"]: clause for clause in artifact.proof["clauses"]}
     assert "which the original itself clamps" in found["range"]["reason"]
