@@ -19,7 +19,6 @@ from trueport.proof.clauses import ranges
 from trueport.proof.inputs import Batch, Inputs, Limits
 from trueport.proof.reference import Reference
 
-
 CLAMPED = tuple(f"encoder.block.0.layer.0.SelfAttention.{name}" for name in ("v", "o"))
 """Layers after which T5 clamps; its feed-forward's last layer transformers keeps in float32."""
 
