@@ -53,7 +53,11 @@ def operators(graph: Graph) -> list[str]:
     return [node.op_type for node in ir.traversal.RecursiveGraphIterator(graph.model.graph)]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
+TRACED_LONG = pytest.mark.slow
+"""For the zoo's models that take seconds to trace."""
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", pytest.param("t5", marks=TRACED_LONG)])
 def test_the_layers_are_the_linear_modules(name: str):
     model, graphs = graphs_of(name)
     paths = {layer.path for graph in graphs for layer in layers_of(graph)[0]}
@@ -66,7 +70,9 @@ def test_the_layers_are_the_linear_modules(name: str):
     assert not any(left for graph in graphs for left in [layers_of(graph)[1]])
 
 
-@pytest.mark.parametrize(("name", "form"), [("llama", "int8"), ("bert", "int8"), ("t5", "int4")])
+@pytest.mark.parametrize(
+    ("name", "form"), [("llama", "int8"), ("bert", "int8"), pytest.param("t5", "int4", marks=TRACED_LONG)]
+)
 def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: str):
     _, graphs = graphs_of(name)
     _, after = graphs_of(name)
@@ -85,6 +91,7 @@ def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: st
         assert masked and all(node in kept for node in masked)
 
 
+@TRACED_LONG
 def test_experts_stay_in_float_and_are_named():
     _, graphs = graphs_of("mixtral")
     layers, left = layers_of(graphs[0])
@@ -151,6 +158,7 @@ def test_shared_and_separate_weights_are_stored_once(tmp_path: Path):
     assert len(entry["layers"]) == 2 * 6 + 2 * 10 + 1 and entry["left_in_float"] == {}
 
 
+@TRACED_LONG
 def test_ranges_of_the_calibration_are_those_of_the_activations():
     model, graphs = graphs_of("t5")
     quantised(graphs, STATIC, original_of(model))
