@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks import measure, shapes
 from benchmarks.tables import (
     EAGER,
+    INT4,
+    INT8,
     OUR_PROGRAM,
     OURS,
     PEER,
@@ -27,10 +29,11 @@ DOCS = measure.ROOT / "docs" / "benchmarks.md"
 THREADS = 2
 PROMPT, NEW = 128, 64
 Results = dict[str, dict[str, list[measure.Run]]]
-KINDS = ("export", "decode", "executorch-export", "executorch-decode")
+KINDS = ("export", "decode", "quantised-decode", "executorch-export", "executorch-decode")
 CONTENDERS = {
     "export": (OURS, PROVEN, PEER),
     "decode": (OURS, PEER, EAGER),
+    "quantised-decode": (OURS, INT8, INT4, EAGER),
     "executorch-export": (OUR_PROGRAM, PEER_PROGRAM),
     "executorch-decode": (OUR_PROGRAM, PEER_PROGRAM, OURS, EAGER),
 }
@@ -106,11 +109,13 @@ def _decode(kind: str, shape: str, folder: Path, quick: bool, rounds: int) -> di
 def _tables(report: dict[str, Any], titles: dict[str, str]) -> list[Table]:
     tables = []
     for kind in KINDS:
-        program = kind.startswith("executorch")
+        program, quantised = kind.startswith("executorch"), kind.startswith("quantised")
         table = export_table if kind.endswith("export") else decode_table
-        words = kind.removeprefix("executorch-").capitalize() + (" to ExecuTorch" if program else "")
+        words = kind.rpartition("-")[2].capitalize() + (" to ExecuTorch" if program else "")
+        words += " of quantised weights" if quantised else ""
+        peer = PEER_PROGRAM if program else OURS if quantised else PEER
         for shape, runs in report.get(kind, {}).items():
-            tables.append(table(f"{words}: {titles[shape]}", runs, PEER_PROGRAM if program else PEER))
+            tables.append(table(f"{words}: {titles[shape]}", runs, peer))
     return tables
 
 
@@ -153,6 +158,8 @@ Written by `python -m benchmarks {what} --write-docs`; not by hand. Random weigh
 - **decode**: greedy, batch 1, a prompt of {PROMPT} tokens, {NEW} new ones, {THREADS} threads. Trueport and eager
   PyTorch go through transformers' `generate`; transformers.exporters has no `generate`, so a bare greedy loop calls
   its runners, which spares it `generate`'s own work. "Tokens/s" includes the prompt.
+- **quantised**: the same folder with `--quantize int8` and `int4`; the peer is the float folder. Whether a real model
+  keeps its gate is in quantisation.md: random weights have nothing to keep.
 - **.pte**: the same through ExecuTorch with XNNPACK's kernels. Trueport plans for one row of 256 tokens and keeps the
   cache inside; transformers.exporters' programs take it in and give it out.
 """

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 OURS, PROVEN, PEER, EAGER = "trueport", "trueport with proof", "transformers.exporters", "eager"
 OUR_PROGRAM, PEER_PROGRAM = "trueport, .pte", "transformers.exporters, .pte"
 """The same two through ExecuTorch, with XNNPACK's kernels."""
+INT8, INT4 = "trueport, int8", "trueport, int4"
+"""Our folder with quantised weights, ``--quantize`` behind the comma."""
 AIM = 0.5
 """Of the peer's export time: what issue 2 asks for."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peer, shapes
+from benchmarks.tables import INT4, INT8
 
 MIB = 2**20
 WARM_TOKENS = 4
@@ -53,6 +54,7 @@ def export(contender: str, shape: str, quick: bool, folder: str) -> dict[str, An
             tokenizer=None,
             proof=contender == "trueport with proof",
             **({"to": "executorch"} | PLANNED if executorch else {}),
+            **({"quantize": contender.rpartition(", ")[2]} if contender in (INT8, INT4) else {}),
             allow_unproven=True,
             force=True,
             progress=lambda phase: phases.append((phase, time.perf_counter())),

@@ -67,7 +67,14 @@ def export(
         int | None, typer.Option("--max-arena", min=1, help="Bytes of memory that it may plan (default 2 GiB).")
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option("--quantize", help="Of an ExecuTorch program: 8da8w, 8da4w or int8.")
+        str | None,
+        typer.Option(
+            "--quantize", help="int8, int8-static, int4 or auto; of an ExecuTorch program 8da8w, 8da4w or int8."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="A text file of prompts, one in each line, for int8-static's scales."),
     ] = None,
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the tokenizer goes along.")
@@ -102,6 +109,7 @@ def export(
                 max_length=max_length,
                 max_arena=max_arena,
                 quantize=quantize,
+                calibration=calibration,
                 tokenizer="auto" if tokenizer else None,
                 proof=proof,
                 allow_unproven=allow_unproven,

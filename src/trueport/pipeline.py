@@ -60,6 +60,7 @@ def export(
     max_length: int | None = None,
     max_arena: int | None = None,
     quantize: str | None = None,
+    calibration: str | Path | Sequence[str] | None = None,
     tokenizer: Any = "auto",
     proof: bool = True,
     allow_unproven: bool = False,
@@ -90,7 +91,10 @@ def export(
         max_batch: rows that an ExecuTorch program serves at most; 8 when None.
         max_length: tokens that it serves at most, past and new together; 512 when None.
         max_arena: bytes of memory that it may plan; 2 GiB when None.
-        quantize: ``8da8w``, ``8da4w`` or ``int8`` for an ExecuTorch program (docs/quantisation.md); None for none.
+        quantize: ``int8``, ``int8-static``, ``int4`` or ``auto`` for graphs, ``8da8w``, ``8da4w`` or ``int8`` for an
+            ExecuTorch program (docs/quantisation.md); None for none.
+        calibration: prompts that ``int8-static``, or ExecuTorch's ``int8``, finds its scales on: texts, or a file with one
+            in each line; drawn at random when None.
         tokenizer: ``auto`` takes the checkpoint's, None exports without one, or an object with ``save_pretrained``.
         proof: whether to prove the artefact; without, it is stamped ``unproven``.
         allow_unproven: keep a folder whose proof failed, stamped ``failed``.
@@ -114,7 +118,7 @@ def export(
     meter = Meter(tell, bytes_done)
     _check_opset(opset)
     _check_weights(weights)
-    options = {
+    options: dict[str, Any] = {
         "opset": opset,
         "weights": weights,
         "meter": meter,
@@ -123,7 +127,12 @@ def export(
         "max_length": max_length,
         "max_arena": max_arena,
         "quantize": quantize,
+        "calibration": calibration,
     }
+    if calibration is not None and quantize is None:
+        raise TrueportError("There is nothing to calibrate without --quantize", "Leave the calibration out.")
+    if quantize is not None and len(targets) > 1:
+        raise TrueportError(f"--quantize {quantize} is for one target at a time", "Export to a folder for each.")
     for target in targets:
         target.check(options)
     place = Path(out)
@@ -140,6 +149,10 @@ def export(
             given.model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
             link=any(getattr(target, "links", False) for target in targets),
         )  # fmt: skip
+    if calibration is not None:
+        from trueport.proof.calibration import read_prompts
+
+        options["prompts"] = read_prompts(calibration, getattr(source, "tokenizer", None))
     checkpoint = getattr(source, "checkpoint", None)
     hashes = checkpoint.hashes() if paranoid and checkpoint is not None else None
     with staged(place, replace=force) as staging:

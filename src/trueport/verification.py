@@ -16,6 +16,7 @@ from trueport.proof.quantised import quantised_of
 from trueport.proof.reference import widened
 from trueport.proof.result import FAIL, FOLDER, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.run import SEED, model_class, prove
+from trueport.targets import find_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,7 +164,7 @@ def _judge_target(
         depth=max(_depth(folder, entry) for entry in entries),
         runnable=None if role == "encoder" else runnable,
         guards=_guards(entries),
-        quantised=quantised_of(manifest),
+        quantised=quantised_of(manifest, find_target(target).gates),
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,

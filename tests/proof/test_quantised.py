@@ -19,6 +19,7 @@ from trueport.proof.clauses.quality import longest
 from trueport.proof.quantised import Quantised
 from trueport.proof.run import prove
 from trueport.roles.windows import windows
+from trueport.targets.executorch.quantize import GATES
 
 Feeds = dict[str, np.ndarray]
 SHAPE = ("batch_size", "sequence_length")
@@ -65,7 +66,7 @@ def failed(model: Any, run: Any, kind: str | None, spoil: Callable[[Feeds], Feed
     proof = prove(
         {"model": Runtime(run, spoil)},  # type: ignore[dict-item]
         role="encoder", config=model.config, original=model, dtype="float32", depth=100,
-        quantised=None if kind is None else Quantised(kind, 20),
+        quantised=None if kind is None else Quantised(kind, 20, GATES[kind]),
     )  # fmt: skip
     return {clause.clause for clause in proof.failures()}
 
@@ -110,7 +111,7 @@ def test_without_the_original_the_gate_is_not_asked_and_the_rest_is(model: Any):
     sessions: Any = {"model": Runtime(coarse(model, 127), lambda feeds: feeds)}
     proof = prove(
         sessions, role="encoder", config=model.config, original=None, dtype="float32", depth=100,
-        quantised=Quantised("8da8w", 20),
+        quantised=Quantised("8da8w", 20, GATES["8da8w"]),
     )  # fmt: skip
     found = {clause.clause: clause for clause in proof.clauses}
     assert proof.proven

@@ -11,13 +11,13 @@ import numpy as np
 from trueport.errors import ArtifactError
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES
-from trueport.proof.clauses.quality import GATES
 from trueport.proof.result import Case
 from trueport.proof.tolerance import Tolerance
+from trueport.targets.quantized import Gate
 
 STEP = 2.0**-8
 """One of an int8 activation's 256 steps, relative to its range."""
-WITH_ORIGINAL = ("quality", "generate", "finite")
+WITH_ORIGINAL = ("quality", "generate", "finite", "range")
 """Clauses that hold a quantised artefact against the original; all others hold it against itself."""
 MOST_LAYERS = 10_000
 """Layers that a manifest may claim: it must not choose its own tolerance."""
@@ -25,27 +25,34 @@ MOST_LAYERS = 10_000
 
 @dataclass(frozen=True)
 class Quantised:
-    """What the manifest says: the kind, by which the gate is chosen, and how many layers."""
+    """What the manifest says: the kind, how many layers, and the gate that the target has for the kind."""
 
     kind: str
     layers: int
+    gate: Gate
 
 
-def quantised_of(manifest: Mapping[str, Any]) -> Quantised | None:
+def quantised_of(manifest: Mapping[str, Any], gates: Mapping[str, Gate]) -> Quantised | None:
     """The quantisation that a manifest names; None for a float artefact.
 
+    Args:
+        manifest: of the artefact; the thresholds that it states are for readers, and never read.
+        gates: the target's.
+
     Raises:
-        ArtifactError: there is no gate for it.
+        ArtifactError: there is no gate for it, or it is nothing that an export writes.
     """
     entry = manifest.get("quantize")
     if entry is None:
         return None
-    kind = entry.get("kind") if isinstance(entry, Mapping) else entry
-    if kind not in GATES:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("layers"), list):
+        raise ArtifactError("The manifest's quantize names no kind and layers", "Export again.")
+    kind = str(entry.get("kind"))
+    if kind not in gates:
         raise ArtifactError(
-            f"The manifest says quantize {kind!r}, for which there is no gate", f"There is {', '.join(GATES)}."
+            f"The manifest says quantize {kind!r}, for which there is no gate", f"There is {', '.join(gates)}."
         )
-    return Quantised(str(kind), min(len(entry["layers"]), MOST_LAYERS))
+    return Quantised(kind, min(len(entry["layers"]), MOST_LAYERS), gates[kind])
 
 
 def tolerance(quantised: Quantised) -> Tolerance:

@@ -21,6 +21,7 @@ CLAUSES = {
     "window": "Lengths past every sliding window, chunk and rope limit match the original.",
     "generate": "Greedy, beam and sampled generation equal the original's, token for token, on ragged prompts.",
     "finite": "Extreme but legal inputs give no NaN and no infinity.",
+    "range": "Every activation fits into float16 or bfloat16, or the original clamps it there.",
     "quality": "Likeliest entries and distributions of a quantised artefact stay the float original's, within its gate.",
     "state": "Two runs over a split input equal one run over the whole.",
     "files": "Every file is the one that was exported.",
@@ -28,7 +29,7 @@ CLAUSES = {
 }
 """What each clause claims, in the order of the proof."""
 
-CORE = tuple(name for name in CLAUSES if name not in ("quality", "state", "files", "assets"))
+CORE = tuple(name for name in CLAUSES if name not in ("range", "quality", "state", "files", "assets"))
 """The clauses that every transformer is asked."""
 
 WORDS = {"pass": "pass", "fail": "fail", "not applicable": "n/a"}

@@ -11,6 +11,7 @@ import numpy as np
 
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES, check_names
+from trueport.proof.clauses.ranges import HALF, own_dtype
 from trueport.proof.inputs import Batch, Inputs, Limits, left
 from trueport.proof.quantised import Quantised
 from trueport.proof.quantised import ask as ask_quantised
@@ -71,9 +72,11 @@ def prove(
     if quantised is not None:
         asked = replace(asked, quantised=quantised, tolerance=quantised_tolerance(quantised))
     component = "encoder, decoder" if role == "seq2seq" else "model"
+    narrow = asked.own is not None and own_dtype(asked.own) in HALF
+    rare = {"quality": quantised is not None, "range": narrow}  # left out where they have nothing to ask, unless named
     results = []
     for name in check_names(clauses):
-        if name == "quality" and quantised is None and clauses is None:
+        if clauses is None and name in rare and not rare[name]:
             continue
         if progress is not None:
             progress(name)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trueport.interface import Interface
     from trueport.roles import Component
     from trueport.runtime.protocol import Session
+    from trueport.targets.quantized import Gate
 
 Again = Callable[[Mapping[str, Any]], set[str]]
 """Changed options to the names of the clauses that fail with them."""
@@ -46,15 +47,20 @@ class Lowered:
 class Target(Protocol):
     """A runtime to export to.
 
-    One that has a method ``check(options)`` quantises: it refuses what it cannot do before the model is loaded, and
-    names what it did under ``quantize`` in the ``extra`` of what it lowered.
+    What it quantised it names under ``quantize`` in the ``extra`` of what it lowered.
 
     Attributes:
         packages: the distributions whose versions the manifest names.
+        gates: by the name of each kind of quantisation, what it has to keep; none for a target that quantises nothing.
     """
 
     name: str
     packages: tuple[str, ...]
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """See above."""
+        ...
 
     def components(
         self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]

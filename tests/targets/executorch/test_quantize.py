@@ -14,10 +14,10 @@ import trueport
 from tests import zoo
 from tests.conftest import EXAMPLES
 from trueport.errors import ArtifactError, ProofError, TrueportError
-from trueport.proof.clauses.quality import GATES, POSITIONS, divergence
+from trueport.proof.clauses.quality import POSITIONS, divergence
 from trueport.proof.quantised import Quantised, quantised_of, tolerance
 from trueport.targets.executorch import quantize
-from trueport.targets.executorch.quantize import KINDS, quantized
+from trueport.targets.executorch.quantize import GATES, KINDS, quantized
 
 pytest.importorskip("executorch")
 
@@ -26,8 +26,8 @@ pytest.importorskip("executorch")
     ("options", "words"),
     [
         ({"to": "executorch", "quantize": "int3"}, "There is no quantisation int3. Choose from 8da8w, 8da4w, int8."),
-        ({"to": "onnx", "quantize": "8da8w"}, "The target onnx takes no --quantize."),
-        ({"to": "onnx,executorch", "quantize": "8da8w"}, "The target onnx takes no --quantize."),
+        ({"to": "onnx", "quantize": "8da8w"}, "There is no quantisation 8da8w for the target onnx. Choose from int8, "),
+        ({"to": "onnx,executorch", "quantize": "int8"}, "--quantize int8 is for one target at a time."),
         ({"to": "executorch", "quantize": "int8", "backend": "portable"}, "runs on XNNPACK's kernels"),
     ],
 )
@@ -98,11 +98,14 @@ def test_divergence_is_that_of_torch():
 
 def test_a_manifest_cannot_choose_its_gate_or_its_tolerance():
     with pytest.raises(ArtifactError, match="there is no gate"):
-        quantised_of({"quantize": {"kind": "anything", "layers": []}})
-    assert quantised_of({}) is None
-    many = quantised_of({"quantize": {"kind": "8da8w", "layers": ["x"] * 10**5}})
-    assert many is not None and many.layers == 10_000
-    assert tolerance(Quantised("8da8w", 16)).budget("logits", 1.0) == pytest.approx(4 / 256)
+        quantised_of({"quantize": {"kind": "anything", "layers": []}}, GATES)
+    for broken in ("8da8w", {"kind": "8da8w"}, {"layers": 3}, []):
+        with pytest.raises(ArtifactError, match="names no kind and layers"):
+            quantised_of({"quantize": broken}, GATES)
+    assert quantised_of({}, GATES) is None
+    many = quantised_of({"quantize": {"kind": "8da8w", "layers": ["x"] * 10**5, "gate": {"agreement": 0}}}, GATES)
+    assert many is not None and many.layers == 10_000 and many.gate == GATES["8da8w"]
+    assert tolerance(Quantised("8da8w", 16, GATES["8da8w"])).budget("logits", 1.0) == pytest.approx(4 / 256)
 
 
 def _export(name: str, kind: str, out: Path, **options: Any) -> trueport.Artifact:

@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked
-from trueport.proof.clauses import cache, causal, finite, generate, inert, padding, quality, shapes, state, window
+from trueport.proof.clauses import (
+    cache,
+    causal,
+    finite,
+    generate,
+    inert,
+    padding,
+    quality,
+    ranges,
+    shapes,
+    state,
+    window,
+)
 from trueport.proof.result import Case
 
 CLAUSES: dict[str, Callable[[Asked], Sequence[Case]]] = {
@@ -18,6 +30,7 @@ CLAUSES: dict[str, Callable[[Asked], Sequence[Case]]] = {
     "window": window.ask,
     "generate": generate.ask,
     "finite": finite.ask,
+    "range": ranges.ask,
     "state": state.ask,
     "quality": quality.ask,
 }

@@ -47,19 +47,19 @@ def ask(asked: Asked) -> list[Case]:
 def _way(asked: Asked, name: str, options: dict[str, Any]) -> Case:
     """All prompts under one way to choose tokens; as many at once as the artefact takes."""
     beams = options["num_beams"]
-    prompts = asked.prompts if beams == 1 else min(asked.prompts, BEAMED)
+    many = asked.prompts if beams == 1 else min(asked.prompts, BEAMED)
     rows = asked.inputs.limits.rows
-    at_once = prompts if rows is None else min(prompts, max(rows // beams, 1))
+    at_once = many if rows is None else min(many, max(rows // beams, 1))
     if rows is not None and beams > rows:
         options = options | {"num_beams": rows}
     cases = []
-    for start in range(0, prompts, at_once):
-        batch = _prompts(asked, f"prompts {start}" if start else "prompts", min(at_once, prompts - start))
+    for start in range(0, many, at_once):
+        batch = prompts(asked, f"prompts {start}" if start else "prompts", min(at_once, many - start))
         cases.append(_one(asked, batch, options))
     worst = max(cases, key=lambda case: case.ratio)
     notes = "; ".join(dict.fromkeys(case.note for case in cases if case.note))
     wrong = None if worst.error is None else sum(case.error or 0.0 for case in cases)
-    told = replace(worst, case=f"{name}, {prompts} prompts", error=wrong, note=notes)
+    told = replace(worst, case=f"{name}, {many} prompts", error=wrong, note=notes)
     if asked.quantised is None or wrong is None:
         return told
     tokens = sum(case.budget for case in cases)
@@ -68,7 +68,8 @@ def _way(asked: Asked, name: str, options: dict[str, Any]) -> Case:
     return replace(told, budget=tokens, note=note)
 
 
-def _prompts(asked: Asked, name: str, count: int) -> Batch:
+def prompts(asked: Asked, name: str, count: int) -> Batch:
+    """``count`` ragged prompts, padded left for a decoder and right for an encoder."""
     if asked.role == "seq2seq":
         length = asked.inputs.fits(9)
         pads = [0, min(4, length - 1), min(2, length - 1)]
@@ -80,7 +81,12 @@ def _prompts(asked: Asked, name: str, count: int) -> Batch:
 def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     assert asked.own is not None and asked.exact is not None
     name = "prompts"
-    wanted = generate(asked.own.model, batch, options)
+    try:
+        wanted = generate(asked.own.model, batch, options)
+    except RuntimeError:
+        if all(np.isfinite(value).all() for value in asked.own.forward(batch).values()):
+            raise
+        raise NotApplicableError("the original's own logits are not finite: see range") from None
     try:
         got = generate(asked.runnable, batch, options)
     except (TrueportError, RuntimeError, ValueError, IndexError) as error:  # torch will not sample from NaN

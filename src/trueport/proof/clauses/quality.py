@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.clauses.generate import prompts
 from trueport.proof.clauses.shapes import AFFORDABLE
 from trueport.proof.inputs import Batch, holes, left, right
 from trueport.proof.result import Case
 from trueport.roles.windows import rope_limits, windows
+from trueport.targets.quantized import Gate
 
 POSITIONS = 256
 """Real positions of each output that are compared at the least: one that disagrees is 0.4 %."""
 MOST = 200
 """Batches at the most, for outputs that have one position for each row under ``--max-batch 1``."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a quantised artefact must keep.
-
-    Attributes:
-        agreement: share of positions whose likeliest entry is the original's, at the least.
-        divergence: mean Kullback-Leibler divergence of the artefact's distribution from the original's, nats, at the
-            most.
-        distance: mean relative distance of vectors that are no distribution, such as hidden states, at the most.
-        because: where these numbers come from.
-    """
-
-    agreement: float
-    divergence: float
-    distance: float
-    because: str
-
-
-GATES = {
-    "8da8w": Gate(0.90, 0.02, 0.10, "8 bits move a choice only between near ties, of which drawn tokens make many"),
-    "8da4w": Gate(0.85, 0.15, 0.25, "4 bits are 16 steps: a token in seven may move where several were about as likely"),
-    "int8": Gate(0.85, 0.05, 0.15, "one scale for all tokens costs about a bit more than a scale for each"),
-}  # fmt: skip
-"""The gate of each kind of quantisation."""
+GENERATED = 128
+"""Tokens of the original's own greedy continuations that are compared at the least."""
+CONTINUED = 12
+"""New tokens of each prompt at the most."""
+PROMPTED = 32
+"""Batches of prompts at the most, for models that end at once."""
 
 
 @dataclass
@@ -57,12 +39,19 @@ class _Compared:
 
 
 def ask(asked: Asked) -> list[Case]:
-    """Top-1 agreement and mean divergence of every output that is a distribution; else the distance of every output."""
+    """Top-1 agreement and mean divergence of every output that is a distribution; else the distance of every output.
+
+    Of a model that generates, also the agreement along its own continuations of prompts.
+    """
     if asked.quantised is None:
         raise NotApplicableError("nothing in it is quantised")
     asked.require_original()
-    assert asked.own is not None
-    gate = GATES[asked.quantised.kind]
+    return distributions(asked, POSITIONS) + (_generated(asked) if asked.role in ("decoder", "seq2seq") else [])
+
+
+def distributions(asked: Asked, positions: int) -> list[Case]:
+    """The part of ``ask`` that takes tokens as they are drawn, at so many positions or a few more."""
+    assert asked.own is not None and asked.quantised is not None
     names = [name for name in asked.outputs if "logits" in name and asked.outputs[name][-1] != 1]
     compared = {name: _Compared() for name in names or asked.outputs}
     for batch in _batches(asked):
@@ -72,9 +61,9 @@ def ask(asked: Asked) -> list[Case]:
             return [asked.refused("padded batches", batch, error)]
         for name, found in compared.items():
             _add(found, batch, got[name], wanted[name], asked.real(name, batch), is_distribution=bool(names))
-        if all(len(found.values) >= POSITIONS for found in compared.values()):
+        if all(len(found.values) >= positions for found in compared.values()):
             break
-    return [case for name, found in compared.items() for case in _cases(asked, name, found, gate)]
+    return [case for name, found in compared.items() for case in _cases(asked, name, found, asked.quantised.gate)]
 
 
 def _batches(asked: Asked) -> Iterator[Batch]:
@@ -128,6 +117,64 @@ def _add(
         found.values += values.tolist()
         if float(values.max()) > found.worst[0]:
             found.worst = (float(values.max()), batch.take([row]))
+
+
+def _generated(asked: Asked) -> list[Case]:
+    """Choices along the original's greedy continuations of prompts, each given the original's tokens before it.
+
+    Left to itself, an artefact that chooses otherwise once goes on elsewhere, and all later tokens count against it:
+    that share is a figure of ``generate``. Given the same tokens, every choice is judged for itself.
+    """
+    assert asked.own is not None and asked.quantised is not None
+    begun = 1 if asked.role == "seq2seq" else 7
+    new = asked.inputs.target_fits(begun + CONTINUED) - begun
+    if new < 1:
+        return []
+    wrong = total = 0
+    worst: tuple[int, Batch | None] = (0, None)
+    for index in range(PROMPTED):
+        batch = prompts(asked, f"quality prompts {index}", min(asked.inputs.limits.rows or 8, 8))
+        told, counted = _continued(asked, batch, new)
+        try:
+            got = asked.ask(told)["logits"]
+        except TrueportError as error:
+            return [asked.refused("prompts", told, error)]
+        differ = got.argmax(-1) != asked.own.forward(told)["logits"].argmax(-1)
+        differ = differ[:, -counted.shape[1] - 1 : -1] & counted
+        wrong, total = wrong + int(differ.sum()), total + int(counted.sum())
+        row = int(differ.sum(axis=1).argmax())
+        if differ[row].sum() > worst[0]:
+            worst = (int(differ[row].sum()), told.take([row]))
+        if total >= GENERATED:
+            break
+    gate = asked.quantised.gate
+    share = wrong / total
+    note = (
+        f"{1 - share:.4f} of {total} choices along the original's greedy continuations are the original's; the gate "
+        f"asks for {gate.generated:g} or more: {gate.because}"
+    )
+    shown = None if worst[1] is None else worst[1].to_json()
+    return [Case("generated-token disagreement", share, round(1 - gate.generated, 6), shown, note)]
+
+
+def _continued(asked: Asked, batch: Batch, new: int) -> tuple[Batch, np.ndarray]:
+    """The batch with the original's likeliest tokens behind it, and which of these come before an end or are one."""
+    assert asked.own is not None
+    ends = np.atleast_1d(getattr(asked.config, "eos_token_id", None) or [])
+    told = batch if batch.target is None else replace(batch, target=batch.target[:, :1])
+    going, counted = np.ones(batch.size, dtype=bool), []
+    for _ in range(new):
+        token = asked.own.forward(told)["logits"][:, -1].argmax(-1)[:, None]
+        counted.append(going)
+        going = going & ~np.isin(token[:, 0], ends)
+        if told.target is not None:
+            told = replace(told, target=np.concatenate([told.target, token], axis=1))
+        else:
+            mask = np.concatenate([told.mask, np.ones_like(told.mask[:, :1])], axis=1)
+            told = replace(told, ids=np.concatenate([told.ids, token], axis=1), mask=mask)
+        if not going.any():
+            break
+    return told, np.stack(counted, axis=1)
 
 
 def divergence(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from trueport.capture import Captured
     from trueport.interface import Interface
+    from trueport.proof.calibration import Original
     from trueport.roles import Component
     from trueport.roles.bounded import Bounds
-    from trueport.targets.executorch.calibrate import Original
-    from trueport.targets.executorch.quantize import Quantized
     from trueport.targets.executorch.session import ProgramSession
+    from trueport.targets.quantized import Gate, Quantized
 
 FOLDER = "executorch"
 """Where the program lies in the artefact."""
@@ -49,15 +49,22 @@ class ExecutorchTarget:
         kind = options.get("quantize")
         if kind is None:
             return components(model, self.bounds(options), untrained=untrained)
+        from trueport.proof.calibration import Original
         from trueport.roles import role_of
-        from trueport.targets.executorch.calibrate import Original
         from trueport.targets.executorch.quantize import quantized
 
-        self._original = Original(model.config, role_of(model))
+        self._original = Original(model.config, role_of(model), tuple(options.get("prompts") or ()))
         model, self._quantized = quantized(model, kind)
         parts = components(model, self.bounds(options), untrained=untrained)
         self._parts = {part.name: part for part in parts}
         return parts
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """What each kind of quantisation has to keep."""
+        from trueport.targets.executorch.quantize import GATES
+
+        return GATES
 
     def bounds(self, options: Mapping[str, Any]) -> Bounds:
         """The largest sizes to plan memory for; ``options``: ``max_batch``, ``max_length``."""
@@ -96,7 +103,7 @@ class ExecutorchTarget:
         if options.get("quantize") is not None:
             from trueport.targets.executorch.quantize import check_options
 
-            check_options(options["quantize"], options.get("backend"))
+            check_options(options["quantize"], options.get("backend"), options.get("calibration") is not None)
 
     def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
         """Whether the portable kernels fail too, and which of XNNPACK's operators is guilty where they do not.

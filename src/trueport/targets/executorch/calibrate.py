@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,23 +12,11 @@ from torch import nn
 
 from trueport.capture import Captured, capture
 from trueport.interface import Interface
+from trueport.proof.calibration import Original, batches
 from trueport.roles.component import Component
 
 if TYPE_CHECKING:
     from trueport.proof.inputs import Batch
-
-SEED = 4711
-"""Not the proof's: a scale must not be chosen on the inputs that judge it."""
-BATCHES = 8
-"""Ragged padded batches per program; the ranges of linear layers' activations hardly grow after the first few."""
-
-
-@dataclass(frozen=True)
-class Original:
-    """What calibration must know of the model: its config and its role."""
-
-    config: Any
-    role: str
 
 
 class _Program(nn.Module):
@@ -63,7 +51,7 @@ def calibrated(captured: Sequence[Captured], components: Mapping[str, Component]
     # A program's caches are its buffers: what calibration leaves in them must not be exported.
     before = [(buffer, buffer.clone()) for part in captured for buffer in _kept(prepared[part.name], part.interface)]
     with torch.no_grad():
-        for batch in _batches(interfaces, original):
+        for batch in batches(interfaces, original):
             _run(prepared, interfaces, batch)
         for buffer, value in before:
             buffer.copy_(value)
@@ -97,30 +85,6 @@ def _kept(module: nn.Module, interface: Interface) -> list[torch.Tensor]:
     return [buffer for name, buffer in module.named_buffers() if name.rpartition(".")[2] in names]
 
 
-def _batches(interfaces: Mapping[str, Interface], original: Original) -> list[Batch]:
-    """Rows padded left for a decoder, right otherwise, as the proof draws them."""
-    from trueport.proof.inputs import Inputs, Limits, left, right
-
-    first = interfaces.get("encoder", next(iter(interfaces.values())))
-    last = interfaces.get("decoder", first)
-    side = "encoder_sequence_length" if original.role == "seq2seq" else "sequence_length"
-    bounds = {dimension.name: dimension for dimension in first.dimensions}
-    bounds |= {d.name: d for d in last.dimensions if d.name != side}
-    maximum = {name: dimension.maximum for name, dimension in bounds.items()}
-    shortest = max(bounds[side].minimum, 1) if side in bounds else 1
-    limits = Limits(maximum.get(side), maximum.get("sequence_length"), shortest, maximum.get("batch_size"))
-    source = first.inputs[0]
-    features = tuple(source.shape[1:]) if len(source.shape) == 3 else None
-    inputs = Inputs(
-        original.config, original.role, SEED, limits, features=features,  # type: ignore[arg-type]
-        typed=first.has_input("token_type_ids"),
-    )  # fmt: skip
-    pad = left if original.role == "decoder" else right
-    length = inputs.fits(24)
-    pads = [0, length // 3] if first.has_input("attention_mask") else [0, 0]
-    return [inputs.draw(f"calibration {index}", pad(length, pads), target=12) for index in range(BATCHES)]
-
-
 def _run(programs: Mapping[str, Any], interfaces: Mapping[str, Interface], batch: Batch) -> None:
     """One batch through every program, the encoder's answer into the decoder."""
     feeds = {
@@ -137,7 +101,7 @@ def _run(programs: Mapping[str, Any], interfaces: Mapping[str, Interface], batch
                 "decoder_attention_mask": np.ones_like(batch.decoded),
                 "encoder_attention_mask": batch.mask,
             }
-        elif batch.ids.ndim == 3:
+        elif batch.ids.ndim > 2:
             feeds = {interface.inputs[0].name: batch.ids}
         given = {pair.input: answers[pair.output] for pair in interface.state}
         args = [given[t.name] if t.name in given else torch.from_numpy(feeds[t.name]) for t in interface.inputs]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.errors import TrueportError
 from trueport.targets import Again, Lowered
 
 if TYPE_CHECKING:
@@ -14,8 +13,10 @@ if TYPE_CHECKING:
 
     from trueport.capture import Captured
     from trueport.interface import Interface
+    from trueport.proof.calibration import Original
     from trueport.roles import Component
     from trueport.targets.onnx.session import OnnxSession
+    from trueport.targets.quantized import Gate
 
 FOLDER = "onnx"
 """Where the graphs lie in the artefact."""
@@ -28,28 +29,49 @@ class OnnxTarget:
     links = True
     packages = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
+    def __init__(self) -> None:
+        self._original: Original | None = None
+
     def components(
         self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
     ) -> list[Component]:
         """Graphs of any batch and length, whose cache goes in and out."""
-        from trueport.roles import components
+        from trueport.proof.calibration import Original
+        from trueport.roles import components, role_of
 
+        self._original = Original(model.config, role_of(model), tuple(options.get("prompts") or ()))
         return components(model, untrained=untrained)
 
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """What each kind of quantisation has to keep."""
+        from trueport.targets.onnx.quantize import GATES
+
+        return GATES
+
     def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse a quantisation: these graphs stay as they are."""
+        """Refuse a quantisation that graphs do not have, before the model is loaded."""
         if options.get("quantize") is not None:
-            raise TrueportError("The target onnx takes no --quantize", "Leave it out, or give --to executorch alone.")
+            from trueport.targets.onnx.quantize import check_options
+
+            check_options(options["quantize"], options.get("calibration") is not None)
 
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write ``onnx/*.onnx`` and the data files they share; ``options``: ``opset``, ``weights``, ``meter``."""
         from trueport.targets.onnx.lower import DEFAULT_OPSET, lower
-        from trueport.targets.onnx.weights import save
+        from trueport.targets.onnx.plan import quantised
+        from trueport.targets.onnx.weights import WORTH_TAKING, save
 
         graphs = [lower(program, opset=options.get("opset") or DEFAULT_OPSET) for program in captured]
+        kind, told = options.get("quantize"), {}
+        if kind is not None:
+            assert self._original is not None
+            told["quantize"] = quantised(graphs, kind, self._original).to_json()
         (folder / FOLDER).mkdir()
-        saved = save(graphs, folder / FOLDER, options.get("weights") or "auto", options.get("meter"))
-        extra = {"weights": saved.to_json(FOLDER)} if saved.linked else {}
+        # Beside quantised weights a checkpoint's file is worth its bytes only where all of them are used.
+        worth = WORTH_TAKING if kind is None else 1.0
+        saved = save(graphs, folder / FOLDER, options.get("weights") or "auto", options.get("meter"), worth=worth)
+        extra = told | ({"weights": saved.to_json(FOLDER)} if saved.linked else {})
         return {
             graph.name: Lowered(
                 f"{FOLDER}/{graph.stem}.onnx", graph.interface, len(graph.model.graph), graph.guards, extra

@@ -27,13 +27,14 @@ DEFAULT_OPSET = 23
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX model of one component, its weights still in memory."""
+    """An ONNX model of one component, its weights still in memory; ``weights`` are the names of the model's own."""
 
     name: str
     stem: str
     model: ir.Model
     interface: Interface
     guards: tuple[int, ...] = ()
+    weights: frozenset[str] = frozenset()
 
 
 def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = False) -> Graph:
@@ -62,7 +63,7 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = Fal
         _strip(model)
     _name_axes(model, captured.interface)
     _refuse_constants(model, captured)
-    return Graph(captured.name, captured.stem, model, captured.interface, captured.guards)
+    return Graph(captured.name, captured.stem, model, captured.interface, captured.guards, frozenset(weights))
 
 
 def _convert(captured: Captured, opset: int) -> ir.Model:

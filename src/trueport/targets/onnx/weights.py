@@ -85,7 +85,14 @@ class Saved:
         return {"linked": self.mode == "link", "files": files, "written": self.written}
 
 
-def save(graphs: Sequence[Graph], folder: Path, mode: str = "auto", meter: Meter | None = None) -> Saved:
+def save(
+    graphs: Sequence[Graph],
+    folder: Path,
+    mode: str = "auto",
+    meter: Meter | None = None,
+    *,
+    worth: float = WORTH_TAKING,
+) -> Saved:
     """Write ``<stem>.onnx`` for each graph and, where needed, the data files that all of them share.
 
     Args:
@@ -93,6 +100,7 @@ def save(graphs: Sequence[Graph], folder: Path, mode: str = "auto", meter: Meter
         folder: an existing folder.
         mode: how a checkpoint's files come along, one of ``files.MODES``; ``auto`` leaves small single graphs whole.
         meter: told of bytes as they are done.
+        worth: the share of a checkpoint's file that the graphs have to use for it to come along.
     """
     values = [value for graph in graphs for value in graph.model.graph.initializers.values()]
     tensors = {_key(value.const_value): value.const_value for value in values if value.const_value is not None}
@@ -101,7 +109,7 @@ def save(graphs: Sequence[Graph], folder: Path, mode: str = "auto", meter: Meter
     saved = Saved()
     if len(graphs) > 1 or total > INLINE_LIMIT or (linked and mode != "auto"):
         # transformers.js looks for <graph>.onnx_data and .onnx_data_1; the last graph holds most of the weights.
-        saved = _externalize(values, folder, f"{graphs[-1].stem}.onnx_data", mode, meter or Meter())
+        saved = _externalize(values, folder, f"{graphs[-1].stem}.onnx_data", mode, meter or Meter(), worth)
         saved.linked = linked
     for graph in graphs:
         ir.save(graph.model, folder / f"{graph.stem}.onnx")
@@ -112,12 +120,12 @@ def _key(tensor: Any) -> Any:
     return tensor.key if isinstance(tensor, WeightTensor) else id(tensor)
 
 
-def _externalize(values: Sequence[ir.Value], folder: Path, stem: str, mode: str, meter: Meter) -> Saved:
+def _externalize(values: Sequence[ir.Value], folder: Path, stem: str, mode: str, meter: Meter, worth: float) -> Saved:
     """Point the large initializers at files that lie in ``folder``."""
     large = [value for value in values if _is_large(value.const_value)]
     names: dict[Path, str] = {}
     saved = Saved(mode="written")
-    for path in _worth_taking(large):
+    for path in _worth_taking(large, worth):
         names[path] = stem + (f"_{len(names)}" if names else "")
     rest = [value for value in large if _path(value) not in names]
     parts, placed = _parts(rest)
@@ -148,13 +156,13 @@ def _path(value: ir.Value) -> Path | None:
     return None if span is None else span.path
 
 
-def _worth_taking(values: Sequence[ir.Value]) -> list[Path]:
+def _worth_taking(values: Sequence[ir.Value], worth: float) -> list[Path]:
     """The checkpoint's files of which the graphs use enough, in order of their names."""
     used: dict[Path, int] = {}
     spans: set[Any] = {getattr(value.const_value, "span", None) for value in values} - {None}
     for span in spans:
         used[span.path] = used.get(span.path, 0) + span.nbytes
-    return sorted(path for path, count in used.items() if count >= WORTH_TAKING * path.stat().st_size)
+    return sorted(path for path, count in used.items() if count >= worth * path.stat().st_size)
 
 
 def _parts(values: Sequence[ir.Value]) -> tuple[list[Part], list[str]]:

@@ -1,0 +1,99 @@
+"""The inputs that a quantisation is made on, never those that judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueport.errors import TrueportError
+from trueport.interface import Interface
+from trueport.proof.inputs import Batch, Inputs, Limits, left, right
+
+SEED = 4711
+"""Not the proof's: a scale must not be chosen on the inputs that judge it."""
+BATCHES = 8
+"""Ragged padded batches per program; the ranges of linear layers' activations hardly grow after the first few."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """What calibration must know of the model: its config, its role, and the tokens of given prompts, if any."""
+
+    config: Any
+    role: str
+    prompts: tuple[tuple[int, ...], ...] = ()
+
+
+def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> tuple[tuple[int, ...], ...]:
+    """The tokens of the prompts to calibrate on.
+
+    Args:
+        given: the texts, or a UTF-8 file with one in each line.
+        tokenizer: of the model.
+
+    Raises:
+        TrueportError: there is no tokenizer, no such file, or no token in it.
+    """
+    if tokenizer is None:
+        raise TrueportError("The model has no tokenizer to read the calibration's prompts with", "Leave them out.")
+    if not isinstance(given, str | Path):
+        texts = list(given)
+    else:
+        try:
+            texts = Path(given).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise TrueportError(
+                f"{given} cannot be read: {reason}", "Give a text file, a prompt in each line."
+            ) from error
+    rows = tuple(tuple(tokenizer(text)["input_ids"]) for text in texts if str(text).strip())
+    if not any(rows):
+        raise TrueportError("The calibration has no prompts", "Give a text file, a prompt in each line.")
+    return tuple(row for row in rows if row)
+
+
+def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Batch]:
+    """Rows padded left for a decoder, right otherwise: the given prompts, two by two, or as the proof draws them.
+
+    Raises:
+        TrueportError: prompts are given for a model that reads no tokens.
+    """
+    first = interfaces.get("encoder", next(iter(interfaces.values())))
+    last = interfaces.get("decoder", first)
+    side = "encoder_sequence_length" if original.role == "seq2seq" else "sequence_length"
+    bounds = {dimension.name: dimension for dimension in first.dimensions}
+    bounds |= {d.name: d for d in last.dimensions if d.name != side}
+    maximum = {name: dimension.maximum for name, dimension in bounds.items()}
+    shortest = max(bounds[side].minimum, 1) if side in bounds else 1
+    limits = Limits(maximum.get(side), maximum.get("sequence_length"), shortest, maximum.get("batch_size"))
+    source = first.inputs[0]
+    features = tuple(source.shape[1:]) if len(source.shape) > 2 else None
+    inputs = Inputs(
+        original.config, original.role, SEED, limits, features=features,  # type: ignore[arg-type]
+        typed=first.has_input("token_type_ids"),
+    )  # fmt: skip
+    pad = left if original.role == "decoder" else right
+    if original.prompts:
+        if features is not None:
+            raise TrueportError("The model reads no tokens to calibrate on", "Leave the calibration's prompts out.")
+        rows = 2 if first.has_input("attention_mask") and maximum.get("batch_size") != 1 else 1
+        given = [original.prompts[start : start + rows] for start in range(0, len(original.prompts), rows)]
+        return [_told(inputs, f"calibration {index}", prompts, pad) for index, prompts in enumerate(given)]
+    length = inputs.fits(24)
+    pads = [0, length // 3] if first.has_input("attention_mask") else [0, 0]
+    return [inputs.draw(f"calibration {index}", pad(length, pads), target=12) for index in range(BATCHES)]
+
+
+def _told(inputs: Inputs, name: str, prompts: Sequence[Sequence[int]], pad: Callable[..., np.ndarray]) -> Batch:
+    """A batch of prompts, as much of each as fits."""
+    length = inputs.fits(max(len(prompt) for prompt in prompts))
+    mask = pad(length, [max(length - len(prompt), 0) for prompt in prompts])
+    batch = inputs.draw(name, mask, target=12)
+    ids = batch.ids.copy()
+    for row, prompt in enumerate(prompts):
+        ids[row, mask[row] == 1] = prompt[:length]
+    return replace(batch, ids=ids)

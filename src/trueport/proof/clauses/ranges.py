@@ -1,0 +1,146 @@
+"""``range``: in float16 and bfloat16, which layer's numbers would not fit, seen before they are rounded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.clauses.finite import extremes
+from trueport.proof.inputs import Batch, left
+from trueport.proof.reference import Reference
+from trueport.proof.result import Case
+
+HALF = (torch.float16, torch.bfloat16)
+FILLS = torch.finfo(torch.float32).min / 2
+"""What lies below hides a key from a softmax: a fill value in the dtype's own limits, no activation."""
+Place = tuple[str, str, int]
+"""A module's path, whether it is what the module ``takes`` or ``gives``, and which tensor of these."""
+Seen = Callable[[Place, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The largest magnitude at a place, and the batch and row that reached it."""
+
+    size: float
+    batch: Batch
+    row: int
+
+
+def ask(asked: Asked) -> list[Case]:
+    """Every activation of the original, computed in float32, fits into the dtype of the export.
+
+    Where one does not, the case names the first such place in the order of the computation: what overflows later may
+    follow from it. An overflow that the original's own clamp catches, as T5's after its feed-forward layers, is told and
+    not held against the artefact, which clamps in the same places.
+    """
+    if asked.own is None:
+        raise NotApplicableError("needs the original: give --against MODEL")
+    dtype = own_dtype(asked.own)
+    if dtype not in HALF:
+        raise NotApplicableError("it computes in float32")
+    limit, name = torch.finfo(dtype).max, str(dtype).removeprefix("torch.")
+    lost = [path for path, weight in asked.own.model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if lost:
+        return [Case(f"weights in {name}", None, limit, None, f"{lost[0]} is not finite in {name}")]
+    batches = _batches(asked)
+    narrow = _narrow(asked.own, batches[0], dtype)
+    found = {place: reached for place, reached in _reached(asked.own, batches).items() if place in narrow}
+    over = [place for place, reached in found.items() if not reached.size <= limit]
+    if not over:
+        place = max(found, key=lambda place: found[place].size)
+        return [Case(f"{name} range", found[place].size, limit, None, f"largest where {_words(place)}")]
+    first = found[over[0]]
+    row = first.batch.take([first.row])
+    note = (
+        f"{_words(over[0])} {first.size:.4g}, the first of {len(over)} places past {name}'s {limit:.6g}; "
+        "give --dtype float32" + (" or bfloat16" if dtype == torch.float16 else "")
+    )
+    if _is_finite(asked.own, row):
+        note = f"{_words(over[0])} {first.size:.4g}, past {name}'s {limit:.6g}, which the original itself clamps"
+        return [Case(f"{name} range", 0.0, limit, row.to_json(), note)]
+    return [Case(f"{name} range", first.size, limit, row.to_json(), note)]
+
+
+def own_dtype(own: Reference) -> torch.dtype:
+    """The dtype of the original's weights."""
+    return next(own.model.parameters()).dtype
+
+
+def _batches(asked: Asked) -> list[Batch]:
+    """The extremes that ``finite`` asks, and a padded batch of ordinary tokens."""
+    length = asked.inputs.fits(24)
+    pads = [0, min(5, length - 1) if asked.masked else 0]
+    return [asked.inputs.draw("range", left(length, pads), target=12), *(batch for _, batch in extremes(asked))]
+
+
+def _narrow(own: Reference, batch: Batch, dtype: torch.dtype) -> set[Place]:
+    """The places whose tensors have the export's dtype; T5, for one, keeps some layers in float32."""
+    found: set[Place] = set()
+
+    def seen(place: Place, tensor: torch.Tensor) -> None:
+        if tensor.dtype == dtype:
+            found.add(place)
+
+    with _watched(own.model, seen):
+        Reference(own.model, own.role, own.names).forward(batch)
+    return found
+
+
+def _reached(own: Reference, batches: Sequence[Batch]) -> dict[Place, Reached]:
+    """The largest magnitude at every place in float32, in the order of the computation."""
+    model = copy.deepcopy(own.model).float()
+    wide = Reference(model, own.role, own.names)
+    found: dict[Place, Reached] = {}
+    for batch in batches:
+
+        def seen(place: Place, tensor: torch.Tensor, batch: Batch = batch) -> None:
+            sizes = torch.where(tensor > FILLS, tensor.abs(), 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
+            rows = sizes.flatten(1).amax(1) if tensor.ndim > 1 and len(tensor) == batch.size else sizes.max()[None]
+            size, row = float(rows.max()), int(rows.argmax())
+            if place not in found or size > found[place].size:
+                found[place] = Reached(size, batch, row)
+
+        with _watched(model, seen):
+            wide.forward(batch)
+    return found
+
+
+@contextmanager
+def _watched(model: torch.nn.Module, seen: Seen) -> Iterator[None]:
+    """``seen`` is told of all floats that enter and leave every module."""
+
+    def tell(path: str, way: str, values: Any) -> None:
+        for index, tensor in enumerate(tree_leaves(values)):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel():
+                seen((path, way, index), tensor.detach())
+
+    handles = []
+    for path, module in model.named_modules():
+        if path:
+            taking = lambda _m, args, kwargs, path=path: tell(path, "takes", (args, kwargs))  # noqa: E731
+            giving = lambda _m, _a, output, path=path: tell(path, "gives", output)  # noqa: E731
+            handles += [
+                module.register_forward_pre_hook(taking, with_kwargs=True),
+                module.register_forward_hook(giving),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_finite(own: Reference, batch: Batch) -> bool:
+    return all(bool(torch.isfinite(torch.from_numpy(value)).all()) for value in own.forward(batch).values())
+
+
+def _words(place: Place) -> str:
+    return f"{place[0]} {place[1]}"

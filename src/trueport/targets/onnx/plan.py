@@ -1,0 +1,50 @@
+"""Which layer of an artefact's graphs takes which form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trueport.targets.onnx.layers import layers_of
+from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, Place, Range, check_graphs, quantise
+from trueport.targets.quantized import Quantized
+
+if TYPE_CHECKING:
+    from trueport.proof.calibration import Original
+    from trueport.targets.onnx.lower import Graph
+
+
+def quantised(graphs: Sequence[Graph], kind: str, original: Original) -> Quantized:
+    """Quantise graphs in place, and say what was done.
+
+    Raises:
+        LoweringError: there is nothing to quantise, or it is not in float32.
+    """
+    check_graphs(graphs, kind)
+    found = {graph.name: layers_of(graph) for graph in graphs}
+    left = {path: why for _, reasons in found.values() for path, why in reasons.items()}
+    places = [(name, layer.path) for name, (layers, _) in found.items() for layer in layers]
+    forms: Mapping[Place, str] = dict.fromkeys(places, kind)
+    ranges: Mapping[Place, Range] = {}
+    why = ""
+    if kind == STATIC:
+        from trueport.targets.onnx.trial import ranges as measured
+
+        ranges = measured(graphs, original)
+        forms = {place: STATIC if place in ranges else FLOAT for place in places}
+        why = "no input of the calibration reaches it"
+    elif kind == "auto":
+        from trueport.targets.onnx.search import searched
+
+        forms = searched(graphs, original, GATES[kind])
+        why = "the gate does not hold with it in 8 bits"
+    for graph in graphs:
+        quantise(graph, forms.__getitem__, ranges)
+    left |= {path: why for (_, path), form in forms.items() if form == FLOAT}
+    layers = tuple(dict.fromkeys(path for (_, path), form in forms.items() if form != FLOAT))
+    return Quantized(kind, layers, left, GATES[kind], _forms(forms) if kind == "auto" else {})
+
+
+def _forms(forms: Mapping[Place, str]) -> dict[str, Any]:
+    """The layers of each form that a search chose."""
+    return {"forms": {form: [path for (_, path), own in forms.items() if own == form] for form in BITS}}

@@ -1,0 +1,139 @@
+"""``--quantize auto``: the fewest bytes with which the gate holds.
+
+All layers begin in 4 bits. What costs the most divergence for each byte that it saves goes to 8 bits first; where the
+gate does not hold with all layers in 8 bits, it goes on to float in the same way. How much a layer costs is measured one
+layer at a time, how far to go by bisection, with the very graphs that would be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trueport.proof.calibration import SEED, Original
+from trueport.proof.clauses.quality import ask, distributions
+from trueport.proof.inputs import Batch
+from trueport.proof.quantised import Quantised
+from trueport.proof.result import Case
+from trueport.proof.run import asked_of
+from trueport.proof.subject import Subject, subject_of
+from trueport.targets.onnx.blocks import in_blocks, restored
+from trueport.targets.onnx.layers import layers_of
+from trueport.targets.onnx.quantize import BITS, FLOAT, Place, quantise
+from trueport.targets.onnx.session import from_numpy
+from trueport.targets.onnx.trial import TrialSession, opened, opened_up, opening
+
+if TYPE_CHECKING:
+    from trueport.proof.asked import Asked
+    from trueport.targets.onnx.lower import Graph
+    from trueport.targets.quantized import Gate
+
+MARGIN = 0.75
+"""Share of the gate that a plan may use up on the calibration's inputs: those of the proof are others."""
+POSITIONS = 48
+"""Real positions at which the cost of one layer is measured."""
+REMEMBERED = 2**30
+"""Bytes of the float graphs' answers that are kept."""
+Forms = dict[Place, str]
+
+
+class Remembered:
+    """The float graphs, which are asked the same again and again."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self._answers: dict[tuple[bytes, ...], dict[str, np.ndarray]] = {}
+        self._held = 0
+
+    def forward(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Outputs by name, float64."""
+        parts = (batch.ids, batch.mask, batch.target, batch.types)
+        key = tuple(b"" if part is None else part.tobytes() + str(part.shape).encode() for part in parts)
+        found = self._answers.get(key)
+        if found is None:
+            found = dict(self.subject.forward(batch))
+            size = sum(value.nbytes for value in found.values())
+            if self._held + size <= REMEMBERED:
+                self._answers[key], self._held = found, self._held + size
+        return {name: value.astype(np.float64) for name, value in found.items()}
+
+
+def searched(graphs: Sequence[Graph], original: Original, gate: Gate) -> Forms:
+    """The form of each layer; all in float where nothing else holds the gate."""
+    with opened(graphs, opened_up) as sessions:
+        own = Remembered(subject_of(original.role, sessions))
+        asked = asked_of(sessions, original.role, original.config, None, None, "float32", 1, seed=SEED)
+        asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate))  # type: ignore[arg-type]
+        layers = {(graph.name, layer.path): layer for graph in graphs for layer in layers_of(graph)[0]}
+        if _holds(graphs, asked, dict.fromkeys(layers, "int4")):
+            return dict.fromkeys(layers, "int4")
+        eight = _holds(graphs, asked, dict.fromkeys(layers, "int8"))
+        before, after = ("int4", "int8") if eight else ("int8", FLOAT)
+        order = _cheapest(graphs, sessions, asked, before, after)
+        return _fewest(graphs, asked, dict.fromkeys(layers, before), order, after)
+
+
+def _fewest(graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence[Place], after: str) -> Forms:
+    """``forms`` with the shortest beginning of ``order`` in the form ``after`` with which the gate holds.
+
+    By bisection, as if more of ``order`` were never worse; what comes out was tried, or is the whole.
+    """
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _holds(graphs, asked, forms | dict.fromkeys(order[:middle], after)):
+            high = middle
+        else:
+            low = middle
+    return forms | dict.fromkeys(order[:high], after)
+
+
+def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str]) -> bool:
+    """Whether graphs in these forms keep within the margin of the gate."""
+
+    def change(graph: Graph) -> Graph:
+        quantise(graph, forms.__getitem__)
+        return graph
+
+    if all(form == FLOAT for form in forms.values()):
+        return True
+    with opened(graphs, change) as sessions:
+        cases = ask(replace(asked, subject=subject_of(asked.role, sessions)))
+    return all(case.ratio <= MARGIN for case in cases)
+
+
+def _cheapest(
+    graphs: Sequence[Graph], sessions: Mapping[str, TrialSession], asked: Asked, before: str, after: str
+) -> list[Place]:
+    """Every layer, first the one that saves the most divergence for each byte that ``after`` needs more."""
+    worth: dict[Place, float] = {}
+    asked = replace(asked, subject=subject_of(asked.role, sessions))
+    for graph in graphs:
+        session = sessions[graph.name]
+        for index, layer in enumerate(layers_of(graph)[0]):
+            matrix = layer.matrix()
+            costs = []
+            for form in (before, after):
+                if form == FLOAT:
+                    costs.append(0.0)
+                    continue
+                changed = np.ascontiguousarray(restored(in_blocks(matrix, *BITS[form])).T)
+                session.weights = {opening(index): from_numpy(changed)}
+                costs.append(max(case.error or 0.0 for case in _spread(asked)))
+            session.weights = {}
+            more = matrix.size * (_bytes(after) - _bytes(before))
+            worth[graph.name, layer.path] = (costs[0] - costs[1]) / more
+    return sorted(worth, key=lambda place: -worth[place])
+
+
+def _spread(asked: Asked) -> list[Case]:
+    """The divergences or distances alone: agreement hardly moves for one layer."""
+    return [case for case in distributions(asked, POSITIONS) if "disagreement" not in case.case]
+
+
+def _bytes(form: str) -> float:
+    """Bytes of a weight, its share of a scale included."""
+    return 4.0 if form == FLOAT else BITS[form][0] / 8 + 4 / BITS[form][1]

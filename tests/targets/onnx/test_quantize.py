@@ -1,0 +1,257 @@
+"""Quantised graphs: layers and nothing else, one copy of the weights, held to their gate."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors import safe_open
+from transformers.pytorch_utils import Conv1D
+
+import trueport
+from tests import zoo
+from tests.conftest import EXAMPLES, Once
+from trueport.capture import capture
+from trueport.errors import ProofError, TrueportError
+from trueport.proof.calibration import Original
+from trueport.roles import components, role_of
+from trueport.targets.onnx import OnnxTarget, search
+from trueport.targets.onnx.layers import layers_of
+from trueport.targets.onnx.lower import Graph, lower
+from trueport.targets.onnx.plan import quantised
+from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, quantise
+from trueport.targets.onnx.search import searched
+from trueport.targets.quantized import Gate
+
+OPEN = Gate(0.0, 1e9, 1e9, 0.0, "nothing falls through")
+
+
+@functools.cache
+def captured(name: str) -> tuple[Any, list[Any]]:
+    model = zoo.build(name)
+    return model, [capture(component) for component in components(model)]
+
+
+def graphs_of(name: str) -> tuple[Any, list[Graph]]:
+    """A zoo model and its float graphs, fresh."""
+    model, programs = captured(name)
+    return model, [lower(program) for program in programs]
+
+
+def original_of(model: Any) -> Original:
+    return Original(model.config, role_of(model))
+
+
+def operators(graph: Graph) -> list[str]:
+    return [node.op_type for node in ir.traversal.RecursiveGraphIterator(graph.model.graph)]
+
+
+TRACED_LONG = pytest.mark.slow
+"""For the zoo's models that take seconds to trace."""
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", pytest.param("t5", marks=TRACED_LONG)])
+def test_the_layers_are_the_linear_modules(name: str):
+    model, graphs = graphs_of(name)
+    paths = {layer.path for graph in graphs for layer in layers_of(graph)[0]}
+    linear = {
+        path.removeprefix("model.") if path not in paths else path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    assert paths == linear
+    assert not any(left for graph in graphs for left in [layers_of(graph)[1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("llama", "int8"), ("bert", "int8"), pytest.param("t5", "int4", marks=TRACED_LONG)]
+)
+def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: str):
+    _, graphs = graphs_of(name)
+    _, after = graphs_of(name)
+    for before, graph in zip(graphs, after, strict=True):
+        layers = layers_of(before)[0]
+        replaced = {layer.node.outputs[0].name for layer in layers}
+        quantise(graph, lambda place: form)
+        assert operators(graph).count("MatMulNBits") == len(layers)
+        assert {n.outputs[0].name for n in graph.model.graph if n.op_type == "MatMulNBits"} == replaced
+        kept = [describe(n) for n in graph.model.graph if n.op_type != "MatMulNBits"]
+        was = [describe(n) for n in before.model.graph if n.outputs[0].name not in replaced]
+        gone = [node for node in was if node not in kept]
+        assert all(node[0] in ("Transpose", "Cast") for node in gone), "only what moved a weight went"
+        assert [node for node in was if node in kept] == kept
+        masked = descends(before, "attention_mask")
+        assert masked and all(node in kept for node in masked)
+
+
+@TRACED_LONG
+def test_experts_stay_in_float_and_are_named():
+    _, graphs = graphs_of("mixtral")
+    layers, left = layers_of(graphs[0])
+    assert layers and left and set(left.values()) == {"its weight has 3 axes"}
+    assert all("experts" in name for name in left)
+
+
+def describe(node: ir.Node) -> tuple[Any, ...]:
+    """Operator, attributes, names of what goes in and out."""
+    attributes = {key: str(value.value) for key, value in node.attributes.items()}
+    names = [[value and value.name for value in values] for values in (node.inputs, node.outputs)]
+    return node.op_type, attributes, *names
+
+
+def descends(graph: Graph, ending: str) -> list[tuple[Any, ...]]:
+    """Nodes that compute from the mask and from no weight."""
+    masks = {value for value in graph.model.graph.inputs if str(value.name).endswith(ending)}
+    weights = {value for name, value in graph.model.graph.initializers.items() if name in graph.weights}
+    found = []
+    for node in graph.model.graph:
+        if weights.intersection(node.inputs):
+            weights |= set(node.outputs)
+        elif masks.intersection(node.inputs):
+            masks |= set(node.outputs)
+            found.append(describe(node))
+    return found
+
+
+def test_a_product_of_positions_is_no_layer():
+    """A matrix that meets what descends from no weight, such as a table of frequencies, stays."""
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["rows", 4]))
+    tensor = ir.tensor(np.eye(4, dtype=np.float32), name="table")
+    table = ir.Value(name="table", type=ir.TensorType(tensor.dtype), shape=ir.Shape([4, 4]), const_value=tensor)
+    cast = ir.node("Cast", [ids], {"to": 1})
+    first = ir.node("MatMul", [cast.outputs[0], table])
+    second = ir.node("MatMul", [first.outputs[0], table])
+    graph = ir.Graph([ids], second.outputs, nodes=[cast, first, second], initializers=[table], opset_imports={"": 21})
+    made = Graph("model", "model", ir.Model(graph, ir_version=10), None, weights=frozenset({"table"}))  # type: ignore[arg-type]
+    assert [layer.node for layer in layers_of(made)[0]] == [second]
+
+
+@pytest.mark.slow
+def test_shared_and_separate_weights_are_stored_once(tmp_path: Path):
+    for place in ("first", "second"):
+        trueport.export(zoo.build("t5"), tmp_path / place, quantize="int4", proof=False, tokenizer=None)
+    first, second = (
+        {p.name: p.read_bytes() for p in sorted((tmp_path / place).rglob("*")) if p.is_file()}
+        for place in ("first", "second")
+    )
+    assert first == second, "the same bytes for the same export"
+    folder = tmp_path / "first" / "onnx"
+    assert [p.name for p in sorted(folder.glob("*data*"))] == ["decoder_model_merged.onnx_data"]
+    with safe_open(folder / "decoder_model_merged.onnx_data", framework="np") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    matrices = [name for name, array in kept.items() if array.dtype == np.float32 and array.ndim == 2]
+    assert not any("q.weight" in name and not name.endswith("scales") for name in matrices)
+    assert len({array.tobytes() for array in kept.values()}) == len(kept)
+    for name in ("encoder_model", "decoder_model_merged"):
+        graph = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
+        assert {node.op_type for node in graph.node if node.domain == "com.microsoft"} == {"MatMulNBits"}
+        assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.initializer if "int4" in t.name)
+    entry = json.loads((tmp_path / "first" / "trueport.json").read_text())["quantize"]
+    assert entry["gate"]["agreement"] == GATES["int4"].agreement
+    assert len(entry["layers"]) == 2 * 6 + 2 * 10 + 1 and entry["left_in_float"] == {}
+
+
+@TRACED_LONG
+def test_ranges_of_the_calibration_are_those_of_the_activations():
+    model, graphs = graphs_of("t5")
+    quantised(graphs, STATIC, original_of(model))
+    for graph in graphs:
+        names = operators(graph)
+        assert names.count("QuantizeLinear") == names.count("MatMulIntegerToFloat") > 10
+        assert not layers_of(graph)[0], "the products that are left are of activations alone"
+        scales = [v for v in graph.model.graph.initializers.values() if "_scale_" in str(v.name)]
+        assert all(0 < float(v.const_value.numpy()) < 1 for v in scales)  # type: ignore[union-attr]
+
+
+def test_nothing_to_quantise_and_other_dtypes_are_refused():
+    model, graphs = graphs_of("bert")
+    for graph in graphs:
+        quantise(graph, lambda place: "int8")
+    with pytest.raises(TrueportError, match="fits no layer: it has no linear layer"):
+        quantised(graphs, "int4", original_of(model))
+    half = zoo.build("bert").half()
+    halves = [lower(capture(component)) for component in components(half)]
+    with pytest.raises(TrueportError, match="starts from float32, not float16"):
+        quantised(halves, "int8", original_of(half))
+
+
+def test_every_kind_has_a_gate_and_every_form_a_kind():
+    assert set(OnnxTarget().gates) == {*BITS, STATIC, "auto"}
+
+
+@pytest.mark.parametrize(
+    ("gate", "forms"),
+    [
+        (OPEN, {"int4"}),
+        (Gate(0.0, 0.04, 1.0, 0.0, "some layers in 8 bits"), {"int4", "int8"}),
+        (Gate(0.0, 0.001, 1.0, 0.0, "some layers in float"), {"int8", FLOAT}),
+        (Gate(1.0, 0.0, 0.0, 1.0, "nothing but float"), {FLOAT}),
+    ],
+)
+def test_a_search_stops_where_the_gate_holds(gate: Gate, forms: set[str]):
+    model, graphs = graphs_of("gpt2")
+    found = searched(graphs, original_of(model), gate)
+    assert set(found.values()) == forms
+    assert not any(node in ("MatMulNBits",) for graph in graphs for node in operators(graph)), "a search writes nothing"
+
+
+def test_a_search_raises_the_layer_that_costs_most_for_its_bytes(monkeypatch: pytest.MonkeyPatch):
+    """One layer whose 4-bit weights are useless is the first to go."""
+    model, graphs = graphs_of("gpt2")
+    order: list[Any] = []
+    cheapest = search._cheapest
+    monkeypatch.setattr(search, "_cheapest", lambda *args: order.extend(cheapest(*args)) or order)
+    bad = "transformer.h.1.mlp.c_fc"
+    for layer in layers_of(graphs[0])[0]:
+        if layer.path == bad:
+            values = np.array(layer.weight.const_value.numpy())  # type: ignore[union-attr]
+            values[::16] += 40  # large weights that always meet the same sum leave the others few steps
+            values[8::16] -= 40
+            layer.weight.const_value = ir.tensor(values)
+    searched(graphs, original_of(model), Gate(0.0, 0.01, 1.0, 0.0, "x"))
+    assert order[0] == ("model", bad)
+
+
+@pytest.fixture(scope="module")
+def held(once: Once) -> Any:
+    """The folder of an example under a kind, proven."""
+
+    def get(name: str, kind: str) -> Path:
+        return once(f"{name}-{kind}", lambda out: trueport.export(EXAMPLES / name, out, quantize=kind))
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), [("bert-sentiment", "int4"), ("llama-tales", "int8"), ("t5-dates", "int8")])
+def test_the_examples_are_held_to_their_gate(held: Any, name: str, kind: str):
+    out = held(name, kind)
+    manifest, proof = (json.loads((out / file).read_text()) for file in ("trueport.json", "proof.json"))
+    assert proof["verdict"] == "proven" and manifest["quantize"]["kind"] == kind
+    clauses = {clause["clause"]: clause for clause in proof["clauses"]}
+    figures = {case["case"].rpartition(": ")[2]: case for case in clauses["quality"]["cases"]}
+    gate = manifest["quantize"]["gate"]
+    assert figures["top-1 disagreement"]["budget"] == pytest.approx(1 - gate["agreement"])
+    assert figures["mean KL divergence"]["budget"] == gate["divergence"]
+    if name != "bert-sentiment":
+        assert figures["generated-token disagreement"]["budget"] == pytest.approx(1 - gate["generated"])
+        assert clauses["cache"]["status"] == clauses["causal"]["status"] == "pass"
+    assert clauses["padding"]["status"] == clauses["inert"]["status"] == "pass"
+
+
+@pytest.mark.slow
+def test_what_falls_through_is_not_written_and_a_search_mends_it(held: Any, tmp_path: Path):
+    with pytest.raises(ProofError) as raised:
+        trueport.export(EXAMPLES / "llama-tales", tmp_path / "out", quantize="int4")
+    assert [clause.clause for clause in raised.value.proof.failures()] == ["quality"]  # type: ignore[attr-defined]
+    assert not (tmp_path / "out").exists()
+    out = held("llama-tales", "auto")
+    entry = json.loads((out / "trueport.json").read_text())["quantize"]
+    assert entry["forms"]["int8"] and not set(entry["forms"]["int4"]) & set(entry["forms"]["int8"])
