@@ -14,13 +14,12 @@ from trueport.artifact import (
     SCHEMA_VERSION,
     Artifact,
     check_place,
-    file_entry,
     largest_hashed,
-    list_files,
     staged,
     write_json,
 )
 from trueport.errors import ProofError, TrueportError
+from trueport.finishing import finish
 from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.targets import find_targets
@@ -150,7 +149,7 @@ def export(
         if found is not None and not found.proven and not allow_unproven:
             raise _failed(found)
         content = found.to_json() if found is not None else None
-        _finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
+        finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
         if checkpoint is not None:
             checkpoint.check(hashes)
     artifact = Artifact(place, manifest, content)
@@ -347,27 +346,6 @@ def _failing(
         write_json(Path(place) / MANIFEST, manifest)
         found = _prove(source, Path(place), manifest, seed, tell, clauses)
     return {clause.clause for clause in found.failures()}
-
-
-def _finish(
-    staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None, largest: int | None, meter: Meter
-) -> None:
-    """Write the proof, the report, the card, and last the manifest that vouches for all of them."""
-    from trueport.card import card
-    from trueport.proof.report import html
-
-    if proof is not None:
-        manifest["proof"] = {"verdict": proof["verdict"], "file": "proof.json"}
-        write_json(staging / "proof.json", proof)
-    manifest["files"] = list_files(staging, largest=largest, meter=meter)
-    (staging / "report.html").write_text(
-        html(proof if proof is not None else {"verdict": "unproven", "clauses": []}, manifest), encoding="utf-8"
-    )
-    (staging / "README.md").write_text(card(manifest, proof), encoding="utf-8")
-    # Only these two are new: the weights are not read a second time.
-    for name in ("report.html", "README.md"):
-        manifest["files"][name] = file_entry(staging / name)
-    write_json(staging / MANIFEST, manifest)
 
 
 def _failed(proof: Proof, artifact: Artifact | None = None) -> ProofError:

@@ -36,7 +36,7 @@ def ask(asked: Asked) -> list[Case]:
                 note = "the original itself is not finite everywhere here"
             wrong = sum(int((~np.isfinite(value) & ~inherited[key]).sum()) for key, value in got.items())
         cases.append(Case(name, float(wrong), 0.0, batch.to_json() if wrong else None, note))
-    if asked.own is not None and next(asked.own.model.parameters()).dtype == torch.float16:
+    if asked.own is not None and asked.own.dtype == torch.float16:
         cases.append(_range(asked.own, batches))
     return cases
 
