@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trueport.capture import Captured
+    from trueport.graphs.fusions import Fusion
     from trueport.proof.result import Proof
     from trueport.source import Source
     from trueport.targets import Lowered, Target
@@ -57,6 +58,8 @@ def export(
     max_length: int | None = None,
     max_arena: int | None = None,
     quantize: str | None = None,
+    optimize: str | None = None,
+    caches: str = "copied",
     tokenizer: Any = "auto",
     proof: bool = True,
     allow_unproven: bool = False,
@@ -88,6 +91,8 @@ def export(
         max_length: tokens that it serves at most, past and new together; 512 when None.
         max_arena: bytes of memory that it may plan; 2 GiB when None.
         quantize: ``8da8w``, ``8da4w`` or ``int8`` for an ExecuTorch program (docs/quantisation.md); None for none.
+        optimize: fuse the graphs for an execution provider, ``cpu``, as far as the proof holds (docs/optimize.md).
+        caches: with ``optimize``, ``copied`` or ``in-place``.
         tokenizer: ``auto`` takes the checkpoint's, None exports without one, or an object with ``save_pretrained``.
         proof: whether to prove the artefact; without, it is stamped ``unproven``.
         allow_unproven: keep a folder whose proof failed, stamped ``failed``.
@@ -123,6 +128,7 @@ def export(
     }
     for target in targets:
         target.check(options)
+    fusions = _fusions(optimize, caches, targets, proof)
     place = Path(out)
     check_place(place, force=force)
     tell("load")
@@ -143,7 +149,17 @@ def export(
         tell("assets")
         source.save_assets(staging)
         write_json(staging / MANIFEST, manifest)
-        found = _prove(source, staging, manifest, seed, tell) if proof else None
+        found = None
+        if fusions:
+            from trueport.graphs.fusions import fit
+
+            fused = fit(
+                staging, manifest, fusions, lambda: _prove(source, staging, manifest, seed, tell), tell,
+                folder=place, provider=str(optimize),
+            )  # fmt: skip
+            manifest["optimized"], found = fused.to_json(), fused.proof
+        if proof and found is None:
+            found = _prove(source, staging, manifest, seed, tell)
         if found is not None and not found.proven:
             found = _explained(found, source, targets, options, seed, tell)
         if found is not None and not found.proven and not allow_unproven:
@@ -172,6 +188,21 @@ def _is_custom(model: Any, *given: Any) -> bool:
             "inputs, dynamic and state are for modules that are no PreTrainedModel", "Leave them out for this one."
         )
     return custom
+
+
+def _fusions(provider: str | None, caches: str, targets: Sequence[Target], proof: bool) -> list[Fusion]:
+    """What to fuse; empty where nothing is asked for."""
+    from trueport.graphs.fusions import fusions_for
+
+    if provider is None:
+        if caches != "copied":
+            raise TrueportError(f"--caches {caches} is a fusion", "Give --optimize cpu too.")
+        return []
+    if not proof:
+        raise TrueportError("A fusion is kept only where the proof holds", "Leave --no-proof or --optimize out.")
+    if [target.name for target in targets] != ["onnx"]:
+        raise TrueportError("--optimize fuses ONNX graphs", "Give --to onnx alone.")
+    return fusions_for(provider, caches)
 
 
 def _check_opset(opset: int | None) -> None:

@@ -223,12 +223,10 @@ def _tolerance_json(tolerance: Tolerance) -> dict[str, Any]:
 
 
 def _describe(original: PreTrainedModel | None, plain: TrueportModel | None) -> dict[str, Any] | None:
+    if original is None and plain is not None:
+        return {"class": "the folder before its optimisation", "dtype": str(plain.dtype).removeprefix("torch.")}
     if original is None:
-        return (
-            None
-            if plain is None
-            else {"class": "the folder before its optimisation", "dtype": str(plain.dtype).removeprefix("torch.")}
-        )
+        return None
     return {
         "class": type(original).__name__,
         "dtype": str(original.dtype).removeprefix("torch."),

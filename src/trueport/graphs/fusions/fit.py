@@ -56,7 +56,7 @@ class Optimized:
         lines = [f"fused {name}: {count_words(count, 'place')}" for name, count in self.kept.items()]
         lines += [f"undone {name}: {reason}" for name, reason in self.undone.items()]
         lines += [f"not there {name}: {reason}" for name, reason in self.absent.items()]
-        done = f"{count_words(len(self.kept), 'fusion')} for {self.provider}, {count_words(len(self.undone), 'fusion')} undone"
+        done = f"{count_words(len(self.kept), 'fusion')} for {self.provider}, {len(self.undone)} undone"
         return "\n".join([*lines, f"{self.folder}: {done if self.kept else f'left as it was ({done})'}."])
 
 

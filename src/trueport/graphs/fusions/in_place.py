@@ -98,7 +98,7 @@ def _buffered(interface: Interface) -> Interface:
         interface,
         inputs=tuple(map(wider, interface.inputs)),
         outputs=tuple(map(wider, interface.outputs)),
-        dimensions=(*interface.dimensions, Dimension(CAPACITY, 1)),
+        dimensions=(*interface.dimensions, Dimension(CAPACITY, 0)),
         state=tuple(replace(pair, in_place=True) for pair in interface.state),
     )
 
@@ -125,7 +125,7 @@ def _scatter(model: ir.Model, node: ir.Node, starts: ir.Value) -> None:
         fill = build.const(float("-inf"), mask.dtype.numpy())
         hidden.producer().resize_inputs(3)  # type: ignore[union-attr]
         hidden.producer().replace_input_with(2, fill)  # type: ignore[union-attr]
-    attended = ir.node("Attention", [query, *buffers, hidden], {name: a for name, a in node.attributes.items()})
+    attended = ir.node("Attention", [query, *buffers, hidden], dict(node.attributes.items()))
     attended.name = node.name
     attended.metadata_props.update(node.metadata_props)
     assert node.graph is not None

@@ -29,10 +29,10 @@ def rank(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else len(value.shape)
 
 
-def made_by(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | None:
-    """The node of this kind that gives the value as its first output; None where another does."""
+def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node of ONNX's own operator that gives the value as its first output; None where another does."""
     node = None if value is None else value.producer()
-    if node is None or node.op_type != kind or node.domain not in (domain, "ai.onnx" if not domain else domain):
+    if node is None or node.op_type != kind or node.domain not in ("", "ai.onnx"):
         return None
     return node if node.outputs[0] is value else None
 
