@@ -91,24 +91,30 @@ def fit(
     present = [fusion for fusion in fusions if fusion.name not in absent]
     proof, reason = trial.judged()
     kept, undone = list(present), dict[str, str]()
-    if reason and present:
-        kept, proof = [], None
-        for fusion in present:
-            tell(f"fuse {fusion.name} alone")
-            counts = trial.apply([*kept, fusion])
-            if not counts[fusion.name][0]:
-                absent[fusion.name] = counts[fusion.name][1]
-                continue
-            proof, reason = trial.judged()
-            if reason:
-                undone[fusion.name] = reason
-            else:
-                kept.append(fusion)
-        if proof is None or reason or not kept:
-            tried = trial.apply(kept)
-            proof, reason = trial.judged()
-    counts = {name: count for name, (count, _) in trial.apply(kept).items()}
+    if reason:
+        kept, undone = _alone(trial, present, reason, tell)
+        trial.apply(kept)
+        proof, reason = trial.judged()
+    counts = {fusion.name: tried[fusion.name][0] for fusion in kept}
     return Optimized(folder, provider, counts, undone, absent, proof, reason)
+
+
+def _alone(
+    trial: _Trial, fusions: Sequence[Fusion], together: str, tell: Progress
+) -> tuple[list[Fusion], dict[str, str]]:
+    """Fusions added one after the other: those with which the proof holds, and by name why it does not with others."""
+    if len(fusions) < 2:
+        return [], {fusion.name: together for fusion in fusions}
+    kept, undone = [], {}
+    for fusion in fusions:
+        tell(f"fuse {fusion.name}")
+        count, why = trial.apply([*kept, fusion])[fusion.name]
+        reason = trial.judged()[1] if count else why
+        if reason:
+            undone[fusion.name] = reason
+        else:
+            kept.append(fusion)
+    return kept, undone
 
 
 class _Trial:
