@@ -37,6 +37,8 @@ class RMSNorm(pattern.RewriteRuleClassBase):
             and kept
             and scalar(eps) is not None
             and rank(weight) == 1
+            and weight.shape is not None
+            and weight.shape[0] != 1  # one number for all: the operator would read on behind it
             and weight.dtype == ir.DataType.FLOAT
         )
 
