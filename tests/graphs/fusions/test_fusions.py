@@ -129,9 +129,9 @@ def test_the_table_says_why() -> None:
                for fusion in FUSIONS)  # fmt: skip
     assert [fusion.name for fusion in fusions_for("cpu")] == ["rms-norm", "rotary", "grouped-heads", "past-inside"]
     assert fusions_for("cpu", "in-place") == list(FUSIONS)
-    with pytest.raises(TrueportError, match="no fusions for 'tpu'. Give one of cpu"):
+    with pytest.raises(TrueportError, match=r"no fusions for 'tpu'\. Give one of cpu"):
         fusions_for("tpu")
-    with pytest.raises(TrueportError, match="no 'moved' caches. Give one of copied, in-place"):
+    with pytest.raises(TrueportError, match=r"no 'moved' caches\. Give one of copied, in-place"):
         fusions_for("cpu", "moved")
 
 
