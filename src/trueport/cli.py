@@ -86,7 +86,7 @@ def export(
 ) -> None:
     """Export MODEL to the folder OUT, and prove that what arrived is the model that left."""
     from trueport import pipeline
-    from trueport.words import program_words, weights_words
+    from trueport.words import fusion_words, program_words, weights_words
 
     with progress() as tell:
         try:
@@ -126,6 +126,8 @@ def export(
         raise failure
     for line in [*weights_words(artifact.manifest), *program_words(artifact.manifest)]:
         typer.echo(line)
+    if "optimized" in artifact.manifest:
+        typer.echo("\n".join(fusion_words(artifact.manifest["optimized"])))
     if content is None:
         typer.echo(f"{out}: written, unproven (--no-proof).")
     else:

@@ -51,11 +51,9 @@ class Optimized:
 
     def text(self) -> str:
         """One line for each fusion, and what became of the folder."""
-        from trueport.words import count_words
+        from trueport.words import count_words, fusion_words
 
-        lines = [f"fused {name}: {count_words(count, 'place')}" for name, count in self.kept.items()]
-        lines += [f"undone {name}: {reason}" for name, reason in self.undone.items()]
-        lines += [f"not there {name}: {reason}" for name, reason in self.absent.items()]
+        lines = fusion_words(self.to_json())
         done = f"{count_words(len(self.kept), 'fusion')} for {self.provider}, {len(self.undone)} undone"
         return "\n".join([*lines, f"{self.folder}: {done if self.kept else f'left as it was ({done})'}."])
 
