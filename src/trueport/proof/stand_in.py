@@ -28,7 +28,7 @@ class FolderReference(Reference):
 
     def __init__(self, folder: TrueportModel, role: str, names: Sequence[str]) -> None:
         self.model: Any = folder
-        self.role, self.names, self.takes = role, tuple(names), frozenset()
+        self.role, self.names, self.takes = role, tuple(names), set()
         self._memo = {}
         self._subject = subject_of(role, folder.sessions)  # type: ignore[arg-type]
 

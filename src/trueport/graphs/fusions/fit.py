@@ -103,7 +103,8 @@ def _alone(
     """Fusions added one after the other: those with which the proof holds, and by name why it does not with others."""
     if len(fusions) < 2:
         return [], {fusion.name: together for fusion in fusions}
-    kept, undone = [], {}
+    kept: list[Fusion] = []
+    undone: dict[str, str] = {}
     for fusion in fusions:
         tell(f"fuse {fusion.name}")
         count, why = trial.apply([*kept, fusion])[fusion.name]

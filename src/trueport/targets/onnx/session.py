@@ -135,11 +135,14 @@ class OnnxSession:
             state = State({})
         if not isinstance(state, BufferedState):
             results = self._execute(state.values | values, feeds)
-            return results, State({pair.input: results[pair.output] for pair in self.interface.state}, self._rows)
+            return results, self._following(results)
         total = self._total(feeds, state.used)
         state = state.room(total)
         results = self._execute(state.values | values, feeds, self._written)
         return results, state.following(total)
+
+    def _following(self, results: Mapping[str, Any]) -> State:
+        return State({pair.input: results[pair.output] for pair in self.interface.state}, self._rows)
 
     def _total(self, feeds: Mapping[str, Any], used: int) -> int:
         """Past and new tokens together, as the mask tells them to the graph.
