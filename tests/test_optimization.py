@@ -12,7 +12,7 @@ import pytest
 import trueport
 from tests import zoo
 from tests.conftest import Exported, Once
-from tests.test_cli import refused, run
+from tests.test_cli import run
 from trueport.artifact import read_manifest, sha256
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.fusions import Fusion
@@ -134,12 +134,24 @@ def test_a_folder_that_is_not_the_originals_is_told(copied: Exported) -> None:
 
 
 @pytest.mark.slow
-def test_the_command(copied: Exported, tmp_path: Path) -> None:
-    folder = copied("bert")
-    done = run("optimize", folder)
+def test_the_command(copied: Exported) -> None:
+    done = run("optimize", copied("bert"))
     assert done.returncode == 0 and "left as it was (0 fusions for cpu, 0 undone)" in done.stdout
     assert "not there rms-norm: nothing matches" in done.stdout
-    refused(run("optimize", folder, "--caches", "moved"), "copied, in-place")
-    refused(run("export", "x", tmp_path / "o", "--caches", "in-place"), "--optimize cpu")
-    refused(run("export", "x", tmp_path / "o", "--optimize", "cpu", "--no-proof"), "--no-proof")
-    refused(run("export", "x", tmp_path / "o", "--optimize", "cpu", "--to", "executorch"), "--to onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"caches": "in-place"}, "Give --optimize cpu too"),
+        ({"optimize": "cpu", "proof": False}, "Leave --no-proof or --optimize out"),
+        ({"optimize": "cpu", "to": "executorch"}, "Give --to onnx alone"),
+        ({"optimize": "cpu", "caches": "moved"}, "Give one of copied, in-place"),
+        ({"optimize": "tpu"}, "Give one of cpu"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(options: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(TrueportError, match=words):
+        trueport.export("nowhere", tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

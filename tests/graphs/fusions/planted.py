@@ -16,6 +16,7 @@ from trueport.graphs.repair.builder import Builder
 
 MICROSOFT = "com.microsoft"
 BATCH_HEADS_LENGTH = (0, 2, 1, 3)
+LOWEST = float(np.finfo(np.float32).min)
 
 
 def planted(name: str, apply: Callable[[ir.Model], int]) -> Fusion:
@@ -108,11 +109,12 @@ def rank_three_gemms(model: ir.Model) -> int:
     return len(nodes)
 
 
-def grouped_query(rotary: bool) -> Callable[[ir.Model], int]:
+def grouped_query(*, rotary: bool = False, fill: float = LOWEST) -> Callable[[ir.Model], int]:
     """GroupQueryAttention with a bias made of the mask; its own rotary takes a row's first position alone.
 
     Args:
-        rotary: fold the rotary embedding in, with tables for 512 positions of base 10000.
+        rotary: fold the rotary embedding in, with tables for 512 positions of base 10000; 16 numbers a head.
+        fill: of what is hidden.
     """
 
     def apply(model: ir.Model) -> int:
@@ -129,14 +131,14 @@ def grouped_query(rotary: bool) -> Callable[[ir.Model], int]:
             ends = build.op("Expand", last, build.op("Shape", told, start=0, end=1))
             tables: list[ir.Value | None] = [None, None, None]
             if rotary:
-                angles = np.arange(512)[:, None] * 10000.0 ** (-np.arange(4) / 4)
+                angles = np.arange(512)[:, None] * 10000.0 ** (-np.arange(8) / 8)
                 tables = [build.const(f(angles), np.float32) for f in (np.cos, np.sin)] + [
                     layers.inputs["position_ids"]
                 ]
             three = [flat(build, value) for value in (query, key, value)]
             attributes = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": int(rotary)}
             attributes["scale"] = attribute(node, "scale", None)
-            values = [*three, past_k, past_v, ends, total, *tables, bias(build, mask, float("-inf"))]
+            values = [*three, past_k, past_v, ends, total, *tables, bias(build, mask, fill)]
             return ir.node("GroupQueryAttention", values, attributes, domain=MICROSOFT, num_outputs=3)
 
         for node in layers.nodes:

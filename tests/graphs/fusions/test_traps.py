@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import shutil
+from pathlib import Path
 
-from tests.conftest import Exported
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import trueport
+from tests import zoo
+from tests.conftest import Exported, Once
+from tests.graphs.fusions.planted import LOWEST as LOWEST_FLOAT
 from tests.graphs.fusions.planted import (
     filled_with,
     grouped_query,
@@ -21,19 +28,34 @@ from trueport.optimization import optimize
 pytestmark = pytest.mark.slow
 
 ROTARY_INSIDE = planted("rotary-inside", grouped_query(rotary=True))
-GROUPED_QUERY = planted("grouped-query", grouped_query(rotary=False))
+GROUPED_QUERY = planted("grouped-query", grouped_query())
+INFINITE_GROUPS = planted("grouped-query-infinite", grouped_query(fill=float("-inf")))
 LENGTHS = planted("lengths", lengths_for_a_mask)
 INFINITE = planted("infinite-bias", filled_with(float("-inf")))
-LOWEST = planted("lowest-bias", filled_with(float(np.finfo(np.float32).min)))
+LOWEST = planted("lowest-bias", filled_with(LOWEST_FLOAT))
 ONE_ROW = planted("one-row-masks", one_row_masks)
 GEMMS = planted("rank-three-gemms", rank_three_gemms)
+
+
+@pytest.fixture
+def wide_llama(once: Once) -> Path:
+    """Heads of 16 numbers: the rotary of GroupQueryAttention takes no fewer."""
+
+    def write(out: Path) -> None:
+        torch.manual_seed(0)
+        config = LlamaConfig(**dict(zoo._BY_NAME["llama"].config) | {"head_dim": 16})
+        model = LlamaForCausalLM(config).eval()
+        zoo.amplify(model, seed=0)
+        trueport.export(model, out, tokenizer=None)
+
+    return once("llama-wide", write)
 
 
 @pytest.mark.parametrize(
     ("model", "plant", "words"),
     [
         ("bert", LENGTHS, ["padding, ", "left 0, 3, 7 of 12: error"]),
-        ("bert", INFINITE, ["finite, ", "not finite"]),
+        ("bert", INFINITE, ["finite, a row wholly masked: error"]),
         ("bert", ONE_ROW, ["padding, ", "model.onnx refuses"]),
         ("gpt2", GEMMS, ["ONNX Runtime cannot open model.onnx"]),
     ],
@@ -55,11 +77,12 @@ def test_a_wrong_fusion_is_undone_and_named(model: str, plant, words: list[str],
     [
         (ROTARY_INSIDE, ["padding, left 0, 3, 7 of 12: error"]),
         (GROUPED_QUERY, ["cache, ", "batch_size must be 1 when sequence_length > 1 and past context is given"]),
+        (INFINITE_GROUPS, ["cache, chunks 10 x 1: not finite"]),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_what_is_right_stays_beside_what_is_wrong(plant, words: list[str], copied: Exported) -> None:
-    folder = copied("llama")
+def test_what_is_right_stays_beside_what_is_wrong(plant, words: list[str], wide_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(wide_llama, tmp_path / "llama"))
     ours = FUSIONS[:4]
     done = optimize(folder, fusions=(*ours, plant))
     assert list(done.kept) == [fusion.name for fusion in ours] and list(done.undone) == [plant.name]
