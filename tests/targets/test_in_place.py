@@ -98,6 +98,15 @@ def test_two_may_go_on_from_one_state(sessions, whole: np.ndarray) -> None:
     assert near(session.step(feeds(12, 14), first)[0]["logits"], whole[:, 12:14])
 
 
+def test_one_of_two_that_begin_at_once_gets_the_buffers(sessions) -> None:
+    """As two threads may, before either has run: the claim comes first, and a step that failed keeps it."""
+    _, state = begun(sessions[1], [10])
+    first, second = state.room(12), state.room(12)
+    assert first.buffers is state.buffers and second.buffers is not state.buffers
+    with pytest.raises(RunError, match="takes attention_mask"):
+        sessions[1].step(feeds(13, 14), state)
+
+
 def test_shortened_reordered_and_repeated(sessions, whole: np.ndarray) -> None:
     session = sessions[1]
     _, state = begun(session, [12])

@@ -155,9 +155,9 @@ class OnnxSession:
         for tensor in self.interface.plain_inputs:
             for index, axis in enumerate(tensor.shape):
                 if PAST in terms(axis) and tensor.name in feeds:
-                    total, told = evaluate(axis, sizes), feeds[tensor.name].shape[index]
-                    if told != total:
-                        raise RunError(f"{self.path.name} takes {tensor.name} of length {total} here, not {told}")
+                    total, given = evaluate(axis, sizes), feeds[tensor.name].shape[index]
+                    if given != total:
+                        raise RunError(f"{self.path.name} takes {tensor.name} of length {total} here, not {given}")
                     return total
         raise RunError(f"{self.path.name} needs an input that tells how long its caches are", "Give attention_mask.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ SPARE = 8
 """A buffer that has to grow gets an eighth more than it needs: what is copied to grow is a constant per token."""
 LEAST = 16
 """Tokens of room that a buffer has at least when it is made."""
+_CLAIMS = threading.Lock()
+"""Two threads may go on from one state: only the first may have its buffers."""
 
 
 class State:
@@ -67,7 +70,7 @@ class Buffers:
     Attributes:
         values: OrtValues by input name, longer along their axes than what they hold.
         capacity: their length.
-        filled: entries that a state has been given; what lies behind them is nobody's.
+        filled: entries that a state has, or that a step was given to write; what lies behind them is nobody's.
     """
 
     values: dict[str, Any]
@@ -108,9 +111,11 @@ class BufferedState(State):
         return {name: to_torch(value).narrow(self.axes[name], 0, self.used) for name, value in self.values.items()}
 
     def room(self, total: int) -> BufferedState:
-        """This state in buffers in which a step may write its tokens up to ``total``."""
-        if self.used == self.buffers.filled and total <= self.buffers.capacity:
-            return self
+        """This state in buffers in which one step, and no other, may write its tokens up to ``total``."""
+        with _CLAIMS:
+            if self.used == self.buffers.filled and total <= self.buffers.capacity:
+                self.buffers.filled = total
+                return self
         capacity = total + max(total // SPARE, LEAST)
         values = {}
         for name, tensor in self.tensors().items():
@@ -119,9 +124,8 @@ class BufferedState(State):
             wider = tensor.new_zeros(shape)  # zeros: a hidden key's value is multiplied by 0, and must not be NaN
             wider.narrow(self.axes[name], 0, self.used).copy_(tensor)
             values[name] = from_torch(wider)
-        return BufferedState(Buffers(values, capacity, self.used), self.axes, self.used, self.rows)
+        return BufferedState(Buffers(values, capacity, total), self.axes, self.used, self.rows)
 
     def following(self, total: int) -> BufferedState:
-        """The state after a step wrote its tokens up to ``total``."""
-        self.buffers.filled = total
+        """The state after a step wrote its tokens up to ``total`` into the room that it was given."""
         return BufferedState(self.buffers, self.axes, total, self.rows)
