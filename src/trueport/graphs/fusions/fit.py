@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from trueport.graphs.fusions.table import Fusion
-    from trueport.proof.result import Proof
+    from trueport.proof.result import ClauseResult, Proof
 
 Judge = Callable[[], "Proof"]
 """The whole proof of the folder as it lies there now."""
@@ -161,6 +161,12 @@ class _Trial:
             proof = self.judge()
         except TrueportError as error:
             return None, error.problem
-        failed = proof.failures()
-        words = "; ".join(f"{clause.clause}, {clause.reason}" for clause in failed)
+        words = "; ".join(map(_in_words, proof.failures()))
         return proof, words or ("" if proof.proven else "no clause applies")
+
+
+def _in_words(clause: ClauseResult) -> str:
+    """A failed clause: its worst case, and which others failed."""
+    others = [case.case for case in clause.cases if case.failed and not clause.reason.startswith(f"{case.case}:")]
+    too = f", and so {', '.join(others)}" if others else ""
+    return f"{clause.clause}, {clause.reason}{too}"
