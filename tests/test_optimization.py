@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests import zoo
 from tests.conftest import Exported, Once
 from tests.test_cli import run
 from trueport.artifact import read_manifest, sha256
+from trueport.card import snippet
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.fusions import Fusion
 from trueport.optimization import optimize
@@ -65,6 +68,24 @@ def test_caches_in_place_are_proven(fused_llama: Path) -> None:
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}
     assert passed >= {"shapes", "padding", "inert", "causal", "cache", "generate", "finite"}
     assert trueport.verify(fused_llama, clauses=["cache", "generate"], against=zoo.build("llama")).proven
+
+
+@pytest.mark.slow
+def test_the_card_runs_buffers(fused_llama: Path, exported: Exported) -> None:
+    """Its program gives the tokens of the folder without fusions, and it names no client that knows no buffers."""
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", snippet(read_manifest(folder))],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for folder in (exported("llama"), fused_llama)
+    ]
+    assert told[0] == told[1] and len(told[0].split()) > 20
+    text = (fused_llama / "README.md").read_text()
+    assert "is written in place" in text and "optimum" not in text and "transformers.js" not in text
 
 
 @pytest.mark.slow
