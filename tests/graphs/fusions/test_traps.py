@@ -75,7 +75,7 @@ def test_a_wrong_fusion_is_undone_and_named(model: str, plant, words: list[str],
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
-        (ROTARY_INSIDE, ["padding, holes in 12: error", "and so left 0, 3, 7 of 12, both sides of 12"]),
+        (ROTARY_INSIDE, ["padding, holes in 12: error", "chunks 8+1+1", "generate, greedy, 3 prompts"]),
         (GROUPED_QUERY, ["cache, ", "batch_size must be 1 when sequence_length > 1 and past context is given"]),
         (INFINITE_GROUPS, ["cache, chunks 10 x 1: not finite"]),
     ],
