@@ -18,6 +18,7 @@ from tests.test_cli import run
 from trueport.artifact import read_manifest, sha256
 from trueport.card import snippet
 from trueport.errors import ArtifactError, ProofError, TrueportError
+from trueport.graphs.audit import audit
 from trueport.graphs.fusions import Fusion
 from trueport.optimization import optimize
 
@@ -67,6 +68,7 @@ def test_caches_in_place_are_proven(fused_llama: Path) -> None:
     proof = json.loads((fused_llama / "proof.json").read_text())
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}
     assert passed >= {"shapes", "padding", "inert", "causal", "cache", "generate", "finite"}
+    assert audit(fused_llama / entry["file"]).clean
     assert trueport.verify(fused_llama, clauses=["cache", "generate"], against=zoo.build("llama")).proven
 
 
