@@ -30,11 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.context", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny shape and short contexts: does everything run?")
     quick = parser.parse_args().quick
+    about = measure.machine()
     with tempfile.TemporaryDirectory(prefix="trueport-context-") as place:
         for key_heads in (4,) if quick else (12, 4):
             print(_table(key_heads, Path(place) / str(key_heads), quick), flush=True)
-    about = measure.machine()
-    print(f"{about['cores']} cores, {THREADS} threads, load {about['load_at_start']}; {about['versions']}")
+    print(f"{about['cores']} cores, {THREADS} threads, load {about['load_at_start']} at the start; {about['versions']}")
 
 
 def _table(key_heads: int, place: Path, quick: bool) -> str:

@@ -44,10 +44,13 @@ def fused_llama(once: Once, exported: Exported) -> Path:
         ("mistral", {NORM: 5, ROTARY: 4, HEADS: 2, PAST: 2}),
         ("gpt2", {PAST: 2}),
         ("t5", {NORM: 12}),
+        ("bart", {PAST: 2}),
+        ("mixtral", {NORM: 5, ROTARY: 4, HEADS: 2, PAST: 2}),
+        ("modernbert", {ROTARY: 4}),
     ],
 )
 def test_what_is_fused_is_proven(name: str, kept: dict[str, int], copied: Exported) -> None:
-    """A window, positions of a table, an encoder with a decoder."""
+    """A window, positions of a table, encoders with decoders, loops over sequences, positions that no input gives."""
     folder = copied(name)
     done = trueport.optimize(folder, against=zoo.build(name))
     assert (done.kept, done.undone) == (kept, {})

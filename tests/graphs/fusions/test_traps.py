@@ -68,6 +68,7 @@ def test_a_wrong_fusion_is_undone_and_named(model: str, plant, words: list[str],
     assert (done.kept, done.reason, list(done.undone)) == ({}, "", [plant.name])
     for word in words:
         assert word in done.undone[plant.name]
+    assert ".trueport-" not in done.undone[plant.name], "the place of the trial is no reason"
     assert f"undone {plant.name}: " in done.text() and "left as it was" in done.text()
     assert before == {path: sha256(path) for path in folder.rglob("*") if path.is_file()}
 

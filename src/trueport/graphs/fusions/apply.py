@@ -27,6 +27,8 @@ def fuse(model: ir.Model, interface: Interface, fusions: Sequence[Fusion]) -> di
         passes.RemoveUnusedOpsetsPass(),
     )
     done: dict[str, Applied] = {}
+    # Inference takes the sequences that go into a Loop for tensors, and the runtime then refuses the graph.
+    inner = [(value, value.type, value.shape) for body in model.graph.subgraphs() for value in body.inputs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for fusion in fusions:
@@ -34,7 +36,9 @@ def fuse(model: ir.Model, interface: Interface, fusions: Sequence[Fusion]) -> di
             done[fusion.name] = fusion.apply(model, interface)
             interface = done[fusion.name].interface
             clean_up(model)
-    forget_shapes(model)
+            forget_shapes(model)
+            for value, kind, shape in inner:
+                value.type, value.shape = kind, shape
     for values, tensors in ((model.graph.inputs, interface.inputs), (model.graph.outputs, interface.outputs)):
         for value, tensor in zip(values, tensors, strict=True):
             value.shape = ir.Shape(tensor.shape)  # inference put its own symbols in their place

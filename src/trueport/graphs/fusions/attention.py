@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import onnx_ir as ir
@@ -41,10 +42,16 @@ class GroupedHeads(pattern.RewriteRuleClassBase):
 
 
 class PastInside(pattern.RewriteRuleClassBase):
-    """Attention over a cache concatenated with the new keys and values: the operator takes both and gives the sum."""
+    """Attention over a cache concatenated with the new keys and values: the operator takes both and gives them joined.
 
-    def __init__(self) -> None:
+    Args:
+        caches: names of the inputs that grow with every token. One that may get nothing new, as a cache of the encoder's
+            projections after the first step, stays outside: ONNX Runtime refuses new keys of length 0.
+    """
+
+    def __init__(self, caches: Collection[str]) -> None:
         super().__init__(name="past-inside", remove_nodes=False)
+        self.caches = frozenset(caches)
 
     def pattern(self, op: Any, q: Any, k: Any, v: Any, mask: Any, past_k: Any, past_v: Any) -> Any:
         """The two concatenations are the graph's own outputs besides."""
@@ -54,9 +61,9 @@ class PastInside(pattern.RewriteRuleClassBase):
         return attended, key, value
 
     def check(self, context: Any, past_k: ir.Value, past_v: ir.Value, attended: ir.Value, **_: Any) -> bool:
-        """The cache is an input of the graph."""
+        """Both caches grow with every token, and the operator has given nothing but its result so far."""
         node = attended.producer()
-        return past_k.is_graph_input() and past_v.is_graph_input() and node is not None and len(node.outputs) == 1
+        return {past_k.name, past_v.name} <= self.caches and node is not None and len(node.outputs) == 1
 
     def rewrite(
         self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value, past_k: ir.Value, past_v: ir.Value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,9 +161,15 @@ class _Trial:
         try:
             proof = self.judge()
         except TrueportError as error:
-            return None, error.problem
-        words = "; ".join(map(_in_words, proof.failures()))
+            return None, self._placeless(error.problem)
+        words = self._placeless("; ".join(map(_in_words, proof.failures())))
         return proof, words or ("" if proof.proven else "no clause applies")
+
+    def _placeless(self, words: str) -> str:
+        """Without the folder of this trial, which the runtime names and which is gone afterwards."""
+        for place in (self.staging, self.staging.absolute(), self.staging.resolve()):
+            words = words.replace(f"{place}{os.sep}", "")
+        return words
 
 
 def _in_words(clause: ClauseResult) -> str:

@@ -59,6 +59,12 @@ class Rotary(pattern.RewriteRuleClassBase):
         size = numbers(half) or [0]
         ends = [op.Constant(value_ints=[number]) for number in (0, size[0], -1)]
         cut = [op.Slice(_halved(angle), *ends) for angle in (cos, sin)]
+        if any(
+            _of_one_row(angle) for angle in (cos, sin)
+        ):  # positions that are the same for all: the operator broadcasts none
+            one = op.Constant(value_ints=[1])
+            rows = op.Concat(op.Shape(x, start=0, end=1), one, one, axis=0)
+            cut = [op.Expand(angle, rows) for angle in cut]
         return op.RotaryEmbedding(x, *cut, interleaved=0)
 
 
@@ -69,6 +75,11 @@ def _halved(angle: ir.Value) -> ir.Value | None:
         return None
     value = node.inputs[0]
     return value if _repeats(value) else None
+
+
+def _of_one_row(angle: ir.Value) -> bool:
+    value = _halved(angle)
+    return value is not None and value.shape is not None and value.shape[0] == 1
 
 
 def _repeats(value: ir.Value | None) -> bool:
