@@ -57,11 +57,11 @@ class Fusion:
     caches: str = "copied"
 
 
-def _rule(kind: Callable[[], Any], *, commute: bool = False) -> Callable[[ir.Model, Interface], Applied]:
-    """A rule of onnxscript's rewriter; ``commute`` tries both orders of sums and products."""
+def _rule(kind: Any, *given: Any, commute: bool = False) -> Callable[[ir.Model, Interface], Applied]:
+    """A class of rules of onnxscript's rewriter and what it is made with; ``commute`` tries both orders of sums and products."""
 
     def apply(model: ir.Model, interface: Interface) -> Applied:
-        rules = pattern.RewriteRuleSet([kind().rule()], commute=commute)
+        rules = pattern.RewriteRuleSet([kind.rule(*given)], commute=commute)
         return Applied(int(rules.apply_to_model(model)), interface)
 
     return apply
@@ -69,7 +69,7 @@ def _rule(kind: Callable[[], Any], *, commute: bool = False) -> Callable[[ir.Mod
 
 def _past_inside(model: ir.Model, interface: Interface) -> Applied:
     grown = [pair.input for pair in interface.state if interface.input(pair.input).shape[pair.axis] == PAST]
-    return _rule(lambda: PastInside(grown))(model, interface)
+    return _rule(PastInside, grown)(model, interface)
 
 
 def _in_place(model: ir.Model, interface: Interface) -> Applied:
