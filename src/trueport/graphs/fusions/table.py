@@ -58,7 +58,7 @@ class Fusion:
 
 
 def _rule(kind: Any, *given: Any, commute: bool = False) -> Callable[[ir.Model, Interface], Applied]:
-    """A class of rules of onnxscript's rewriter and what it is made with; ``commute`` tries both orders of sums and products."""
+    """A class of onnxscript's rules, and what it is made with; ``commute`` tries both orders of sums and products."""
 
     def apply(model: ir.Model, interface: Interface) -> Applied:
         rules = pattern.RewriteRuleSet([kind.rule(*given)], commute=commute)
