@@ -58,8 +58,9 @@ def card(manifest: Mapping[str, Any], proof: Mapping[str, Any] | None) -> str:
         reported=proof is not None,
         tokenizer=_has_tokenizer(manifest),
         snippet=snippet(manifest),
-        ort_class=ORT_CLASSES.get(task) if graphs else None,
+        ort_class=ORT_CLASSES.get(task) if graphs and not any(map(_in_place, graphs.values())) else None,
         javascript=_runs_in_javascript(task, graphs),
+        in_place=any(map(_in_place, graphs.values())),
         external=_external(manifest, graphs),
         components=[component_view(name, entry) for name, entry in components.items()],
         files=[
@@ -127,7 +128,13 @@ def _has_tokenizer(manifest: Mapping[str, Any]) -> bool:
 def _runs_in_javascript(task: str, graphs: Mapping[str, Any]) -> bool:
     """transformers.js makes its empty cache in float32 unless the config tells otherwise."""
     floats = {tensor["dtype"] for entry in graphs.values() for tensor in entry.get("inputs", [])} - {"int64"}
-    return task in ORT_CLASSES and bool(graphs) and floats <= {"float32"}
+    copied = not any(map(_in_place, graphs.values()))
+    return task in ORT_CLASSES and bool(graphs) and copied and floats <= {"float32"}
+
+
+def _in_place(entry: Mapping[str, Any]) -> bool:
+    """Whether a component writes its caches in place, which other clients do not know."""
+    return any(pair.get("in_place") for pair in entry.get("state", []))
 
 
 def _external(manifest: Mapping[str, Any], graphs: Mapping[str, Any]) -> dict[str, bool]:
@@ -138,6 +145,8 @@ def _external(manifest: Mapping[str, Any], graphs: Mapping[str, Any]) -> dict[st
 
 
 # Code for plain ONNX Runtime
+NEW_TOKENS = 20
+"""What the programs generate."""
 
 
 def snippet(manifest: Mapping[str, Any]) -> str | None:
@@ -248,7 +257,7 @@ def _decoder(entry: Mapping[str, Any], tokenizer: bool) -> str:
             *_past("session", entry),
             "",
             "step = ids  # the whole prompt first, then one token at a time",
-            "for _ in range(20):",
+            f"for _ in range({NEW_TOKENS}):",
             *_feeds(entry, ready, "    "),
             "        **past,",
             "    }",
@@ -266,11 +275,17 @@ def _past(session: str, entry: Mapping[str, Any]) -> list[str]:
     """``state`` (which output feeds which input), ``names`` of the outputs, and ``past``, the empty state."""
     state = {pair["input"] for pair in entry["state"]}
     dtype = next(tensor["dtype"] for tensor in entry["inputs"] if tensor["name"] in state)
+    words, length = "one row, and a cache of length 0", "int(i == 0)"
+    if _in_place(entry):
+        words, length = (
+            f"one row, and room for the prompt and {NEW_TOKENS} more",
+            f"1 if i == 0 else ids.shape[1] + {NEW_TOKENS}",
+        )
     return [
         f"names = [value.name for value in {session}.get_outputs()]",
         *_state(entry["state"]),
-        "past = {  # one row, and a cache of length 0",
-        "    value.name: np.zeros([n if isinstance(n, int) else int(i == 0) for i, n in enumerate(value.shape)], "
+        f"past = {{  # {words}",
+        f"    value.name: np.zeros([n if isinstance(n, int) else {length} for i, n in enumerate(value.shape)], "
         f"np.{_numpy(dtype)})",
         f"    for value in {session}.get_inputs()",
         "    if value.name in state",

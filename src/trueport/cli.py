@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +12,10 @@ import typer
 
 from trueport import __version__
 from trueport.commands import register
+from trueport.commands.terminal import progress, show
 from trueport.errors import TrueportError
-from trueport.interrupts import remembered
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-
     from trueport.proof.result import Proof
 
 app = typer.Typer(
@@ -76,6 +72,12 @@ def export(
         Path | None,
         typer.Option("--calibration", help="A text file of prompts, one in each line, for int8-static's scales."),
     ] = None,
+    optimize: Annotated[
+        str | None, typer.Option("--optimize", help="Fuse the graphs for an execution provider: cpu.")
+    ] = None,
+    caches: Annotated[
+        str, typer.Option("--caches", help="With --optimize: copied (default; any client) or in-place.")
+    ] = "copied",
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer/--no-tokenizer", help="Whether the tokenizer goes along.")
     ] = True,
@@ -91,9 +93,9 @@ def export(
 ) -> None:
     """Export MODEL to the folder OUT, and prove that what arrived is the model that left."""
     from trueport import pipeline
-    from trueport.words import program_words, weights_words
+    from trueport.words import fusion_words, program_words, weights_words
 
-    with _progress() as tell:
+    with progress() as tell:
         try:
             artifact = pipeline.export(
                 model,
@@ -110,6 +112,8 @@ def export(
                 max_arena=max_arena,
                 quantize=quantize,
                 calibration=calibration,
+                optimize=optimize,
+                caches=caches,
                 tokenizer="auto" if tokenizer else None,
                 proof=proof,
                 allow_unproven=allow_unproven,
@@ -125,11 +129,13 @@ def export(
             if getattr(error, "proof", None) is None:
                 raise
             content, failure = error.proof.to_json(), error  # type: ignore[attr-defined]
-    _show(content)
+    show(content)
     if failure is not None:
         raise failure
     for line in [*weights_words(artifact.manifest), *program_words(artifact.manifest)]:
         typer.echo(line)
+    if "optimized" in artifact.manifest:
+        typer.echo("\n".join(fusion_words(artifact.manifest["optimized"])))
     if content is None:
         typer.echo(f"{out}: written, unproven (--no-proof).")
     else:
@@ -154,11 +160,11 @@ def verify(
 
     _check_json_place(json_file, folder)
     chosen = [name.strip() for name in clauses.split(",")] if clauses is not None else None
-    with _progress() as tell:
+    with progress() as tell:
         proof: Proof = pipeline.verify(
             folder, against=against, clauses=chosen, trust_remote_code=trust_remote_code, seed=seed, progress=tell
         )
-    _show(proof.to_json())
+    show(proof.to_json())
     if json_file is not None:
         write_json(json_file, proof.to_json())
     if not proof.proven:
@@ -225,69 +231,6 @@ def _main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     pass
-
-
-@contextmanager
-def _progress() -> Iterator[_Teller]:
-    """A bar on a terminal's stderr, silent elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(file=sys.stderr)  # bound now: capture silences stderr while torch works
-    columns = (
-        SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )  # fmt: skip
-    with (
-        remembered() as check,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
-    ):
-        yield _Teller(bar, check)
-
-
-class _Teller:
-    """Shows an export's phase, and of a phase that moves bytes how many, and how long it will take.
-
-    Args:
-        bar: to show it on.
-        check: asked at every step; it raises what ends the work.
-    """
-
-    def __init__(self, bar: RichProgress, check: Callable[[], None]) -> None:
-        self.bar = bar
-        self.check = check
-        self.task = bar.add_task("start", total=None, left="")
-
-    def __call__(self, phase: str) -> None:
-        self.check()
-        self.bar.reset(self.task, total=None, description=phase, left="")
-
-    def bytes_done(self, done: int, total: int) -> None:
-        """So many bytes of so many."""
-        from trueport.words import size_words
-
-        self.check()
-        seconds = self.bar.tasks[0].time_remaining
-        left = "" if seconds is None else f", {seconds:.0f} s left"
-        self.bar.update(
-            self.task, completed=done, total=total or None, left=f"{size_words(done)} of {size_words(total)}{left}"
-        )
-
-
-def _show(content: dict[str, Any] | None) -> None:
-    if content is None:
-        return
-    from rich.console import Console
-
-    from trueport.proof.report import headline, table
-
-    class _Pipe(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    console = _Pipe()
-    console.print(table(content))
-    console.print(headline(content), soft_wrap=True, markup=False)
 
 
 def main() -> None:

@@ -166,10 +166,12 @@ class RenamedSession(OnnxSession):
         finally:
             self.interface = whole
 
-    def _execute(self, values: dict[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    def _execute(
+        self, values: dict[str, Any], feeds: Mapping[str, Any], written: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         raw = {self._raw[name]: value for name, value in values.items() if name in self._raw}
         told = {self._raw[name]: value for name, value in feeds.items() if name in self._raw}
-        return {self._names[name]: value for name, value in super()._execute(raw, told).items()}
+        return {self._names[name]: value for name, value in super()._execute(raw, told, written).items()}
 
     def _following(self, results: Mapping[str, Any]) -> State:
         return State({pair.input: results[pair.output] for pair in self.interface.state if pair.output in results})

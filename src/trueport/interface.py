@@ -12,6 +12,8 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "
 
 PAST = "past_sequence_length"
 """The dimension that grows with every token."""
+CAPACITY = "cache_capacity"
+"""The length of a cache that is written in place: at least past and new tokens together."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class StatePair:
-    """At the next step, ``input`` is fed from ``output``; before the first it is empty along ``axis``."""
+    """At the next step, ``input`` is fed from ``output``; before the first it is empty along ``axis``.
+
+    ``in_place`` is a buffer that is bound as both: a step writes its new entries behind the past, whose length the
+    mask tells.
+    """
 
     input: str
     output: str
     axis: int
     initial: str = "empty"
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class Interface:
             "outputs": [_tensor_json(tensor) for tensor in self.outputs],
             "state": [
                 {"input": pair.input, "output": pair.output, "axis": pair.axis, "initial": pair.initial}
+                | ({"in_place": True} if pair.in_place else {})
                 for pair in self.state
             ],
             "dimensions": {dimension.name: [dimension.minimum, dimension.maximum] for dimension in self.dimensions},
@@ -150,7 +158,8 @@ class Interface:
             outputs=tuple(_tensor_from_json(entry) for entry in data["outputs"]),
             dimensions=tuple(Dimension(name, bounds[0], bounds[1]) for name, bounds in data["dimensions"].items()),
             state=tuple(
-                StatePair(entry["input"], entry["output"], entry["axis"], entry["initial"]) for entry in data["state"]
+                StatePair(entry["input"], entry["output"], entry["axis"], entry["initial"], bool(entry.get("in_place")))
+                for entry in data["state"]
             ),
             kept=tuple(_tensor_from_json(entry) for entry in data.get("kept", ())),
         )

@@ -70,12 +70,12 @@ class ModuleSource:
                 f"A {type(self.model).__name__} is no transformers model, whose linear layers alone --quantize knows",
                 "Leave quantize out.",
             )
-        plan = getattr(target, "bounds", None)
-        if plan is None:
+        bounds = target.bounds(options)
+        if bounds is None:
             return [self.described.component]
         from trueport.roles.bounded import bounded
 
-        return [bounded(self.described.component, plan(options))]
+        return [bounded(self.described.component, bounds)]
 
     def save_assets(self, folder: Path) -> None:
         """Nothing lies beside the graph of such a module."""

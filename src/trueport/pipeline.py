@@ -14,14 +14,12 @@ from trueport.artifact import (
     SCHEMA_VERSION,
     Artifact,
     check_place,
-    file_entry,
-    interface_digest,
     largest_hashed,
-    list_files,
     staged,
     write_json,
 )
 from trueport.errors import ProofError, TrueportError
+from trueport.finishing import finish
 from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.recipe import Recipe, opened
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trueport.capture import Captured
+    from trueport.graphs.fusions import Fusion
     from trueport.proof.result import Proof
     from trueport.source import Source
     from trueport.targets import Lowered, Target
@@ -61,6 +60,8 @@ def export(
     max_arena: int | None = None,
     quantize: str | None = None,
     calibration: str | Path | Sequence[str] | None = None,
+    optimize: str | None = None,
+    caches: str = "copied",
     tokenizer: Any = "auto",
     proof: bool = True,
     allow_unproven: bool = False,
@@ -95,6 +96,8 @@ def export(
             ExecuTorch program (docs/quantisation.md); None for none.
         calibration: prompts that ``int8-static``, or ExecuTorch's ``int8``, finds its scales on: texts, or a file with one
             in each line; drawn at random when None.
+        optimize: fuse the graphs for an execution provider, ``cpu``, as far as the proof holds (docs/optimize.md).
+        caches: with ``optimize``, ``copied`` or ``in-place``.
         tokenizer: ``auto`` takes the checkpoint's, None exports without one, or an object with ``save_pretrained``.
         proof: whether to prove the artefact; without, it is stamped ``unproven``.
         allow_unproven: keep a folder whose proof failed, stamped ``failed``.
@@ -135,6 +138,7 @@ def export(
         raise TrueportError(f"--quantize {quantize} is for one target at a time", "Export to a folder for each.")
     for target in targets:
         target.check(options)
+    fusions = _fusions(optimize, caches, targets, proof)
     place = Path(out)
     check_place(place, force=force)
     tell("load")
@@ -147,7 +151,7 @@ def export(
     else:
         source = load_source(
             given.model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
-            link=any(getattr(target, "links", False) for target in targets),
+            link=any(target.links for target in targets),
         )  # fmt: skip
     if calibration is not None:
         from trueport.proof.calibration import read_prompts
@@ -160,13 +164,23 @@ def export(
         tell("assets")
         source.save_assets(staging)
         write_json(staging / MANIFEST, manifest)
-        found = _prove(source, staging, manifest, seed, tell) if proof else None
+        found = None
+        if fusions:
+            from trueport.graphs.fusions import fit
+
+            fused = fit(
+                staging, manifest, fusions, lambda: _prove(source, staging, manifest, seed, tell), tell,
+                folder=place, provider=str(optimize),
+            )  # fmt: skip
+            manifest["optimized"], found = fused.to_json(), fused.proof
+        if proof and found is None:
+            found = _prove(source, staging, manifest, seed, tell)
         if found is not None and not found.proven:
             found = _explained(found, source, targets, options, seed, tell)
         if found is not None and not found.proven and not allow_unproven:
             raise _failed(found)
         content = found.to_json() if found is not None else None
-        _finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
+        finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
         if checkpoint is not None:
             checkpoint.check(hashes)
     artifact = Artifact(place, manifest, content)
@@ -190,6 +204,21 @@ def _is_custom(given: Recipe) -> bool:
             "inputs, dynamic and state are for modules that are no PreTrainedModel", "Leave them out for this one."
         )
     return custom
+
+
+def _fusions(provider: str | None, caches: str, targets: Sequence[Target], proof: bool) -> list[Fusion]:
+    """What to fuse; empty where nothing is asked for."""
+    from trueport.graphs.fusions import fusions_for
+
+    if provider is None:
+        if caches != "copied":
+            raise TrueportError(f"--caches {caches} is a fusion", "Give --optimize cpu too.")
+        return []
+    if not proof:
+        raise TrueportError("A fusion is kept only where the proof holds", "Leave --no-proof or --optimize out.")
+    if [target.name for target in targets] != ["onnx"]:
+        raise TrueportError("--optimize fuses ONNX graphs", "Give --to onnx alone.")
+    return fusions_for(provider, caches)
 
 
 def _check_opset(opset: int | None) -> None:
@@ -277,7 +306,7 @@ def _lowered(
     """Every component as ``target`` writes it, traced without the weights where that can be."""
     from trueport.weights.linked import is_fake
 
-    if getattr(target, "links", False) and is_fake(source.model):
+    if target.links and is_fake(source.model):
         before, known = set(staging.iterdir()), len(patches)
         try:
             return target.lower(_captured(source, source.model, target, options, patches, tell), staging, options)
@@ -364,28 +393,6 @@ def _failing(
         write_json(Path(place) / MANIFEST, manifest)
         found = _prove(source, Path(place), manifest, seed, tell, clauses)
     return {clause.clause for clause in found.failures()}
-
-
-def _finish(
-    staging: Path, manifest: dict[str, Any], proof: dict[str, Any] | None, largest: int | None, meter: Meter
-) -> None:
-    """Write the proof, the report, the card, and last the manifest that vouches for all of them."""
-    from trueport.card import card
-    from trueport.proof.report import html
-
-    if proof is not None:
-        manifest["proof"] = {"verdict": proof["verdict"], "file": "proof.json"}
-        proof["interface_sha256"] = interface_digest(manifest)
-        write_json(staging / "proof.json", proof)
-    manifest["files"] = list_files(staging, largest=largest, meter=meter)
-    (staging / "report.html").write_text(
-        html(proof if proof is not None else {"verdict": "unproven", "clauses": []}, manifest), encoding="utf-8"
-    )
-    (staging / "README.md").write_text(card(manifest, proof), encoding="utf-8")
-    # Only these two are new: the weights are not read a second time.
-    for name in ("report.html", "README.md"):
-        manifest["files"][name] = file_entry(staging / name)
-    write_json(staging / MANIFEST, manifest)
 
 
 def _failed(proof: Proof, artifact: Artifact | None = None) -> ProofError:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trueport.interface import Interface
+    from trueport.runtime.model import TrueportModel
     from trueport.source import Source
 
 
@@ -104,14 +105,17 @@ def judge_own(
     clauses: Sequence[str] | None,
     seed: int | None,
     progress: Callable[[str], None],
+    plain: TrueportModel | None = None,
 ) -> Proof:
-    """The proof of a folder with a manifest, through the runtime that users have."""
+    """The proof of a folder with a manifest, through the runtime that users have; ``plain`` as ``prove`` takes it."""
     targets = list(dict.fromkeys(str(entry.get("target")) for entry in manifest["components"].values()))
     with ThreadPoolExecutor(1) as pool:  # the runtime loads the artefact meanwhile
         custom = original is None or manifest["source"]["role"] == "custom"
         wide = None if custom else pool.submit(widened, cast("PreTrainedModel", original))
         proofs = [
-            _judge_target(folder, manifest, target, original, wide, clauses=clauses, seed=seed, progress=progress)
+            _judge_target(
+                folder, manifest, target, original, wide, clauses=clauses, seed=seed, progress=progress, plain=plain
+            )
             for target in targets
         ]
     if len(proofs) == 1:
@@ -134,6 +138,7 @@ def _judge_target(
     clauses: Sequence[str] | None,
     seed: int | None,
     progress: Callable[[str], None],
+    plain: TrueportModel | None,
 ) -> Proof:
     """The proof of what one target's runtime runs."""
     from trueport.runtime import load
@@ -169,6 +174,7 @@ def _judge_target(
         seed=SEED if seed is None else seed,
         progress=progress,
         wide=None if wide is None else wide.result(),
+        plain=plain,
     )
 
 

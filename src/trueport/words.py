@@ -93,6 +93,13 @@ def count_words(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def fusion_words(optimized: Mapping[str, Any]) -> list[str]:
+    """One line for each fusion of a manifest's ``optimized``: what became of it."""
+    kinds = {"undone": "undone", "absent": "not there"}
+    lines = [f"fused {name}: {count_words(count, 'place')}" for name, count in optimized["fusions"].items()]
+    return lines + [f"{word} {name}: {why}" for kind, word in kinds.items() for name, why in optimized[kind].items()]
+
+
 def model_name(manifest: Mapping[str, Any]) -> str:
     """The model's name; of a path its last part alone, since the rest belongs to a machine."""
     source = manifest.get("source", {})

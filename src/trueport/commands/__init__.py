@@ -9,9 +9,11 @@ def register(app: typer.Typer) -> None:
     """Add them to ``app``."""
     from trueport.commands.diagnose import diagnose
     from trueport.commands.graphs import audit, repair
+    from trueport.commands.optimize import optimize
     from trueport.commands.patches import patches
 
     app.command()(patches)
     app.command()(diagnose)
     app.command()(audit)
     app.command()(repair)
+    app.command()(optimize)

@@ -56,6 +56,11 @@ class Reference:
         self.takes = signature(model)
         self._memo: dict[Any, dict[str, np.ndarray]] = {}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.model.parameters()).dtype
+
     def exact(self, wide: PreTrainedModel | None = None) -> Reference:
         """The same in float64; ``wide`` is the model ``widened`` already."""
         return Reference(widened(self.model) if wide is None else wide, self.role, self.names)

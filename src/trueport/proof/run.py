@@ -11,13 +11,14 @@ import numpy as np
 
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES, check_names
-from trueport.proof.clauses.ranges import HALF, own_dtype
+from trueport.proof.clauses.ranges import HALF
 from trueport.proof.inputs import Batch, Inputs, Limits, left
 from trueport.proof.quantised import Quantised
 from trueport.proof.quantised import ask as ask_quantised
 from trueport.proof.quantised import tolerance as quantised_tolerance
 from trueport.proof.reference import Reference
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
+from trueport.proof.stand_in import FolderReference
 from trueport.proof.subject import Session, subject_of
 from trueport.proof.tolerance import JITTERED, PRECISE, Tolerance, measured, modelled
 from trueport.roles.component import signature
@@ -25,6 +26,8 @@ from trueport.roles.windows import windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from trueport.runtime.model import TrueportModel
 
 SEED = 7
 PROMPTS = 3
@@ -50,6 +53,7 @@ def prove(
     seed: int = SEED,
     progress: Progress | None = None,
     wide: PreTrainedModel | None = None,
+    plain: TrueportModel | None = None,
 ) -> Proof:
     """Ask every clause.
 
@@ -67,12 +71,16 @@ def prove(
         seed: of all inputs.
         progress: told each clause's name.
         wide: the original in float64, where that was made already.
+        plain: the folder that the artefact was made of, which stands in for an original that cannot be had.
     """
     asked = asked_of(sessions, role, config, original, wide, dtype, depth, runnable, seed, guards)
+    if original is None and plain is not None:
+        reference = FolderReference(plain, role, list(asked.outputs))
+        asked = replace(asked, own=reference, exact=reference)
     if quantised is not None:
         asked = replace(asked, quantised=quantised, tolerance=quantised_tolerance(quantised))
     component = "encoder, decoder" if role == "seq2seq" else "model"
-    narrow = asked.own is not None and own_dtype(asked.own) in HALF
+    narrow = original is not None and original.dtype in HALF
     rare = {"quality": quantised is not None, "range": narrow}  # left out where they have nothing to ask, unless named
     results = []
     for name in check_names(clauses):
@@ -81,7 +89,7 @@ def prove(
         if progress is not None:
             progress(name)
         results.append(_judge(name, component, asked))
-    return Proof(seed, tuple(results), _describe(original), _tolerance_json(asked.tolerance))
+    return Proof(seed, tuple(results), _describe(original, plain), _tolerance_json(asked.tolerance))
 
 
 def _judge(name: str, component: str, asked: Asked) -> ClauseResult:
@@ -217,7 +225,9 @@ def _tolerance_json(tolerance: Tolerance) -> dict[str, Any]:
     return {"multiple": tolerance.multiple, "noise_floor": tolerance.floor(), "words": tolerance.words}
 
 
-def _describe(original: PreTrainedModel | None) -> dict[str, Any] | None:
+def _describe(original: PreTrainedModel | None, plain: TrueportModel | None) -> dict[str, Any] | None:
+    if original is None and plain is not None:
+        return {"class": "the folder before its optimisation", "dtype": str(plain.dtype).removeprefix("torch.")}
     if original is None:
         return None
     return {

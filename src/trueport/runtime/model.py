@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from trueport.errors import RunError
-from trueport.interface import PAST, Interface, terms
+from trueport.interface import CAPACITY, PAST, Interface, terms
 from trueport.runtime.feeds import Feeder
 from trueport.runtime.outputs import make_output, output_kind
 from trueport.runtime.protocol import Session, State
@@ -37,7 +37,8 @@ class Component:
         fed = {axis for tensor in interface.plain_inputs for axis in tensor.shape}
         axes = [axis for pair in begun for axis in interface.input(pair.input).shape[1:] if len(terms(axis)) == 1]
         axes = [axis for axis in axes if axis not in fed]
-        self._empty = dict.fromkeys([str(axis) for axis in axes] + ([PAST] if interface.kept else []), 0)
+        told = [PAST if axis == CAPACITY else str(axis) for axis in axes] + ([PAST] if interface.kept else [])
+        self._empty = dict.fromkeys(told, 0)
         self.stateful = bool(interface.state or interface.kept)
         self.named = any(interface.input(pair.input).shape[:1] != ("batch_size",) for pair in interface.state)
 

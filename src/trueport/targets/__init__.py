@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trueport.capture import Captured
     from trueport.interface import Interface
     from trueport.roles import Component
+    from trueport.roles.bounded import Bounds
     from trueport.runtime.protocol import Session
     from trueport.targets.quantized import Gate
 
@@ -51,11 +52,13 @@ class Target(Protocol):
 
     Attributes:
         packages: the distributions whose versions the manifest names.
+        links: whether it can point at a checkpoint's own bytes, and so export a model whose weights were never loaded.
         gates: by the name of each kind of quantisation, what it has to keep; none for a target that quantises nothing.
     """
 
     name: str
     packages: tuple[str, ...]
+    links: bool
 
     @property
     def gates(self) -> Mapping[str, Gate]:
@@ -66,6 +69,10 @@ class Target(Protocol):
         self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
     ) -> list[Component]:
         """What to capture, in the form that the runtime takes."""
+        ...
+
+    def bounds(self, options: Mapping[str, Any]) -> Bounds | None:
+        """The largest sizes to plan memory for; None where the runtime plans none."""
         ...
 
     def check(self, options: Mapping[str, Any]) -> None:

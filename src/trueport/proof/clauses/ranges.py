@@ -41,9 +41,9 @@ def ask(asked: Asked) -> list[Case]:
     follow from it. An overflow that the original's own clamp catches, as T5's after its feed-forward layers, is told and
     not held against the artefact, which clamps in the same places.
     """
-    if asked.own is None:
+    if asked.own is None or not isinstance(asked.own.model, torch.nn.Module):
         raise NotApplicableError("needs the original: give --against MODEL")
-    dtype = own_dtype(asked.own)
+    dtype = asked.own.dtype
     if dtype not in HALF:
         raise NotApplicableError("it computes in float32")
     limit, name = torch.finfo(dtype).max, str(dtype).removeprefix("torch.")
@@ -67,11 +67,6 @@ def ask(asked: Asked) -> list[Case]:
         note = f"{_words(over[0])} {first.size:.4g}, past {name}'s {limit:.6g}, which the original itself clamps"
         return [Case(f"{name} range", 0.0, limit, row.to_json(), note)]
     return [Case(f"{name} range", first.size, limit, row.to_json(), note)]
-
-
-def own_dtype(own: Reference) -> torch.dtype:
-    """The dtype of the original's weights."""
-    return next(own.model.parameters()).dtype
 
 
 def _batches(asked: Asked) -> list[Batch]:

@@ -32,6 +32,7 @@ class ExecutorchTarget:
 
     name = "executorch"
     packages = ("executorch", "torchao")
+    links = False
 
     def __init__(self) -> None:
         require()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trueport.interface import Interface
     from trueport.proof.calibration import Original
     from trueport.roles import Component
+    from trueport.roles.bounded import Bounds
     from trueport.targets.onnx.session import OnnxSession
     from trueport.targets.quantized import Gate
 
@@ -48,6 +49,10 @@ class OnnxTarget:
         from trueport.targets.onnx.quantize import GATES
 
         return GATES
+
+    def bounds(self, options: Mapping[str, Any]) -> Bounds | None:
+        """None: graphs take any size."""
+        return None
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Refuse a quantisation that graphs do not have, before the model is loaded."""

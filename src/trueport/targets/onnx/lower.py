@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from trueport.capture import Captured
 from trueport.errors import LoweringError, SpecializationError
+from trueport.graphs.shapes import forget_shapes
 from trueport.interface import Interface
 from trueport.targets.onnx.decompose import spared_retracing
 from trueport.targets.onnx.translations import translations
@@ -205,7 +206,6 @@ def _strip(model: ir.Model) -> None:
     model.producer_name, model.producer_version = "trueport", __version__
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    named = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
@@ -214,11 +214,7 @@ def _strip(model: ir.Model) -> None:
         if path:
             node.metadata_props[MODULE_KEY] = path
         node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if id(value) not in named:
-                value.shape = None
-                value.type = None
+    forget_shapes(model)
 
 
 def module_path(scopes: str) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueport.dtypes import array_of, tensor_of
 from trueport.errors import ArtifactError, RunError
-from trueport.interface import PAST, Dimension, Interface, StatePair, Tensor, terms
+from trueport.interface import CAPACITY, PAST, Dimension, Interface, StatePair, Tensor, evaluate, terms
+from trueport.targets.onnx.state import BufferedState, Buffers, State
+from trueport.targets.onnx.values import from_numpy, from_torch, to_numpy, to_torch
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -26,43 +27,6 @@ ORT_DTYPES = {
     "tensor(bool)": "bool",
 }
 """ONNX Runtime's type names."""
-
-
-class State:
-    """The tensors that one step hands to the next, in the runtime's own buffers; never changed in place.
-
-    Attributes:
-        values: OrtValues by input name.
-        rows: the axis of the batch by input name; 0 where none is named.
-    """
-
-    def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None) -> None:
-        self.values = values
-        self.rows = rows or {}
-
-    def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> State:
-        """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
-        import torch
-
-        index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        taken = {n: from_torch(to_torch(v).index_select(self.rows.get(n, 0), index)) for n, v in self.values.items()}
-        return State(taken, self.rows)
-
-    def shorten(self, axes: Mapping[str, int], count: int) -> State:
-        """The state without the last ``count`` entries along ``axes[name]``; tensors that it does not name stay."""
-        values = dict(self.values)
-        for name, axis in axes.items():
-            tensor = to_torch(values[name])
-            values[name] = from_torch(tensor.narrow(axis, 0, max(tensor.shape[axis] - count, 0)))
-        return State(values, self.rows)
-
-    def length(self, name: str, axis: int) -> int:
-        """Length of one tensor's axis."""
-        return int(self.values[name].shape()[axis])
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Views of the buffers by input name."""
-        return {name: to_torch(value) for name, value in self.values.items()}
 
 
 class OnnxSession:
@@ -96,6 +60,8 @@ class OnnxSession:
         self._plain = [tensor.name for tensor in self.interface.plain_outputs]
         shapes = {pair.input: self.interface.input(pair.input).shape for pair in self.interface.state}
         self._rows = {name: shape.index("batch_size") for name, shape in shapes.items() if "batch_size" in shape}
+        self._buffered = {pair.input: pair.axis for pair in self.interface.state if pair.in_place}
+        self._written = {pair.output: pair.input for pair in self.interface.state if pair.in_place}
 
     def empty_state(self, batch: int | Mapping[str, int], given: Mapping[str, Any] | None = None) -> State:
         """State before the first step: zeros, of length 0 along the state axes, whatever an encoder gave.
@@ -113,6 +79,8 @@ class OnnxSession:
             shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in tensor.shape]
             shape = shape if isinstance(batch, Mapping) else [batch, *shape[1:]]
             values[pair.input] = from_torch(torch.zeros(shape, dtype=getattr(torch, tensor.dtype)))
+        if self._buffered:
+            return BufferedState(Buffers(values, 0, 0), self._buffered, 0, self._rows)
         return State(values, self._rows)
 
     def sizes(self, state: State) -> dict[str, int]:
@@ -121,7 +89,7 @@ class OnnxSession:
         for pair in self.interface.state:
             for index, axis in enumerate(self.interface.input(pair.input).shape):
                 if isinstance(axis, str) and len(terms(axis)) == 1:
-                    sizes[axis] = state.length(pair.input, index)
+                    sizes[PAST if axis == CAPACITY else axis] = state.length(pair.input, index)
         return sizes
 
     def shorten(self, state: State, count: int) -> State:
@@ -132,7 +100,8 @@ class OnnxSession:
         """
         if any(pair.initial != "empty" for pair in self.interface.state):
             raise RunError(f"The state of {self.path.name} cannot go back by {count} tokens")
-        grown = {p.input: p.axis for p in self.interface.state if self.interface.input(p.input).shape[p.axis] == PAST}
+        axes = {p.input: (p.axis, self.interface.input(p.input).shape[p.axis]) for p in self.interface.state}
+        grown = {name: axis for name, (axis, length) in axes.items() if length in (PAST, CAPACITY)}
         return state.shorten(grown, count)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -146,22 +115,62 @@ class OnnxSession:
 
     def step(self, feeds: Mapping[str, np.ndarray], state: State) -> tuple[dict[str, np.ndarray], State]:
         """Plain inputs and a state to plain outputs and the next state, whose buffers stay in the runtime."""
-        results = self._execute(state.values | {name: from_numpy(array) for name, array in feeds.items()}, feeds)
-        return {name: to_numpy(results[name]) for name in self._plain}, self._following(results)
+        results, following = self._advance({name: from_numpy(array) for name, array in feeds.items()}, feeds, state)
+        return {name: to_numpy(results[name]) for name in self._plain}, following
 
     def advance(self, feeds: Mapping[str, torch.Tensor], state: State | None) -> tuple[dict[str, torch.Tensor], State]:
         """``step`` on torch tensors; nothing is copied on the way in or out.
 
         The runtime reads the feeds' own memory, and the outputs are views of its buffers that keep them alive.
         """
-        values = dict(state.values) if state is not None else {}
-        for name, tensor in feeds.items():
-            values[name] = from_torch(tensor)
-        results = self._execute(values, feeds)
-        return {name: to_torch(results[name]) for name in self._plain}, self._following(results)
+        values = {name: from_torch(tensor) for name, tensor in feeds.items()}
+        results, following = self._advance(values, feeds, state)
+        return {name: to_torch(results[name]) for name in self._plain}, following
 
-    def _execute(self, values: dict[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """OrtValues by name to OrtValues by name; ``feeds`` is what the message of an error tells."""
+    def _advance(
+        self, values: dict[str, Any], feeds: Mapping[str, Any], state: State | None
+    ) -> tuple[dict[str, Any], State]:
+        """One step from OrtValues and a state to OrtValues by name and the next state."""
+        if state is None:
+            state = State({})
+        if not isinstance(state, BufferedState):
+            results = self._execute(state.values | values, feeds)
+            return results, self._following(results)
+        total = self._total(feeds, state.used)
+        state = state.room(total)
+        results = self._execute(state.values | values, feeds, self._written)
+        return results, state.following(total)
+
+    def _following(self, results: Mapping[str, Any]) -> State:
+        return State({pair.input: results[pair.output] for pair in self.interface.state}, self._rows)
+
+    def _total(self, feeds: Mapping[str, Any], used: int) -> int:
+        """Past and new tokens together, as the mask tells them to the graph.
+
+        Raises:
+            RunError: it tells another past than the state has, and the graph would write there.
+        """
+        told = [(t.shape, feeds[t.name].shape) for t in self.interface.plain_inputs if t.name in feeds]
+        sizes = {str(axis): size for axes, shape in told for axis, size in zip(axes, shape, strict=True)} | {PAST: used}
+        for tensor in self.interface.plain_inputs:
+            for index, axis in enumerate(tensor.shape):
+                if PAST in terms(axis) and tensor.name in feeds:
+                    total, given = evaluate(axis, sizes), feeds[tensor.name].shape[index]
+                    if given != total:
+                        raise RunError(f"{self.path.name} takes {tensor.name} of length {total} here, not {given}")
+                    return total
+        raise RunError(f"{self.path.name} needs an input that tells how long its caches are", "Give attention_mask.")
+
+    def _execute(
+        self, values: dict[str, Any], feeds: Mapping[str, Any], written: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """OrtValues by name to OrtValues by name.
+
+        Args:
+            values: all inputs.
+            feeds: what the message of an error tells.
+            written: outputs that are to be written into an input's own buffer, and which.
+        """
         for name in feeds:
             if name not in self._inputs:
                 raise RunError(f"{self.path.name} has no input {name}")
@@ -170,7 +179,10 @@ class OnnxSession:
             for name, value in values.items():
                 binding.bind_ortvalue_input(name, value)
             for name in self._outputs:
-                binding.bind_output(name)
+                if written and name in written:
+                    binding.bind_ortvalue_output(name, values[written[name]])
+                else:
+                    binding.bind_output(name)
             self.runtime.run_with_iobinding(binding)
             results = binding.get_outputs()
         except Exception as error:
@@ -178,9 +190,6 @@ class OnnxSession:
             reason = " ".join(str(error).split())
             raise RunError(f"{self.path.name} refuses {shapes}: {reason[:400]}") from error
         return dict(zip(self._outputs, results, strict=True))
-
-    def _following(self, results: Mapping[str, Any]) -> State:
-        return State({pair.input: results[pair.output] for pair in self.interface.state}, self._rows)
 
 
 def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOptions:
@@ -197,42 +206,6 @@ def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOpti
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     return options
-
-
-def from_torch(tensor: torch.Tensor) -> Any:
-    """An OrtValue over the tensor's memory, which it keeps alive; a copy of what is scattered or not on the CPU."""
-    import onnxruntime
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bool:  # DLPack's bool is newer than the one that ONNX Runtime reads
-        return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
-    return onnxruntime.OrtValue.from_dlpack(tensor)
-
-
-def to_torch(value: Any) -> torch.Tensor:
-    """A tensor over the OrtValue's memory, which it keeps alive."""
-    import torch
-
-    tensor = torch.from_dlpack(value)
-    return tensor.view(torch.bool) if tensor.dtype == torch.uint8 and value.data_type() == "tensor(bool)" else tensor
-
-
-def from_numpy(array: np.ndarray) -> Any:
-    """An OrtValue of the array, bfloat16 included."""
-    import onnxruntime
-
-    array = np.ascontiguousarray(array)
-    if array.dtype.name == "bfloat16":
-        return from_torch(tensor_of(array))
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """The OrtValue as an array; bfloat16 is ml_dtypes' own."""
-    if value.data_type() == "tensor(bfloat16)":
-        return array_of(to_torch(value))
-    return value.numpy()
 
 
 def _check_interface(path: Path, interface: Interface, runtime: onnxruntime.InferenceSession) -> None:

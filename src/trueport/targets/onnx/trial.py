@@ -33,8 +33,10 @@ class TrialSession(OnnxSession):
     weights: Mapping[str, Any] = {}
     watch: Callable[[str, np.ndarray], None] | None = None
 
-    def _execute(self, values: dict[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
-        results = super()._execute({**values, **self.weights}, feeds)
+    def _execute(
+        self, values: dict[str, Any], feeds: Mapping[str, Any], written: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        results = super()._execute({**values, **self.weights}, feeds, written)
         for name, value in results.items() if self.watch is not None else ():
             assert self.watch is not None
             self.watch(name, value.numpy())

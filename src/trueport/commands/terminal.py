@@ -1,0 +1,77 @@
+"""What commands show on a terminal: a bar while they work, and the proof's table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trueport.interrupts import remembered
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+
+@contextmanager
+def progress() -> Iterator[Teller]:
+    """A bar on a terminal's stderr, silent elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)  # bound now: capture silences stderr while torch works
+    columns = (
+        SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )  # fmt: skip
+    with (
+        remembered() as check,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        yield Teller(bar, check)
+
+
+class Teller:
+    """Shows an export's phase, and of a phase that moves bytes how many, and how long it will take.
+
+    Args:
+        bar: to show it on.
+        check: asked at every step; it raises what ends the work.
+    """
+
+    def __init__(self, bar: RichProgress, check: Callable[[], None]) -> None:
+        self.bar = bar
+        self.check = check
+        self.task = bar.add_task("start", total=None, left="")
+
+    def __call__(self, phase: str) -> None:
+        self.check()
+        self.bar.reset(self.task, total=None, description=phase, left="")
+
+    def bytes_done(self, done: int, total: int) -> None:
+        """So many bytes of so many."""
+        from trueport.words import size_words
+
+        self.check()
+        seconds = self.bar.tasks[0].time_remaining
+        left = "" if seconds is None else f", {seconds:.0f} s left"
+        self.bar.update(
+            self.task, completed=done, total=total or None, left=f"{size_words(done)} of {size_words(total)}{left}"
+        )
+
+
+def show(content: dict[str, Any] | None) -> None:
+    """The table of a proof, and its headline; nothing without one."""
+    if content is None:
+        return
+    from rich.console import Console
+
+    from trueport.proof.report import headline, table
+
+    class _Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = _Pipe()
+    console.print(table(content))
+    console.print(headline(content), soft_wrap=True, markup=False)

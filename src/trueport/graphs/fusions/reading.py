@@ -1,0 +1,42 @@
+"""What a graph says of a value without being run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+SMALL = 64
+"""Elements of the largest constant that a fusion reads; weights are never read."""
+
+
+def numbers(value: ir.Value | None) -> list[Any] | None:
+    """A small constant's elements in order; None for what is none."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.size > SMALL:
+        return None
+    return list(tensor.numpy().reshape(-1).tolist())
+
+
+def scalar(value: ir.Value | None) -> Any:
+    """A constant's only element; None for what is none."""
+    found = numbers(value)
+    return found[0] if found is not None and len(found) == 1 else None
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """Number of axes, where shape inference knows it."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node of ONNX's own operator that gives the value as its first output; None where another does."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != kind or node.domain not in ("", "ai.onnx"):
+        return None
+    return node if node.outputs[0] is value else None
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """An attribute's value, or what the operator takes without it."""
+    return node.attributes[name].value if name in node.attributes else default

@@ -1,0 +1,131 @@
+"""What one step of a graph hands to the next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trueport.targets.onnx.values import from_torch, to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+SPARE = 8
+"""A buffer that has to grow gets an eighth more than it needs: what is copied to grow is a constant per token."""
+LEAST = 16
+"""Tokens of room that a buffer has at least when it is made."""
+_CLAIMS = threading.Lock()
+"""Two threads may go on from one state: only the first may have its buffers."""
+
+
+class State:
+    """The tensors that one step hands to the next, in the runtime's own buffers; never changed in place.
+
+    Attributes:
+        values: OrtValues by input name.
+        rows: the axis of the batch by input name; 0 where none is named.
+    """
+
+    def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None) -> None:
+        self.values = values
+        self.rows = rows or {}
+
+    def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> State:
+        """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
+        import torch
+
+        index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
+        tensors = self.tensors().items()
+        return self._of({name: from_torch(t.index_select(self.rows.get(name, 0), index)) for name, t in tensors})
+
+    def _of(self, values: dict[str, Any]) -> State:
+        """The same kind of state with these values, which are its own."""
+        return State(values, self.rows)
+
+    def shorten(self, axes: Mapping[str, int], count: int) -> State:
+        """The state without the last ``count`` entries along ``axes[name]``; tensors that it does not name stay."""
+        values = dict(self.values)
+        for name, axis in axes.items():
+            tensor = to_torch(values[name])
+            values[name] = from_torch(tensor.narrow(axis, 0, max(tensor.shape[axis] - count, 0)))
+        return State(values, self.rows)
+
+    def length(self, name: str, axis: int) -> int:
+        """Length of one tensor's axis."""
+        return int(self.values[name].shape()[axis])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Views of the buffers by input name."""
+        return {name: to_torch(value) for name, value in self.values.items()}
+
+
+@dataclass
+class Buffers:
+    """Memory for caches that are written in place.
+
+    Attributes:
+        values: OrtValues by input name, longer along their axes than what they hold.
+        capacity: their length.
+        filled: entries that a state has, or that a step was given to write; what lies behind them is nobody's.
+    """
+
+    values: dict[str, Any]
+    capacity: int
+    filled: int
+
+
+class BufferedState(State):
+    """A state whose caches are the beginnings of buffers, which the next step writes on in place.
+
+    To its owner it never changes: a step writes only behind what any state holds. A state that is not the newest of its
+    buffers, one that was shortened or that two go on from, gets buffers of its own first.
+
+    Attributes:
+        buffers: shared by the states that followed each other.
+        axes: the axis of the tokens by input name.
+        used: tokens in this state.
+    """
+
+    def __init__(self, buffers: Buffers, axes: Mapping[str, int], used: int, rows: Mapping[str, int]) -> None:
+        super().__init__(buffers.values, rows)
+        self.buffers, self.axes, self.used = buffers, axes, used
+
+    def _of(self, values: dict[str, Any]) -> BufferedState:
+        """In buffers of its own, without room."""
+        return BufferedState(Buffers(values, self.used, self.used), self.axes, self.used, self.rows)
+
+    def shorten(self, axes: Mapping[str, int], count: int) -> BufferedState:
+        """The state without the last ``count`` tokens."""
+        return BufferedState(self.buffers, self.axes, max(self.used - count, 0), self.rows)
+
+    def length(self, name: str, axis: int) -> int:
+        """Length of one tensor's axis, as far as it is used."""
+        return self.used if self.axes.get(name) == axis else super().length(name, axis)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Views of what the buffers hold, by input name."""
+        return {name: to_torch(value).narrow(self.axes[name], 0, self.used) for name, value in self.values.items()}
+
+    def room(self, total: int) -> BufferedState:
+        """This state in buffers in which one step, and no other, may write its tokens up to ``total``."""
+        with _CLAIMS:
+            if self.used == self.buffers.filled and total <= self.buffers.capacity:
+                self.buffers.filled = total
+                return self
+        capacity = total + max(total // SPARE, LEAST)
+        values = {}
+        for name, tensor in self.tensors().items():
+            shape = list(tensor.shape)
+            shape[self.axes[name]] = capacity
+            wider = tensor.new_zeros(shape)  # zeros: a hidden key's value is multiplied by 0, and must not be NaN
+            wider.narrow(self.axes[name], 0, self.used).copy_(tensor)
+            values[name] = from_torch(wider)
+        return BufferedState(Buffers(values, capacity, total), self.axes, self.used, self.rows)
+
+    def following(self, total: int) -> BufferedState:
+        """The state after a step wrote its tokens up to ``total`` into the room that it was given."""
+        return BufferedState(self.buffers, self.axes, total, self.rows)

@@ -1,0 +1,148 @@
+"""Fusions of single graphs: what they match, what they leave alone, and that the numbers stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from trueport.errors import TrueportError
+from trueport.graphs.fusions import FUSIONS, fusions_for
+from trueport.graphs.fusions.apply import fuse
+from trueport.interface import Dimension, Interface, Tensor
+
+FLOAT = TensorProto.FLOAT
+
+
+def graph(nodes: list[onnx.NodeProto], inputs: dict[str, list], output: list, **constants: object) -> onnx.ModelProto:
+    body = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info("y", FLOAT, output)],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
+def fused(proto: onnx.ModelProto) -> tuple[dict[str, int], onnx.ModelProto]:
+    model = ir.from_proto(proto)
+    axes = {size for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
+    interface = Interface(
+        tuple(tensor(value) for value in model.graph.inputs),
+        tuple(tensor(value) for value in model.graph.outputs),
+        tuple(Dimension(str(axis.value)) for axis in axes),
+    )
+    done = fuse(model, interface, FUSIONS)
+    return {name: applied.count for name, applied in done.items() if applied.count}, ir.to_proto(model)
+
+
+def tensor(value: ir.Value) -> Tensor:
+    assert value.shape is not None
+    return Tensor(str(value.name), "float32", tuple(a if isinstance(a, int) else str(a.value) for a in value.shape))
+
+
+def same(before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
+    """The largest difference between the two graphs' outputs."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    runs = [
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for model in (before, after)
+    ]
+    first, second = (run.run(None, feeds)[0] for run in runs)
+    return float(np.abs(first - second).max(initial=0.0))
+
+
+def rms(power: float = 2.0, axis: int = -1, shape: tuple[int, ...] = (8,), swapped: bool = False) -> onnx.ModelProto:
+    node = helper.make_node
+    last = ["n", "w"] if swapped else ["w", "n"]
+    nodes = [
+        node("Pow", ["x", "p"], ["q"]), node("ReduceMean", ["q", "a"], ["m"]), node("Add", ["m", "e"], ["s"]),
+        node("Sqrt", ["s"], ["r"]), node("Reciprocal", ["r"], ["i"]), node("Mul", ["x", "i"], ["n"]),
+        node("Mul", last, ["y"]),
+    ]  # fmt: skip
+    weight = np.linspace(0.5, 2, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    return graph(nodes, {"x": ["b", "s", 8]}, ["b", "s", 8], p=np.float32(power), a=np.array([axis]),
+                 e=np.float32(1e-6), w=weight)  # fmt: skip
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("rows", [(2, 3), (1, 1), (2, 0), (0, 3)])
+def test_rms_norm(rows: tuple[int, int], swapped: bool) -> None:
+    before = rms(swapped=swapped)
+    counts, after = fused(before)
+    assert counts == {"rms-norm": 1} and [node.op_type for node in after.graph.node] == ["RMSNormalization"]
+    x = np.random.default_rng(0).standard_normal((*rows, 8), dtype=np.float32) * 30
+    assert same(before, after, {"x": x}) < 1e-5
+
+
+@pytest.mark.parametrize("other", [{"power": 3.0}, {"axis": 1}, {"shape": (1, 8)}, {"shape": (1,)}])
+def test_what_is_no_rms_norm_of_the_last_axis_stays(other: dict[str, object]) -> None:
+    counts, after = fused(rms(**other))  # type: ignore[arg-type]
+    assert counts == {} and len(after.graph.node) == 7
+
+
+def rotary(repeated: bool = True, half: int = 4, heads: bool = True) -> onnx.ModelProto:
+    """Angles (batch, sequence, 8) of which the halves are equal, or not."""
+    node = helper.make_node
+    nodes = [
+        node("Concat", ["f", "f" if repeated else "g"], ["c"], axis=-1), node("Cos", ["c"], ["cos3"]),
+        node("Sin", ["c"], ["sin3"]), node("Mul", ["cos3", "scale"], ["cos2"]),
+        node("Unsqueeze", ["cos2", "one" if heads else "two"], ["cos"]),
+        node("Unsqueeze", ["sin3", "one" if heads else "two"], ["sin"]),
+        node("Slice", ["x", "zero", "half", "three", "one"], ["low"]),
+        node("Slice", ["x", "half", "end", "three", "one"], ["high"]), node("Neg", ["high"], ["minus"]),
+        node("Concat", ["minus", "low"], ["turned"], axis=-1), node("Mul", ["x", "cos"], ["straight"]),
+        node("Mul", ["turned", "sin"], ["across"]), node("Add", ["straight", "across"], ["y"]),
+    ]  # fmt: skip
+    shape = ["b", 2, "s", 8] if heads else ["b", "s", 2, 8]
+    return graph(nodes, {"x": shape, "f": ["b", "s", 4], "g": ["b", "s", 4]}, shape, scale=np.float32(1.5),
+                 one=np.array([1]), two=np.array([2]), three=np.array([3]), zero=np.array([0]), half=np.array([half]),
+                 end=np.array([2**63 - 1]))  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [(2, 5), (1, 1), (2, 0)])
+def test_rotary_takes_the_angles_of_every_row(rows: tuple[int, int]) -> None:
+    before = rotary()
+    counts, after = fused(before)
+    assert counts == {"rotary": 1} and "RotaryEmbedding" in {node.op_type for node in after.graph.node}
+    draw = np.random.default_rng(0).standard_normal
+    feeds = {"x": draw((rows[0], 2, rows[1], 8)), "f": draw((*rows, 4)) * 9, "g": draw((*rows, 4))}
+    assert same(before, after, {name: value.astype(np.float32) for name, value in feeds.items()}) < 1e-5
+
+
+@pytest.mark.parametrize("other", [{"repeated": False}, {"half": 3}, {"heads": False}])
+def test_what_is_no_rotation_of_equal_halves_stays(other: dict[str, object]) -> None:
+    counts, _ = fused(rotary(**other))  # type: ignore[arg-type]
+    assert counts == {}
+
+
+def test_the_table_says_why() -> None:
+    assert len({fusion.name for fusion in FUSIONS}) == len(FUSIONS)
+    assert all((fusion.matches and fusion.operator and fusion.providers and "ms" in fusion.reason) or fusion.name == "rotary"
+               for fusion in FUSIONS)  # fmt: skip
+    assert [fusion.name for fusion in fusions_for("cpu")] == ["rms-norm", "rotary", "grouped-heads", "past-inside"]
+    assert fusions_for("cpu", "in-place") == list(FUSIONS)
+    with pytest.raises(TrueportError, match=r"no fusions for 'tpu'\. Give one of cpu"):
+        fusions_for("tpu")
+    with pytest.raises(TrueportError, match=r"no 'moved' caches\. Give one of copied, in-place"):
+        fusions_for("cpu", "moved")
+
+
+@pytest.mark.slow
+def test_the_runtime_fuses_activations_itself(exported, tmp_path: Path) -> None:
+    """Why the table has neither gelu nor silu: our spelling of them is one that ONNX Runtime knows when it loads."""
+    wanted = {"llama": "QuickGelu", "gpt2": "FastGelu", "bert": "BiasGelu"}
+    for name, operator in wanted.items():
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / f"{name}.onnx")
+        options.log_severity_level = 4
+        onnxruntime.InferenceSession(exported(name) / "onnx/model.onnx", options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(tmp_path / f"{name}.onnx").graph.node
+        assert sum(node.op_type == operator for node in nodes) == 2
