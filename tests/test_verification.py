@@ -19,8 +19,8 @@ from tests.conftest import Exported
 from tests.proof import foreign
 from trueport.errors import ArtifactError, TrueportError
 from trueport.foreign import NAMES, _renamed
+from trueport.proof.folder import excused
 from trueport.proof.result import Case, ClauseResult, Proof
-from trueport.verification import _excused
 
 RAGGED = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 
@@ -231,13 +231,13 @@ def test_without_the_original_its_nature_is_read_from_the_proof(copied: Exported
     inert = next(clause for clause in stored["clauses"] if clause["clause"] == "inert")
     spoil = ClauseResult("inert", "model", "fail", "x", tuple(Case(c["case"], 2.0, 1.0) for c in inert["cases"]))
     proof = Proof(7, (spoil,), None, {})
-    assert _excused(proof, folder) == proof
+    assert excused(proof, folder) == proof
     for entry in inert["cases"]:
         entry["note"] = "the original itself reads what lies under the mask; against it on the same tokens"
     (folder / "proof.json").write_text(json.dumps(stored))
-    (excused,) = _excused(proof, folder).clauses
-    assert excused.status == "not applicable" and "--against" in excused.reason
-    assert _excused(replace(proof, reference={}), folder).failures(), "with the original it is the judge"
+    (clause,) = excused(proof, folder).clauses
+    assert clause.status == "not applicable" and "--against" in clause.reason
+    assert excused(replace(proof, reference={}), folder).failures(), "with the original it is the judge"
 
 
 # ---- folders that cannot be judged

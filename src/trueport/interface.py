@@ -186,6 +186,12 @@ def terms(axis: int | str) -> list[str]:
     return [] if isinstance(axis, int) else [term.strip() for term in axis.split("+")]
 
 
+def float_dtype_of(interfaces: Iterable[Interface]) -> str:
+    """The dtype of the first float output; ``float32`` where there is none."""
+    floats = (tensor.dtype for interface in interfaces for tensor in interface.outputs if "float" in tensor.dtype)
+    return next(floats, "float32")
+
+
 def evaluate(axis: int | str, sizes: Mapping[str, int]) -> int:
     """The length of an axis at the given dimension sizes."""
     return axis if isinstance(axis, int) else sum(sizes[term] for term in terms(axis))

@@ -79,6 +79,11 @@ def check(path: str | Path) -> onnx.ModelProto:
     return proto
 
 
+def count_nodes(path: Path) -> int:
+    """Operators in a graph's file, those of its branches and functions not counted."""
+    return len(onnx.load(path, load_external_data=False).graph.node)
+
+
 def _check_names(graphs: list[Body], path: Path) -> None:
     """protobuf hands out bytes where a name is no UTF-8."""
     for nodes, tensors in graphs:
