@@ -20,6 +20,7 @@ from trueport.artifact import (
 )
 from trueport.errors import ProofError, TrueportError
 from trueport.finishing import finish
+from trueport.options import check_options, chosen_fusions
 from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.recipe import Recipe, opened
@@ -29,15 +30,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trueport.capture import Captured
-    from trueport.graphs.fusions import Fusion
     from trueport.proof.result import Proof
     from trueport.source import Source
     from trueport.targets import Lowered, Target
 
 VERSIONED = ("torch", "transformers", "safetensors")
 """Packages whose versions every manifest names, besides those of its targets."""
-OLDEST_OPSET = 17
-"""The first with LayerNormalization, which every graph here uses."""
 SHARED = ("quantize", "weights")
 """What a target says of all its components at once; the manifest has it beside them."""
 
@@ -119,8 +117,6 @@ def export(
     tell = progress or (lambda phase: None)
     targets = find_targets(to)
     meter = Meter(tell, bytes_done)
-    _check_opset(opset)
-    _check_weights(weights)
     options: dict[str, Any] = {
         "opset": opset,
         "weights": weights,
@@ -132,13 +128,8 @@ def export(
         "quantize": quantize,
         "calibration": calibration,
     }
-    if calibration is not None and quantize is None:
-        raise TrueportError("There is nothing to calibrate without --quantize", "Leave the calibration out.")
-    if quantize is not None and len(targets) > 1:
-        raise TrueportError(f"--quantize {quantize} is for one target at a time", "Export to a folder for each.")
-    for target in targets:
-        target.check(options)
-    fusions = _fusions(optimize, caches, targets, proof)
+    check_options(options, targets)
+    fusions = chosen_fusions(optimize, caches, targets, proof)
     place = Path(out)
     check_place(place, force=force)
     tell("load")
@@ -204,39 +195,6 @@ def _is_custom(given: Recipe) -> bool:
             "inputs, dynamic and state are for modules that are no PreTrainedModel", "Leave them out for this one."
         )
     return custom
-
-
-def _fusions(provider: str | None, caches: str, targets: Sequence[Target], proof: bool) -> list[Fusion]:
-    """What to fuse; empty where nothing is asked for."""
-    from trueport.graphs.fusions import fusions_for
-
-    if provider is None:
-        if caches != "copied":
-            raise TrueportError(f"--caches {caches} is a fusion", "Give --optimize cpu too.")
-        return []
-    if not proof:
-        raise TrueportError("A fusion is kept only where the proof holds", "Leave --no-proof or --optimize out.")
-    if [target.name for target in targets] != ["onnx"]:
-        raise TrueportError("--optimize fuses ONNX graphs", "Give --to onnx alone.")
-    return fusions_for(provider, caches)
-
-
-def _check_opset(opset: int | None) -> None:
-    if opset is None:
-        return
-    from onnx.defs import onnx_opset_version
-
-    if not OLDEST_OPSET <= opset <= onnx_opset_version():
-        raise TrueportError(
-            f"There is no opset {opset} to export to", f"Give {OLDEST_OPSET} to {onnx_opset_version()}."
-        )
-
-
-def _check_weights(weights: str) -> None:
-    from trueport.weights.files import MODES
-
-    if weights not in MODES:
-        raise TrueportError(f"There is no way {weights!r} for the weights", f"Give one of {', '.join(MODES)}.")
 
 
 def verify(

@@ -1,0 +1,66 @@
+"""What an export is asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trueport.errors import TrueportError
+
+if TYPE_CHECKING:
+    from trueport.graphs.fusions import Fusion
+    from trueport.targets import Target
+
+OLDEST_OPSET = 17
+"""The first with LayerNormalization, which every graph here uses."""
+
+
+def check_options(options: Mapping[str, Any], targets: Sequence[Target]) -> None:
+    """Refuse what no target can do, or these cannot.
+
+    Raises:
+        TrueportError: it names the option.
+    """
+    _check_opset(options["opset"])
+    _check_weights(options["weights"])
+    if options["calibration"] is not None and options["quantize"] is None:
+        raise TrueportError("There is nothing to calibrate without --quantize", "Leave the calibration out.")
+    if options["quantize"] is not None and len(targets) > 1:
+        raise TrueportError(
+            f"--quantize {options['quantize']} is for one target at a time", "Export to a folder for each."
+        )
+    for target in targets:
+        target.check(options)
+
+
+def chosen_fusions(provider: str | None, caches: str, targets: Sequence[Target], proof: bool) -> list[Fusion]:
+    """What to fuse; empty where nothing is asked for."""
+    from trueport.graphs.fusions import fusions_for
+
+    if provider is None:
+        if caches != "copied":
+            raise TrueportError(f"--caches {caches} is a fusion", "Give --optimize cpu too.")
+        return []
+    if not proof:
+        raise TrueportError("A fusion is kept only where the proof holds", "Leave --no-proof or --optimize out.")
+    if [target.name for target in targets] != ["onnx"]:
+        raise TrueportError("--optimize fuses ONNX graphs", "Give --to onnx alone.")
+    return fusions_for(provider, caches)
+
+
+def _check_opset(opset: int | None) -> None:
+    if opset is None:
+        return
+    from onnx.defs import onnx_opset_version
+
+    if not OLDEST_OPSET <= opset <= onnx_opset_version():
+        raise TrueportError(
+            f"There is no opset {opset} to export to", f"Give {OLDEST_OPSET} to {onnx_opset_version()}."
+        )
+
+
+def _check_weights(weights: str) -> None:
+    from trueport.weights.files import MODES
+
+    if weights not in MODES:
+        raise TrueportError(f"There is no way {weights!r} for the weights", f"Give one of {', '.join(MODES)}.")
