@@ -14,6 +14,7 @@ from trueport.finishing import finish
 from trueport.graphs.fusions import FUSIONS, Fusion, Optimized, fit, fusions_for
 from trueport.progress import Meter, Progress
 from trueport.quiet import quiet
+from trueport.recipe import opened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,7 @@ def optimize(
         from trueport.runtime import load
         from trueport.verification import judge_own
 
-        original = _original(folder, manifest, against, trust_remote_code)
+        original = _original(folder, manifest, opened(against).model, trust_remote_code)
         plain = load(folder, runtime="onnx") if original is None else None
         try:
             with staged(folder) as staging:
