@@ -299,7 +299,9 @@ def test_ctrl_c_within_a_file_leaves_nothing(saved: Saved) -> None:
 def test_the_command_is_interrupted(saved: Saved) -> None:
     source = saved("distilbert")
     code = (
-        "import sys, trueport.pipeline as p\nexport = p.export\n"
+        # A shell's background jobs ignore SIGINT, and so would this one.
+        "import signal, sys, trueport.pipeline as p\nexport = p.export\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def told(tell):\n"
         "    return lambda phase: (print(phase, flush=True), tell(phase))\n"
         "p.export = lambda *a, **k: export(*a, **k | {'progress': told(k['progress'])})\n"
