@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,46 @@ def test_a_fault_of_the_lowering_is_told_from_a_fault_of_the_file(
     (found,) = trueport.diagnose(tmp_path / "out", against=zoo.build("bert")).divergences  # type: ignore[union-attr]
     assert found.stage == "lowering" and found.kind == "Relu"
     assert found.origin.module == "encoder.layer.0.intermediate.intermediate_act_fn"
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_runtime_is_told_from_a_fault_of_the_file(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users run the optimised graph: here only that computes wrongly."""
+    from trueport.targets.onnx.session import OnnxSession
+
+    run = OnnxSession.run
+    monkeypatch.setattr(OnnxSession, "run", lambda self, feeds: {n: v + 0.25 for n, v in run(self, feeds).items()})
+    (found,) = trueport.diagnose(exported("bert"), against=zoo.build("bert")).divergences  # type: ignore[union-attr]
+    assert found.stage == "runtime" and found.error == pytest.approx(0.25, rel=0.1)
+    assert any("runtime's own fault" in line for line in found.lines())
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_capture_is_told_from_a_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A patch that changes what the model computes: the file is what was captured, and not the original."""
+    from trueport import capture
+
+    real = capture.exportable
+
+    @contextmanager
+    def wrong(model: torch.nn.Module, *given: Any, **named: Any) -> Iterator[Any]:
+        (norm, *_) = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+        before, norm.eps = norm.eps, 0.5
+        try:
+            with real(model, *given, **named) as context:
+                yield context
+        finally:
+            norm.eps = before
+
+    monkeypatch.setattr(capture, "exportable", wrong)
+    trueport.export(zoo.build("distilbert"), tmp_path / "out", tokenizer=None, proof=False)
+    (found,) = trueport.diagnose(tmp_path / "out", against=zoo.build("distilbert")).divergences  # type: ignore[union-attr]
+    assert found.stage == "capture" and found.operation.startswith("shapes: ")
+    assert any("a patch or a rewrite changed the original" in line for line in found.lines())
 
 
 def norm(graph: torch.fx.Graph) -> str:
