@@ -81,6 +81,8 @@ def check(path: str | Path) -> onnx.ModelProto:
 
 def count_nodes(path: Path) -> int:
     """Operators in a graph's file, those of its branches and functions not counted."""
+    import onnx
+
     return len(onnx.load(path, load_external_data=False).graph.node)
 
 
