@@ -1,4 +1,4 @@
-"""``python -m benchmarks [export|decode|all] [--quick] [--write-docs]``."""
+"""``python -m benchmarks [export|decode|...|all] [--quick]``; ``docs`` writes docs/benchmarks.md of the last full runs."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ CONTENDERS = {
 def main() -> int:
     """Measure, print, write; 1 when a contender failed."""
     arguments = _arguments()
+    if arguments.what == "docs":
+        saved = _saved()
+        DOCS.write_text(_markdown(_tables(saved, shapes.SHAPES), saved), encoding="utf-8")
+        return 0
     titles = shapes.QUICK_SHAPES if arguments.quick else shapes.SHAPES
     kinds = KINDS if arguments.what == "all" else (arguments.what,)
     rounds = arguments.rounds or (2 if arguments.quick else 3)
@@ -56,23 +60,34 @@ def main() -> int:
                 _write(OUT / f"{kind}.json", {key: report[key] for key in ("machine", "quick", "rounds", kind)})
     tables = _tables(report, titles)
     _print(tables, report)
-    if arguments.write_docs:
-        DOCS.write_text(_markdown(tables, report, arguments.what), encoding="utf-8")
     failed = [run for kind in kinds for runs in report[kind].values() for own in runs.values() for run in own]
     return int(any("error" in run for run in failed))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=(*KINDS, "all"), default="all")
+    parser.add_argument("what", nargs="?", choices=(*KINDS, "all", "docs"), default="all")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, two rounds: does everything run?")
     parser.add_argument("--rounds", type=int, help="runs of each contender (default: 3, with --quick 2)")
     parser.add_argument("--shape", action="append", choices=tuple(shapes.SHAPES), help="only this one; repeatable")
-    parser.add_argument("--write-docs", action="store_true", help="write docs/benchmarks.md")
-    arguments = parser.parse_args()
-    if arguments.write_docs and (arguments.quick or arguments.what != "all" or arguments.shape):
-        parser.error("--write-docs wants a full run: all, every shape, without --quick")
-    return arguments
+    return parser.parse_args()
+
+
+def _saved() -> dict[str, Any]:
+    """What the last full run of each kind measured, in one report; every kind runs its contenders side by side."""
+    report: dict[str, Any] = {}
+    for kind in KINDS:
+        path = OUT / f"{kind}.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"quick": True}
+        if found["quick"] or set(found[kind]) != set(shapes.SHAPES):
+            sys.exit(f"There is no full run of {kind}. Run python -m benchmarks {kind}.")
+        before = report.setdefault("machine", found["machine"])
+        if found["machine"]["versions"] != before["versions"] or found["machine"]["cores"] != before["cores"]:
+            sys.exit(f"{kind} was measured on another machine or with other versions. Run python -m benchmarks all.")
+        before["load_at_start"] = max(before["load_at_start"], found["machine"]["load_at_start"])
+        report["rounds"] = min(report.get("rounds", found["rounds"]), found["rounds"])
+        report[kind] = found[kind]
+    return report
 
 
 def _tell(line: str) -> None:
@@ -142,10 +157,10 @@ def _print(tables: list[Table], report: dict[str, Any]) -> None:
     console.print(_conditions(report), highlight=False)
 
 
-def _markdown(tables: list[Table], report: dict[str, Any], what: str) -> str:
+def _markdown(tables: list[Table], report: dict[str, Any]) -> str:
     words = f"""# Benchmarks
 
-Written by `python -m benchmarks {what} --write-docs`; not by hand. Random weights, float32, CPU.
+Written by `python -m benchmarks docs`; not by hand. Random weights, float32, CPU.
 
 {_conditions(report)}
 
