@@ -157,9 +157,9 @@ def test_a_fault_of_the_runtime_is_told_from_a_fault_of_the_file(
     """Users run the optimised graph: here only that computes wrongly."""
     from trueport.targets.onnx.session import OnnxSession
 
-    run = OnnxSession.run
+    folder, run = exported("bert"), OnnxSession.run
     monkeypatch.setattr(OnnxSession, "run", lambda self, feeds: {n: v + 0.25 for n, v in run(self, feeds).items()})
-    (found,) = trueport.diagnose(exported("bert"), against=zoo.build("bert")).divergences  # type: ignore[union-attr]
+    (found,) = trueport.diagnose(folder, against=zoo.build("bert")).divergences  # type: ignore[union-attr]
     assert found.stage == "runtime" and found.error == pytest.approx(0.25, rel=0.1)
     assert any("runtime's own fault" in line for line in found.lines())
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
+import trueport
 from tests import zoo
 from tests.conftest import Exported
 
@@ -31,3 +34,13 @@ def test_it_is_proven(program: Exported, name: str) -> None:
         assert clauses["window"]["status"] == "pass"
     # The bound itself is asked.
     assert name == "vit" or any("64" in case["case"] for case in clauses["shapes"]["cases"])
+
+
+@pytest.mark.slow
+def test_a_program_for_one_row_generates(tmp_path: Path) -> None:
+    """Its batch is no dimension any more, in the encoder's states neither."""
+    original = zoo.build("t5")
+    trueport.export(original, tmp_path / "out", to="executorch", tokenizer=None, max_batch=1, max_length=32)
+    ids = torch.tensor([[7, 21, 40, 9]])
+    wanted = original.generate(ids, max_new_tokens=6, do_sample=False)
+    assert torch.equal(trueport.load(tmp_path / "out").generate(ids, max_new_tokens=6, do_sample=False), wanted)

@@ -98,13 +98,14 @@ class ProgramSession:
         # A method has one set of buffers: a call reads again what they lack, and no other may come between.
         self._lock = threading.RLock()
 
-    def empty_state(self, batch: int, given: Mapping[str, Any] | None = None) -> History:
+    def empty_state(self, batch: int | Mapping[str, int], given: Mapping[str, Any] | None = None) -> History:
         """The state before the first call.
 
         Args:
-            batch: rows.
+            batch: rows, or the sizes of dimensions by name; of a program for one row none is named so.
             given: the encoder's outputs, where the component's state begins with them.
         """
+        batch = batch.get("batch_size", 1) if isinstance(batch, Mapping) else batch
         first: dict[str, torch.Tensor] = {}
         for pair in self.interface.state:
             if given is None or given.get(pair.output) is None:
