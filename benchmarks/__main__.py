@@ -57,7 +57,7 @@ def main() -> int:
             report[kind] = {}
             for shape in arguments.shape or titles:
                 report[kind][shape] = measured(kind, shape, Path(folder), arguments.quick, rounds)
-                _write(OUT / f"{kind}.json", {key: report[key] for key in ("machine", "quick", "rounds", kind)})
+                _write(OUT / f"{kind}.json", {key: report[key] for key in ("machine", "quick", "rounds", kind)}, kind)
     tables = _tables(report, titles)
     _print(tables, report)
     failed = [run for kind in kinds for runs in report[kind].values() for own in runs.values() for run in own]
@@ -181,8 +181,14 @@ Written by `python -m benchmarks docs`; not by hand. Random weights, float32, CP
     return "\n".join([words, *(table.markdown() for table in tables)]).rstrip() + "\n"
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: dict[str, Any], kind: str) -> None:
+    """The results, beside those of other shapes that were measured here before in the same way."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        alike = all(before["machine"][key] == content["machine"][key] for key in ("versions", "cores"))
+        if alike and (before["quick"], before["rounds"]) == (content["quick"], content["rounds"]):
+            content = content | {kind: before[kind] | content[kind]}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
