@@ -191,6 +191,8 @@ def t5_graphs(exported: Exported, tmp_path: Path) -> tuple[Path, onnx.ModelProto
     return folder, onnx.load(own / "onnx/decoder_model_merged.onnx")
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("optimums-t5")
 def test_optimums_decoders_with_and_without_past(t5_graphs: tuple[Path, onnx.ModelProto]):
     folder, decoder = t5_graphs
     onnx.save(without_past(decoder), folder / "decoder_model.onnx")
@@ -201,6 +203,7 @@ def test_optimums_decoders_with_and_without_past(t5_graphs: tuple[Path, onnx.Mod
         assert next(clause for clause in proof.clauses if clause.clause == "cache").status == "pass"
 
 
+@pytest.mark.xdist_group("optimums-t5")
 def test_optimums_merged_decoder(t5_graphs: tuple[Path, onnx.ModelProto]):
     folder, decoder = t5_graphs
     onnx.save(merged(decoder), folder / "decoder_model_merged.onnx")

@@ -14,7 +14,8 @@ from trueport.roles import components
 from trueport.targets.onnx import lower
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 def test_same_graph_as_onnxscript(name: str) -> None:
     for component in components(zoo.build(name)):
         model = lower._convert(capture(component), lower.DEFAULT_OPSET)

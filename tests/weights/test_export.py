@@ -268,7 +268,9 @@ def left_over(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name != "checkpoint"]
 
 
-@pytest.mark.parametrize("phase", ["capture model", "weights", "hash"])
+@pytest.mark.parametrize(
+    "phase", ["weights", *(pytest.param(phase, marks=pytest.mark.slow) for phase in ("capture model", "hash"))]
+)
 def test_ctrl_c_leaves_nothing(saved: Saved, phase: str) -> None:
     source = saved("distilbert")
 

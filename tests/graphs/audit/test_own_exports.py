@@ -11,7 +11,7 @@ from tests import zoo
 from tests.conftest import Exported
 from trueport.graphs.audit import audit
 
-FAST = ("bert", "llama")
+FAST = ("bert",)
 REFUSED = {entry.name for entry in zoo.ENTRIES if entry.refused}
 SEEN = {"bert", "llama", "mistral", "gemma3_text", "t5", "bart", "gpt2", "bloom", "deberta"}
 """Families of whose layers none may be overlooked."""

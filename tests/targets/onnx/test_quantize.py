@@ -57,7 +57,7 @@ TRACED_LONG = pytest.mark.slow
 """For the zoo's models that take seconds to trace."""
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", pytest.param("t5", marks=TRACED_LONG)])
+@pytest.mark.parametrize("name", ["llama", "bert", *(pytest.param(name, marks=TRACED_LONG) for name in ("gpt2", "t5"))])
 def test_the_layers_are_the_linear_modules(name: str):
     model, graphs = graphs_of(name)
     paths = {layer.path for graph in graphs for layer in layers_of(graph)[0]}
@@ -170,6 +170,7 @@ def test_ranges_of_the_calibration_are_those_of_the_activations():
         assert all(0 < float(v.const_value.numpy()) < 1 for v in scales)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_nothing_to_quantise_and_other_dtypes_are_refused():
     model, graphs = graphs_of("bert")
     for graph in graphs:
@@ -186,6 +187,7 @@ def test_every_kind_has_a_gate_and_every_form_a_kind():
     assert set(OnnxTarget().gates) == {*BITS, STATIC, "auto"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "forms"),
     [
