@@ -138,7 +138,9 @@ def _conditions(report: dict[str, Any]) -> str:
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     busy = machine["load_at_start"] > machine["cores"] / 2
-    caution = " **Other work ran at the same time: trust CPU seconds and no others.**" if busy else ""
+    # A load average is of the minute before: it cannot tell work that has ended from work that goes on.
+    caution = " **The machine had not been idle just before: if other work went on, trust CPU seconds alone.**"
+    caution = caution if busy else ""
     return (
         f"{machine['cores']} cores, {machine['memory_gib']} GiB of memory, load {machine['load_at_start']} at the "
         f"start; Python {machine['python']}, {versions}. Median of {report['rounds']} runs (smallest – largest), each "
