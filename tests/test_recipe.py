@@ -85,6 +85,13 @@ def test_what_is_wrong_is_one_line(more: str, name: str, words: str, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+def test_the_line_is_told_of_a_file_named_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, "import no_such_library", name="relative_net.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="at line 4"):
+        opened("relative_net.py")
+
+
 def test_places(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="There is no file"):
         opened(str(tmp_path / "nothing.py"))

@@ -145,7 +145,7 @@ def export(
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="The folder to judge, whoever wrote it.")],
-    against: Annotated[str | None, typer.Option("--against", help="The original: a hub id or a folder.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="The original: as for export.")] = None,
     clauses: Annotated[
         str | None, typer.Option("--clauses", help="Clauses to ask, separated by commas; all by default.")
     ] = None,

@@ -116,7 +116,8 @@ def _imported(file: Path) -> ModuleType:
 
 def _failed(what: str, file: Path, error: Exception) -> SourceError:
     """The error with its line in the user's file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
     where = f" at line {lines[-1]}" if lines else ""

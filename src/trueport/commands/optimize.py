@@ -16,7 +16,7 @@ def optimize(
     caches: Annotated[
         str, typer.Option("--caches", help="copied (default; any client), or in-place (docs/optimize.md).")
     ] = "copied",
-    against: Annotated[str | None, typer.Option("--against", help="The original: a hub id or a folder.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="The original: as for export.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python files of the original's checkpoint.")
     ] = False,

@@ -1,7 +1,7 @@
 """XNNPACK's own passes over what it was given, without those that have nothing to do there.
 
-Each of its seventeen passes traces each partition again, whether it changes anything or not: a third of the time that a
-lowering takes. A pass whose operators are known is left out where none of them is.
+Each of its seventeen passes traces each partition again, whether it changes anything or not. A pass whose operators are
+known is left out where none of them is.
 """
 
 from __future__ import annotations

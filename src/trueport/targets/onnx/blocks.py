@@ -32,7 +32,7 @@ def in_blocks(matrix: np.ndarray, bits: int, size: int) -> Blocks:
     """Round a float32 matrix (outputs, width) to ``w ~ scale * (q - zero)``, with a scale for each block.
 
     Eight bits lie around 128, the block's largest magnitude at one end. Four bits, which are 16 steps, span the block's
-    smallest to its largest weight, zero included: a 20th less error than around the middle, at the same speed.
+    smallest to its largest weight, zero included: less error than around the middle, at the same speed.
     """
     outputs, width = matrix.shape
     count = -(-width // size)
