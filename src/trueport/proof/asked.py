@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs
+from trueport.proof.memory import Memory, TooLargeError
 from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
@@ -43,6 +45,7 @@ class Asked:
         guards: lengths past which the capture made no promise.
         prompts: how many ``generate`` is asked with.
         quantised: how the artefact is quantised; None where it computes in floats.
+        memory: what the proof may take; None for any.
     """
 
     subject: Subject
@@ -61,6 +64,7 @@ class Asked:
     guards: tuple[int, ...] = ()
     prompts: int = 3
     quantised: Quantised | None = None
+    memory: Memory | None = None
 
     @cached_property
     def masked(self) -> bool:
@@ -97,12 +101,23 @@ class Asked:
             return np.ones((batch.size, 1), dtype=bool) if batch.ids.ndim > 2 else batch.mask == 1
         return rows
 
+    def afford(self, batch: Batch) -> None:
+        """Raise TooLargeError for a batch whose answers the memory of the proof does not hold."""
+        if self.memory is None:
+            return
+        vocabulary = self.inputs.vocabulary
+        for name, shape in self.outputs.items():
+            width = prod(size if isinstance(size, int) else vocabulary for size in shape[2:])
+            length = batch.decoded.shape[1] if name == "logits" else batch.ids.shape[1]
+            self.memory.afford(batch.size, length if len(shape) > 1 and isinstance(shape[1], str) else 1, width)
+
     def ask(self, batch: Batch) -> dict[str, np.ndarray]:
         """The artefact's answer as float64.
 
         Raises:
             TrueportError: it refuses the batch.
         """
+        self.afford(batch)
         return {
             name: value.astype(np.float64)
             for name, value in self.subject.forward(batch).items()
@@ -151,7 +166,12 @@ class Asked:
         return Case(case, error, budget, batch.take([row]).to_json(), "; ".join(part for part in words if part))
 
     def refused(self, case: str, batch: Batch, error: Exception) -> Case:
-        """A failed case: the artefact would not run a legal batch; what the original refuses too is not one."""
+        """A failed case: the artefact would not run a legal batch; what the original refuses too is not one.
+
+        What was too large for the memory of the proof is left out.
+        """
+        if isinstance(error, TooLargeError):
+            return Case(case, 0.0, 0.0, None, error.problem, left_out=True)
         if isinstance(error, OriginalError) or self._original_refuses(batch):
             return Case(case, 0.0, 0.0, None, "the original itself refuses this input")
         return Case(case, None, 0.0, batch.take([0]).to_json(), str(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +15,19 @@ from trueport.dtypes import numpy_dtype
 from trueport.errors import TrueportError
 from trueport.interface import PAST, Interface, evaluate, terms
 from trueport.proof.draws import Drawn
-from trueport.proof.reference import OriginalError, _widened
+from trueport.proof.reference import OriginalError, jittered, wide_copy
 from trueport.proof.result import Case
-from trueport.proof.tolerance import JITTERED, PRECISE, Tolerance, measured, modelled
+from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
 from trueport.roles.custom import first_state
 from trueport.roles.probing import FAILURES
+from trueport.weights.streamed import streamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
+    from trueport.proof.memory import Memory
     from trueport.proof.subject import Session
 
 Arrays = dict[str, np.ndarray]
@@ -50,21 +51,14 @@ class Original:
     ) -> None:
         self.model, self.call, self.first, self.interface, self.wide = model, call, first, interface, wide
 
-    def exact(self) -> Original:
-        """The same module in float64."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        wider = {id(tensor): _widened(tensor) for tensor in tensors if tensor.is_floating_point()}
-        return Original(copy.deepcopy(self.model, wider).double(), self.call, self.first, self.interface, wide=True)
+    def exact(self, *, copied: bool = True) -> Original:
+        """The same module in float64; ``copied`` as ``widened`` takes it."""
+        wide = wide_copy(self.model) if copied else streamed(self.model, torch.float64)
+        return Original(wide, self.call, self.first, self.interface, wide=True)
 
     def jittered(self, seed: int) -> Original:
         """The same module with every weight one unit in the last place up or down."""
-        moved = copy.deepcopy(self.model)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for weight in (part for part in moved.parameters() if part.is_floating_point()):
-                signs = torch.rand(weight.shape, generator=generator) < 0.5
-                weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
-        return Original(moved, self.call, self.first, self.interface)
+        return Original(jittered(self.model, seed), self.call, self.first, self.interface)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """All inputs to all outputs, float64 or as they are."""
@@ -214,13 +208,13 @@ def shown(feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def tolerance_of(
-    own: Original | None, drawn: Drawn, sizes: Mapping[str, int], dtype: str, depth: int
+    own: Original | None, drawn: Drawn, sizes: Mapping[str, int], dtype: str, depth: int, memory: Memory
 ) -> tuple[Tolerance, Original | None]:
     """The noise floor on inputs like those of the proof, and the original that tells the truth."""
     if own is None:
         return modelled(dtype, depth), None
     feeds = [drawn.draw(f"floor {number}", sizes) for number in range(3)]
-    exact: Original = own.exact()
+    exact: Original = own.exact(copied=not memory.streamed)
     words = PRECISE
     try:
         fine = [[exact.run(each)] for each in feeds]
@@ -229,6 +223,7 @@ def tolerance_of(
         finite = False
     if not finite:
         exact, words = own, JITTERED
+        memory.copy(own.model, MOVED)
         fine = [[own.jittered(seed).run(each) for seed in range(3)] for each in feeds]
     floors: dict[str, float] = {}
     for each, runs in zip(feeds, fine, strict=True):

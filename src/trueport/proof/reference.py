@@ -12,6 +12,7 @@ import torch
 from trueport.errors import TrueportError
 from trueport.proof.inputs import Batch
 from trueport.roles.component import signature
+from trueport.weights.streamed import one_by_one, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,15 +26,35 @@ REMEMBERED = 12
 """Answers kept: a clause asks about one batch in several ways, and about the same rows under other padding."""
 
 
-def widened(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model in float64; experts are looped over, as the grouped kernel knows no float64."""
+def widened(model: PreTrainedModel, *, copied: bool = True) -> PreTrainedModel:
+    """The model in float64, which loops over its experts.
+
+    Args:
+        model: the original.
+        copied: make a copy of the weights; else they are cast wherever they are read, to the same values.
+    """
+    return one_by_one(wide_copy(model)) if copied else streamed(model, torch.float64)
+
+
+def wide_copy(model: Any) -> Any:
+    """A copy of any module in float64."""
     # The weights are widened first and the rest copied around them: never a third copy in memory.
     tensors = [*model.parameters(), *model.buffers()]
     wider = {id(tensor): _widened(tensor) for tensor in tensors if tensor.is_floating_point()}
-    wide = copy.deepcopy(model, wider).double()
-    if getattr(wide, "_can_set_experts_implementation", lambda: False)():
-        wide.set_experts_implementation("eager")
-    return wide
+    return copy.deepcopy(model, wider).double()
+
+
+def jittered(model: Any, seed: int) -> Any:
+    """A copy of any module with every weight one unit in the last place up or down."""
+    generator = torch.Generator().manual_seed(seed)
+    moved: dict[int, Any] = {}
+    for parameter in model.parameters():
+        weight = parameter.detach().clone()
+        if weight.is_floating_point():
+            signs = torch.rand(weight.shape, generator=generator) < 0.5
+            weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
+        moved[id(parameter)] = torch.nn.Parameter(weight, requires_grad=False)
+    return copy.deepcopy(model, moved)
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
@@ -61,19 +82,13 @@ class Reference:
         """Of its weights."""
         return next(self.model.parameters()).dtype
 
-    def exact(self, wide: PreTrainedModel | None = None) -> Reference:
-        """The same in float64; ``wide`` is the model ``widened`` already."""
-        return Reference(widened(self.model) if wide is None else wide, self.role, self.names)
+    def exact(self, wide: PreTrainedModel | None = None, *, copied: bool = True) -> Reference:
+        """The same in float64; ``wide`` is the model ``widened`` already, and ``copied`` as it takes it."""
+        return Reference(widened(self.model, copied=copied) if wide is None else wide, self.role, self.names)
 
     def jittered(self, seed: int) -> Reference:
         """The same model with every weight one unit in the last place up or down."""
-        moved = copy.deepcopy(self.model)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for weight in moved.parameters():
-                signs = torch.rand(weight.shape, generator=generator) < 0.5
-                weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
-        return Reference(moved, self.role, self.names)
+        return Reference(jittered(self.model, seed), self.role, self.names)
 
     def forward(self, batch: Batch, *, positions: bool = True) -> dict[str, np.ndarray]:
         """Outputs by name, float64 arrays.

@@ -14,6 +14,7 @@ from trueport.proof.run import SEED, judged
 if TYPE_CHECKING:
     from torch import nn
 
+    from trueport.proof.memory import Memory
     from trueport.proof.subject import Session
 
 CLAUSES: dict[str, Callable[[AskedModule], Sequence[Case]]] = {
@@ -35,6 +36,7 @@ def prove_module(
     clauses: Sequence[str] | None = None,
     seed: int = SEED,
     progress: Callable[[str], None] | None = None,
+    memory: Memory,
 ) -> Proof:
     """Ask every clause that a module of any kind can be asked.
 
@@ -48,13 +50,14 @@ def prove_module(
         clauses: names of those to ask; None asks all.
         seed: of all inputs.
         progress: told each clause's name.
+        memory: how the proof keeps to its memory.
     """
     from trueport.modules import calls_of
 
     drawn = Drawn(session.interface, source["draws"], seed)
     sizes = {dimension.name: source["sizes"][dimension.name] for dimension in session.interface.dimensions}
     own = None if original is None else Original(original, *calls_of(source), session.interface)
-    tolerance, exact = tolerance_of(own, drawn, sizes, dtype, depth)
+    tolerance, exact = tolerance_of(own, drawn, sizes, dtype, depth, memory)
     asked = AskedModule(session, drawn, sizes, source.get("time"), tolerance, own, exact, tuple(guards))
     results = []
     for name in check_names(clauses):
