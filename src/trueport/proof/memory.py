@@ -38,9 +38,13 @@ RELEASED = 0.6
 """Of the limit: past it the pages of mapped files are given back to the system."""
 SECONDS = 0.005
 """Between two looks at the process's memory."""
-HELD = 24
-"""Bytes for each number that a model gives out: the original's and the artefact's, in float64 and as they came."""
-ANSWERS = 0.25
+HELD = 32
+"""Bytes for each number that a model gives out: the original's and the artefact's, in float64, as they came, compared."""
+SCORES = 8
+"""Bytes for each score of an attention layer in the artefact's runtime: float32, before and after the softmax."""
+EAGER = 24
+"""The same in the float64 original, where it computes attention step by step."""
+ANSWERS = 0.4
 """Of the limit, for the answers to one batch."""
 DONTNEED = 4
 """MADV_DONTNEED of Linux: of a file's pages that nobody wrote to, it loses nothing."""
@@ -74,13 +78,13 @@ class Memory:
         """Whether no second copy of the weights is made, and the artefact's are mapped."""
         return self.needed > self.limit
 
-    def afford(self, rows: int, length: int, width: int) -> None:
-        """Raise TooLargeError for a batch of so many tokens, with ``width`` numbers given out for each."""
-        size = rows * length * width * HELD
+    def afford(self, rows: int, length: int, size: int) -> None:
+        """Raise TooLargeError for a batch of so many tokens, whose answers take ``size`` bytes on their way."""
         if size > self.limit * ANSWERS:
             raise TooLargeError(
-                f"{rows} x {length} tokens with {width:,} numbers each take {size_words(size)}, "
-                f"which the proof memory of {size_words(self.limit)} does not hold"
+                f"the answers to {rows} x {length} tokens take {size_words(size)}, of which a proof memory of "
+                f"{size_words(self.limit)} leaves {size_words(int(self.limit * ANSWERS))}",
+                "Give a larger --proof-memory.",
             )
 
     def copy(self, model: nn.Module, why: str) -> None:
@@ -140,13 +144,18 @@ def resident() -> tuple[int, int]:
 
 
 def release(places: Iterable[tuple[int, int]]) -> None:
-    """Give back the pages of files, named by device and inode, that are mapped to be read only."""
+    """Give back the mapped pages of files, named by device and inode, that nobody wrote to."""
     wanted = {f"{os.major(device):02x}:{os.minor(device):02x} {inode}" for device, inode in places}
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, rights, _, device, inode, *_ = line.split(maxsplit=5)
-        if "w" not in rights and f"{device} {inode}" in wanted:
+    span = ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split(maxsplit=5)
+        if not name.endswith(":"):  # a mapping: its addresses, rights, offset, device, inode and file
+            span = name if " ".join(rest[2:4]) in wanted else ""
+        # A private page that was written to is anonymous by now, and is nowhere else. ONNX Runtime maps weights so that
+        # it could write to them, and does not.
+        elif span and name == "Anonymous:" and rest[0] == "0":
             start, end = (int(address, 16) for address in span.split("-"))
             advise(start, end - start, DONTNEED)
 

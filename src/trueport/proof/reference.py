@@ -24,6 +24,8 @@ class OriginalError(TrueportError):
 
 REMEMBERED = 12
 """Answers kept: a clause asks about one batch in several ways, and about the same rows under other padding."""
+KEPT = 2**28
+"""Bytes that they may take together."""
 
 
 def widened(model: PreTrainedModel, *, copied: bool = True) -> PreTrainedModel:
@@ -61,6 +63,10 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     """The same parameter or buffer in float64."""
     wide = tensor.detach().double()
     return torch.nn.Parameter(wide, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else wide
+
+
+def _nbytes(answer: Mapping[str, np.ndarray]) -> int:
+    return sum(value.nbytes for value in answer.values())
 
 
 class Reference:
@@ -104,9 +110,15 @@ class Reference:
         parts = (batch.ids, batch.mask, batch.target, batch.types)
         key = (positions, batch.start, *(None if part is None else part.tobytes() for part in parts))
         if key not in self._memo:
-            if len(self._memo) == REMEMBERED:
+            answer = self._forward(batch, positions)
+            size = _nbytes(answer)
+            while self._memo and (
+                len(self._memo) == REMEMBERED or size + sum(map(_nbytes, self._memo.values())) > KEPT
+            ):
                 self._memo.pop(next(iter(self._memo)))
-            self._memo[key] = self._forward(batch, positions)
+            if size > KEPT:
+                return answer
+            self._memo[key] = answer
         return dict(self._memo[key])
 
     def _forward(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
@@ -135,7 +147,8 @@ class Reference:
             reason = " ".join(str(error).split())[:200]
             raise OriginalError(f"The original refuses {tuple(batch.ids.shape)}: {reason}") from error
         values = {name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names}
-        return {name: value.to(torch.float64).numpy().copy() for name, value in values.items()}
+        # A copy of float64 is needed too: what is given out may be the module's own.
+        return {name: value.to(torch.float64, copy=True).numpy() for name, value in values.items()}
 
     def _is_state(self, name: str) -> bool:
         return self.role == "seq2seq" and name == "last_hidden_state"

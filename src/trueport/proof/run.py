@@ -169,11 +169,13 @@ def asked_of(
         if memory is not None and own is not None:
             memory.copy(own.model, MOVED)
     tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
-    return Asked(
+    asked = Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
         maskable=_takes_mask(config, original), cached=bool(last.state or last.kept), guards=tuple(guards),
         prompts=PROMPTS_KEPT if role == "seq2seq" and last.kept else PROMPTS, memory=memory,
     )  # fmt: skip
+    asked.afford(_typical(inputs, masked))  # what does not hold even this would leave out nearly all
+    return asked
 
 
 def model_class(config: Any) -> type[PreTrainedModel] | None:

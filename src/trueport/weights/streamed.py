@@ -58,7 +58,7 @@ class StreamedTensor(torch.Tensor):
 
     def values(self) -> torch.Tensor:
         """All of it, cast now."""
-        return self.stored.detach().to(self.dtype)
+        return cast(self.stored.detach(), self.dtype)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -70,10 +70,15 @@ class StreamedTensor(torch.Tensor):
                 found = func(first.stored, *args[1:], **kwargs)
                 return tree_map(lambda part: cls(part, first.dtype), found)
             if func in GATHERS and not any(isinstance(entry, StreamedTensor) for entry in args[1:]):
-                return func(first.stored, *args[1:], **kwargs).to(first.dtype)
+                return cast(func(first.stored, *args[1:], **kwargs), first.dtype)
         if func in PRODUCTS and isinstance(args[-1], StreamedTensor) and not kwargs:
             return PRODUCTS[func](*tree_map(_cast, args[:-1]), args[-1])
         return func(*tree_map(_cast, args), **tree_map(_cast, kwargs))
+
+
+def cast(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values in memory, for as long as an operator needs them: every cast goes through here."""
+    return stored.to(dtype)
 
 
 def _exact(stored: StreamedTensor) -> bool:
@@ -92,7 +97,7 @@ def _pieces(weight: StreamedTensor, axis: int) -> Iterator[tuple[slice, torch.Te
     step = max(PIECE // row, 1)
     for start in range(0, length, step):
         part = weight.stored.detach().narrow(axis, start, min(step, length - start))
-        yield slice(start, start + part.shape[axis]), part.to(weight.dtype)
+        yield slice(start, start + part.shape[axis]), cast(part, weight.dtype)
 
 
 def _mm(x: torch.Tensor, weight: StreamedTensor) -> torch.Tensor:
