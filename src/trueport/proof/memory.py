@@ -61,6 +61,7 @@ class Memory:
     Attributes:
         limit: bytes of the whole process, mapped pages included.
         needed: bytes that the proof would take with a float64 copy of the original, and the artefact opened fast.
+        wide: those of the copy alone.
         files: whose mapped pages may be given back.
         peak: the most that was seen while ``kept``.
         peak_anonymous: the same without mapped pages.
@@ -68,6 +69,7 @@ class Memory:
 
     limit: int
     needed: int = 0
+    wide: int = 0
     files: list[Path] = field(default_factory=list)
     places: set[tuple[int, int]] = field(default_factory=set)
     peak: int = 0
@@ -101,8 +103,8 @@ class Memory:
         if not self.streamed:
             return []
         found = [
-            f"The original's weights were cast where they are read, without a float64 copy of them, as a proof with "
-            f"one takes {size_words(self.needed)} and may take {size_words(self.limit)}",
+            f"The original's weights were cast where they are read: a float64 copy of them takes {size_words(self.wide)}, "
+            f"and the proof may take {size_words(self.limit)} in all",
             "The artefact ran with mapped weights (memory='map'); with memory='fast' the runtime folds and prepacks "
             "the same graph, and that was not asked",
         ]
@@ -214,4 +216,5 @@ def plan(limit: int | str | None, model: nn.Module | None, folder: Path, *, load
     wide = sum(8 * parameter.numel() for parameter in parameters)
     own = 0 if loaded else sum(parameter.numel() * parameter.dtype.itemsize for parameter in parameters)
     now = resident()[0] if Path("/proc/self/statm").exists() else 0
-    return Memory(int(SHARE * available()) if most is None else most, now + wide + own + LOADED * size, files)
+    needed = now + wide + own + LOADED * size
+    return Memory(int(SHARE * available()) if most is None else most, needed, wide, files)
