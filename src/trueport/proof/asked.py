@@ -11,7 +11,7 @@ import numpy as np
 
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs
-from trueport.proof.memory import EAGER, HELD, SCORES, Memory, TooLargeError
+from trueport.proof.memory import ANY, EAGER, HELD, SCORES, Memory, TooLargeError
 from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
@@ -45,7 +45,7 @@ class Asked:
         guards: lengths past which the capture made no promise.
         prompts: how many ``generate`` is asked with.
         quantised: how the artefact is quantised; None where it computes in floats.
-        memory: what the proof may take; None for any.
+        memory: what the proof may take.
     """
 
     subject: Subject
@@ -64,7 +64,7 @@ class Asked:
     guards: tuple[int, ...] = ()
     prompts: int = 3
     quantised: Quantised | None = None
-    memory: Memory | None = None
+    memory: Memory = ANY
 
     @cached_property
     def masked(self) -> bool:
@@ -103,8 +103,6 @@ class Asked:
 
     def afford(self, batch: Batch) -> None:
         """Raise TooLargeError for a batch whose answers the memory of the proof does not hold."""
-        if self.memory is None:
-            return
         length = max(batch.mask.shape[1], batch.decoded.shape[1] if batch.target is not None else 0)
         # What has no axis of tokens is small; an axis with a name that is not the tokens' is as wide as the vocabulary.
         widths = [

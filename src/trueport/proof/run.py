@@ -13,7 +13,7 @@ from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES, check_names
 from trueport.proof.clauses.ranges import HALF
 from trueport.proof.inputs import Batch, Inputs, Limits, left
-from trueport.proof.memory import Memory
+from trueport.proof.memory import ANY, Memory
 from trueport.proof.quantised import Quantised
 from trueport.proof.quantised import ask as ask_quantised
 from trueport.proof.quantised import tolerance as quantised_tolerance
@@ -55,7 +55,7 @@ def prove(
     progress: Progress | None = None,
     wide: PreTrainedModel | None = None,
     plain: TrueportModel | None = None,
-    memory: Memory,
+    memory: Memory = ANY,
 ) -> Proof:
     """Ask every clause.
 
@@ -139,7 +139,7 @@ def asked_of(
     runnable: Any = None,
     seed: int = SEED,
     guards: Sequence[int] = (),
-    memory: Memory | None = None,
+    memory: Memory = ANY,
 ) -> Asked:
     """What the clauses are given: the artefact, the original, their inputs and tolerance; arguments as ``prove`` takes."""
     padded = sessions["encoder" if role == "seq2seq" else "model"].interface
@@ -159,14 +159,14 @@ def asked_of(
     own = exact = None
     if original is not None:
         own = Reference(original, role, list(outputs))
-        exact = own.exact(wide, copied=memory is None or not memory.streamed)
+        exact = own.exact(wide, copied=not memory.streamed)
     widest = max([0, *windows(config)])
     lengths = (7 if widest == 0 else min(2 * widest + 3, 64), 33)
     masked = padded.has_input("attention_mask")
     if exact is not None and not _finite(exact, inputs, masked):
         # CANINE multiplies a float32 mask by float64's lowest number: infinity times zero.
         exact = own
-        if memory is not None and own is not None:
+        if own is not None:
             memory.copy(own.model, MOVED)
     tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
     asked = Asked(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueport.proof.clauses import check_names, state
 from trueport.proof.draws import Drawn
+from trueport.proof.memory import ANY, Memory
 from trueport.proof.module import AskedModule, Original, ask_finite, ask_shapes, tolerance_of
 from trueport.proof.result import NOT_APPLICABLE, Case, ClauseResult, Proof
 from trueport.proof.run import SEED, judged
@@ -14,7 +15,6 @@ from trueport.proof.run import SEED, judged
 if TYPE_CHECKING:
     from torch import nn
 
-    from trueport.proof.memory import Memory
     from trueport.proof.subject import Session
 
 CLAUSES: dict[str, Callable[[AskedModule], Sequence[Case]]] = {
@@ -36,7 +36,7 @@ def prove_module(
     clauses: Sequence[str] | None = None,
     seed: int = SEED,
     progress: Callable[[str], None] | None = None,
-    memory: Memory,
+    memory: Memory = ANY,
 ) -> Proof:
     """Ask every clause that a module of any kind can be asked.
 
