@@ -34,7 +34,7 @@ UNITS = {
 }
 LOADED = 2
 """An artefact that is opened fast takes its weights' bytes about so often: as files, and folded and prepacked."""
-RELEASED = 0.6
+RELEASED = 0.5
 """Of the limit: past it the pages of mapped files are given back to the system."""
 SECONDS = 0.005
 """Between two looks at the process's memory."""

@@ -67,6 +67,7 @@ class ClauseResult:
             "component": self.component,
             "status": self.status,
             "reason": self.reason,
+            "left_out": list(self.left_out),
             "cases": [case.to_json() for case in self.cases],
         }
 
