@@ -105,8 +105,8 @@ class Memory:
         found = [
             f"The original's weights were cast where they are read: a float64 copy of them takes {size_words(self.wide)}, "
             f"and the proof may take {size_words(self.limit)} in all",
-            "The artefact ran with mapped weights (memory='map'); with memory='fast' the runtime folds and prepacks "
-            "the same graph, and that was not asked",
+            "The artefact was opened with memory='map'; how a runtime computes that folds and prepacks its weights under "
+            "memory='fast', as ONNX Runtime does, was not asked",
         ]
         if self.peak > self.limit:
             found.append(
