@@ -39,7 +39,7 @@ def judge_foreign(
 
     config = _config(folder, original)
     files = find_graphs(folder, seq2seq=_is_seq2seq(folder, config, original))
-    sessions = {name: open_component(paths, side=name) for name, paths in files.items()}
+    sessions = {name: open_component(paths, side=name, memory=memory.opened) for name, paths in files.items()}
     role = _role(sessions, config, original)
     dtype = float_dtype_of(session.interface for session in sessions.values())
     if original is not None:

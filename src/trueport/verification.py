@@ -63,7 +63,9 @@ def judge(
         return replace(proof, clauses=(*extra, *proof.clauses))
     source = _source(against, {}, trust_remote_code, link=True)
     original, memory = original_within(proof_memory, source, None, folder)
-    return judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
+    with memory.kept():
+        proof = judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
+    return replace(proof, notes=(*memory.words(), *proof.notes))
 
 
 def original_within(
@@ -177,7 +179,7 @@ def _judge_target(
     """The proof of what one target's runtime runs."""
     from trueport.runtime import load
 
-    runnable = load(folder, runtime=target, memory="map" if memory.streamed else "fast")
+    runnable = load(folder, runtime=target, memory=memory.opened)
     role = manifest["source"]["role"]
     entries = [entry for entry in manifest["components"].values() if entry.get("target") == target]
     if role == "custom":

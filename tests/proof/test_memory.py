@@ -157,3 +157,14 @@ def test_weights_that_are_not_finite_in_float64_need_a_copy() -> None:
         tight.copy(zoo.build("llama"), "why")
     wide.copy(zoo.build("llama"), "why")
     assert np.isfinite(wide.limit)
+
+
+def test_a_module_is_asked_as_much_as_fits(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 50)).eval()
+    trueport.export(module, tmp_path / "out", inputs=(torch.randn(3, 7, 4),), proof=False)
+    manifest = read_manifest(tmp_path / "out")
+    options: dict[str, Any] = {"clauses": ["shapes"], "seed": None, "progress": lambda clause: None}
+    (whole,) = judge_own(tmp_path / "out", manifest, module, memory=Memory(10**9, 2 * 10**9), **options).clauses  # type: ignore[arg-type]
+    (tight,) = judge_own(tmp_path / "out", manifest, module, memory=Memory(200_000), **options).clauses  # type: ignore[arg-type]
+    assert tight.left_out and tight.status == whole.status == "pass"
+    assert len(tight.left_out) + len(tight.cases) == len(whole.cases)

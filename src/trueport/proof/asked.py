@@ -112,7 +112,7 @@ class Asked:
         heads = int(getattr(self.config, "num_attention_heads", 0) or 0)
         stepwise = self.exact is None or getattr(self.exact.model.config, "_attn_implementation", "") != "sdpa"
         scores = heads * length * (SCORES + (EAGER if stepwise else 0))
-        self.memory.afford(batch.size, length, batch.size * length * (sum(widths) * HELD + scores))
+        self.memory.afford(f"{batch.size} x {length} tokens", batch.size * length * (sum(widths) * HELD + scores))
 
     def ask(self, batch: Batch) -> dict[str, np.ndarray]:
         """The artefact's answer as float64.

@@ -80,11 +80,11 @@ class Memory:
         """Whether no second copy of the weights is made, and the artefact's are mapped."""
         return self.needed > self.limit
 
-    def afford(self, rows: int, length: int, size: int) -> None:
-        """Raise TooLargeError for a batch of so many tokens, whose answers take ``size`` bytes on their way."""
+    def afford(self, what: str, size: int) -> None:
+        """Raise TooLargeError for inputs, in words, whose answers take ``size`` bytes on their way."""
         if size > self.limit * ANSWERS:
             raise TooLargeError(
-                f"the answers to {rows} x {length} tokens take {size_words(size)}, of which a proof memory of "
+                f"the answers to {what} take {size_words(size)}, of which a proof memory of "
                 f"{size_words(self.limit)} leaves {size_words(int(self.limit * ANSWERS))}",
                 "Give a larger --proof-memory.",
             )
@@ -97,6 +97,11 @@ class Memory:
                 f"{why}, which takes {size_words(size)} more than the proof memory of {size_words(self.limit)}",
                 "Give a larger --proof-memory.",
             )
+
+    @property
+    def opened(self) -> str:
+        """How the artefact is opened, as ``trueport.load`` takes it."""
+        return "map" if self.streamed else "fast"
 
     def words(self) -> list[str]:
         """What the proof did otherwise to keep to its memory; nothing where it did as ever."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from trueport.dtypes import numpy_dtype
 from trueport.errors import TrueportError
 from trueport.interface import PAST, Interface, evaluate, terms
 from trueport.proof.draws import Drawn
+from trueport.proof.memory import ANY, HELD, Memory, TooLargeError
 from trueport.proof.reference import OriginalError, jittered, wide_copy
 from trueport.proof.result import Case
 from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from trueport.proof.memory import Memory
     from trueport.proof.subject import Session
 
 Arrays = dict[str, np.ndarray]
@@ -136,6 +137,7 @@ class AskedModule:
         tolerance: budgets.
         own, exact: the original in its own dtype and in float64; None without the original.
         guards: lengths past which the capture made no promise.
+        memory: what the proof may take.
     """
 
     session: Session
@@ -146,6 +148,7 @@ class AskedModule:
     own: Original | None
     exact: Original | None
     guards: tuple[int, ...] = ()
+    memory: Memory = ANY
 
     @property
     def interface(self) -> Interface:
@@ -189,10 +192,19 @@ class AskedModule:
             worst = found if found.ratio >= worst.ratio else worst
         return worst
 
+    def afford(self, feeds: Arrays) -> None:
+        """Raise TooLargeError for inputs whose outputs the memory of the proof does not hold."""
+        sizes = self.sizes | sizes_of(self.interface, feeds)
+        numbers = sum(prod(tensor.concrete(sizes)) for tensor in self.interface.outputs)
+        self.memory.afford("these sizes", numbers * HELD)
+
     def attempt(self, case: str, feeds: Arrays, ask: Callable[[], Case]) -> Case:
-        """The case; a refusal of the artefact is a failure, of the original not."""
+        """The case; a refusal of the artefact is a failure, of the original not, and what is too large is left out."""
         try:
+            self.afford(feeds)
             return ask()
+        except TooLargeError as error:
+            return Case(case, 0.0, 0.0, None, error.problem, left_out=True)
         except OriginalError:
             return Case(case, 0.0, 0.0, None, "the original itself refuses this input")
         except TrueportError as error:

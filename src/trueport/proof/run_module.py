@@ -58,7 +58,7 @@ def prove_module(
     sizes = {dimension.name: source["sizes"][dimension.name] for dimension in session.interface.dimensions}
     own = None if original is None else Original(original, *calls_of(source), session.interface)
     tolerance, exact = tolerance_of(own, drawn, sizes, dtype, depth, memory)
-    asked = AskedModule(session, drawn, sizes, source.get("time"), tolerance, own, exact, tuple(guards))
+    asked = AskedModule(session, drawn, sizes, source.get("time"), tolerance, own, exact, tuple(guards), memory)
     results = []
     for name in check_names(clauses):
         if progress is not None:
