@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -154,9 +153,8 @@ def test_a_memory_that_holds_nearly_nothing_is_refused(exported: Exported) -> No
 def test_weights_that_are_not_finite_in_float64_need_a_copy() -> None:
     tight, wide = Memory(limit=1000, needed=2000), Memory(limit=10**9, needed=2 * 10**9)
     with pytest.raises(TrueportError, match="Give a larger --proof-memory"):
-        tight.copy(zoo.build("llama"), "why")
-    wide.copy(zoo.build("llama"), "why")
-    assert np.isfinite(wide.limit)
+        tight.copy("why", zoo.build("llama"))
+    wide.copy("why", zoo.build("llama"))
 
 
 def test_a_module_is_asked_as_much_as_fits(tmp_path: Path) -> None:
@@ -168,3 +166,20 @@ def test_a_module_is_asked_as_much_as_fits(tmp_path: Path) -> None:
     (tight,) = judge_own(tmp_path / "out", manifest, module, memory=Memory(200_000), **options).clauses  # type: ignore[arg-type]
     assert tight.left_out and tight.status == whole.status == "pass"
     assert len(tight.left_out) + len(tight.cases) == len(whole.cases)
+
+
+def test_a_model_that_cannot_be_streamed_is_copied_where_that_fits(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        raise RuntimeError("no kernel for it")
+
+    folder, model = exported("llama"), zoo.build("llama")
+    monkeypatch.setattr(streamed, "cast", refused)
+    options: dict[str, Any] = {"clauses": ["shapes"], "seed": None, "progress": lambda clause: None}
+    proof = judge_own(folder, read_manifest(folder), model, memory=plan(SMALL, model, folder), **options)
+    assert proof.proven and "no kernel for it" in proof.notes[0] and "a float64 copy was made" in proof.notes[0]
+    with pytest.raises(
+        TrueportError, match="no kernel for it where its weights are streamed, and needs a float64 copy"
+    ):
+        judge_own(folder, read_manifest(folder), model, memory=plan(10**5, model, folder), **options)

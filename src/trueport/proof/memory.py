@@ -63,6 +63,7 @@ class Memory:
         needed: bytes that the proof would take with a float64 copy of the original, and the artefact opened fast.
         wide: those of the copy alone.
         files: whose mapped pages may be given back.
+        copied: why a copy was made after all; empty where none was.
         peak: the most that was seen while ``kept``.
         peak_anonymous: the same without mapped pages.
     """
@@ -72,6 +73,7 @@ class Memory:
     wide: int = 0
     files: list[Path] = field(default_factory=list)
     places: set[tuple[int, int]] = field(default_factory=set)
+    copied: str = ""
     peak: int = 0
     peak_anonymous: int = 0
 
@@ -89,9 +91,10 @@ class Memory:
                 "Give a larger --proof-memory.",
             )
 
-    def copy(self, model: nn.Module, why: str) -> None:
-        """Raise TrueportError where a copy of the model's weights is more than there may be."""
-        size = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters())
+    def copy(self, why: str, model: nn.Module | None = None) -> None:
+        """Raise TrueportError where a copy of the model's weights, or else the float64 copy, is more than there may be."""
+        parameters = [] if model is None else list(model.parameters())
+        size = sum(part.numel() * part.dtype.itemsize for part in parameters) if model is not None else self.wide
         if self.streamed and size > self.limit:
             raise TrueportError(
                 f"{why}, which takes {size_words(size)} more than the proof memory of {size_words(self.limit)}",
@@ -107,9 +110,12 @@ class Memory:
         """What the proof did otherwise to keep to its memory; nothing where it did as ever."""
         if not self.streamed:
             return []
+        copy, most = size_words(self.wide), size_words(self.limit)
         found = [
-            f"The original's weights were cast where they are read: a float64 copy of them takes {size_words(self.wide)}, "
-            f"and the proof may take {size_words(self.limit)} in all",
+            f"{self.copied}, which takes {copy}"
+            if self.copied
+            else f"The original's weights were cast where they are read: a float64 copy of them takes {copy}, and the proof "
+            f"may take {most} in all",
             "The artefact was opened with memory='map'; how a runtime computes that folds and prepacks its weights under "
             "memory='fast', as ONNX Runtime does, was not asked",
         ]

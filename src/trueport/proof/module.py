@@ -17,7 +17,7 @@ from trueport.errors import TrueportError
 from trueport.interface import PAST, Interface, evaluate, terms
 from trueport.proof.draws import Drawn
 from trueport.proof.memory import ANY, HELD, Memory, TooLargeError
-from trueport.proof.reference import OriginalError, jittered, wide_copy
+from trueport.proof.reference import OriginalError, jittered, wide_copy, wide_original
 from trueport.proof.result import Case
 from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
 from trueport.roles.custom import first_state
@@ -227,7 +227,7 @@ def tolerance_of(
     if own is None:
         return modelled(dtype, depth), None
     feeds = [drawn.draw(f"floor {number}", sizes) for number in range(3)]
-    exact: Original = own.exact(copied=not memory.streamed)
+    exact: Original = wide_original(lambda copied: own.exact(copied=copied), lambda wide: wide.run(feeds[0]), memory)
     words = PRECISE
     try:
         fine = [[exact.run(each)] for each in feeds]
@@ -236,7 +236,7 @@ def tolerance_of(
         finite = False
     if not finite:
         exact, words = own, JITTERED
-        memory.copy(own.model, MOVED)
+        memory.copy(MOVED, own.model)
         fine = [[own.jittered(seed).run(each) for seed in range(3)] for each in feeds]
     floors: dict[str, float] = {}
     for each, runs in zip(feeds, fine, strict=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from trueport.weights.streamed import one_by_one, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from trueport.proof.memory import Memory
+
+Original = TypeVar("Original")
 
 
 class OriginalError(TrueportError):
@@ -36,6 +40,28 @@ def widened(model: PreTrainedModel, *, copied: bool = True) -> PreTrainedModel:
         copied: make a copy of the weights; else they are cast wherever they are read, to the same values.
     """
     return one_by_one(wide_copy(model)) if copied else streamed(model, torch.float64)
+
+
+def wide_original(make: Callable[[bool], Original], ask: Callable[[Original], object], memory: Memory) -> Original:
+    """The original in float64, its weights streamed where the proof's memory says so and the model bears it.
+
+    Args:
+        make: it, with a copy of the weights or without.
+        ask: ask it something.
+        memory: of the proof.
+
+    Raises:
+        TrueportError: it cannot be streamed, and a copy is too large.
+    """
+    original = make(not memory.streamed)
+    if memory.streamed:
+        try:
+            ask(original)
+        except OriginalError as error:
+            memory.copied = f"{error.problem} where its weights are streamed: a float64 copy was made"
+            memory.copy(f"{error.problem} where its weights are streamed, and needs a float64 copy")
+            original = make(True)
+    return original
 
 
 def wide_copy(model: Any) -> Any:

@@ -17,7 +17,7 @@ from trueport.proof.memory import ANY, Memory
 from trueport.proof.quantised import Quantised
 from trueport.proof.quantised import ask as ask_quantised
 from trueport.proof.quantised import tolerance as quantised_tolerance
-from trueport.proof.reference import Reference
+from trueport.proof.reference import Reference, wide_original
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.stand_in import FolderReference
 from trueport.proof.subject import Session, subject_of
@@ -159,15 +159,22 @@ def asked_of(
     own = exact = None
     if original is not None:
         own = Reference(original, role, list(outputs))
-        exact = own.exact(wide, copied=not memory.streamed)
     widest = max([0, *windows(config)])
     lengths = (7 if widest == 0 else min(2 * widest + 3, 64), 33)
     masked = padded.has_input("attention_mask")
+    if own is not None:
+        whole = own
+        made = {not memory.streamed: wide}
+        exact = wide_original(
+            lambda copied: whole.exact(made.get(copied), copied=copied),
+            lambda reference: reference.forward(_typical(inputs, masked)),
+            memory,
+        )
     if exact is not None and not _finite(exact, inputs, masked):
         # CANINE multiplies a float32 mask by float64's lowest number: infinity times zero.
         exact = own
         if own is not None:
-            memory.copy(own.model, MOVED)
+            memory.copy(MOVED, own.model)
     tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
     asked = Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
