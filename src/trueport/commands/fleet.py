@@ -84,16 +84,14 @@ def _rows(plan: Path, state: Path | None) -> list[dict[str, Any]]:
     from trueport.errors import TrueportError
     from trueport.fleet.journal import is_locked, read_journal
     from trueport.fleet.plan import read_plan
-    from trueport.fleet.results import RUNNING, WAITING, rows
+    from trueport.fleet.results import rows
     from trueport.fleet.run import state_of
 
     folder = state if state is not None else state_of(plan)
     read, events = read_plan(plan), read_journal(folder)
     if not events:
         raise TrueportError(f"{folder} holds no journal", f"Run: trueport fleet run {plan}.")
-    going_on = is_locked(folder)
-    found = rows(read, events)
-    return [row | {"status": WAITING} if row["status"] == RUNNING and not going_on else row for row in found]
+    return rows(read, events, going_on=is_locked(folder))
 
 
 class _Lines:

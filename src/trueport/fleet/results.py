@@ -23,11 +23,11 @@ FACTS = (
 WAITING, RUNNING = "waiting", "running"
 
 
-def rows(plan: Plan, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rows(plan: Plan, events: Sequence[Mapping[str, Any]], *, going_on: bool = False) -> list[dict[str, Any]]:
     """One for each entry, in the plan's order.
 
     Each has ``name``, ``status`` and ``model``. When the last event of an entry is not its end, its status is ``running``
-    or, before its first or its next attempt, ``waiting``.
+    or, before an attempt and where no run is going on, ``waiting``.
     """
     last: dict[str, Mapping[str, Any]] = {event["name"]: event for event in events if "name" in event}
     found = []
@@ -36,7 +36,7 @@ def rows(plan: Plan, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         row: dict[str, Any] = {"name": entry.name, "model": entry.model}
         if event["event"] == "finished":
             row |= {name: event[name] for name in FACTS if event.get(name) is not None}
-        elif event["event"] == "started":
+        elif event["event"] == "started" and going_on:
             row |= {"status": RUNNING, "attempt": event["attempt"]}
         else:
             row |= {"status": WAITING} | ({"reason": event["reason"]} if event["event"] == "retry" else {})
@@ -113,7 +113,7 @@ def html(name: str, found: Sequence[Mapping[str, Any]]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found = clean(found)
+    name, found = clean(name), clean(found)
     return environment.get_template("report.html").render(
         name=name,
         sentence=headline(found),

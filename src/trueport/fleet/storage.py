@@ -127,16 +127,22 @@ class Store:
         for path in [MANIFEST, *earlier]:
             with suppress(FileNotFoundError):
                 self.system.rm_file(self._at(name, path))
-        for path in files:
-            self._parent(f"{name}/{path}")
-            self.system.put_file(str(folder / path), self._at(name, path))
-        self.system.invalidate_cache()
-        sizes = self._sizes(name)
-        for path in files:
-            if sizes.get(path, -1) not in (None, manifest["files"][path]["size"]):
-                raise OSError(errno.EIO, f"{path} arrived with {sizes.get(path, 0)} bytes")
-        self._write(f"{name}/{MANIFEST}", manifest)
-        self.system.rm_file(self._at(name, UNFINISHED))
+        try:
+            for path in files:
+                self._parent(f"{name}/{path}")
+                self.system.put_file(str(folder / path), self._at(name, path))
+            self.system.invalidate_cache()
+            sizes = self._sizes(name)
+            for path in files:
+                if sizes.get(path, -1) not in (None, manifest["files"][path]["size"]):
+                    raise OSError(errno.EIO, f"{path} arrived with {sizes.get(path, 0)} bytes")
+            self._write(f"{name}/{MANIFEST}", manifest)
+        except Exception:
+            for path in [*files, MANIFEST, UNFINISHED]:  # a full place needs the room
+                with suppress(Exception):
+                    self.system.rm_file(self._at(name, path))
+            raise
+        self.tidy(name)
 
     def tidy(self, name: str) -> None:
         """Remove the mark of an upload that was interrupted between its last two steps."""

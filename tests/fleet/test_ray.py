@@ -1,0 +1,126 @@
+"""A fleet on a real Ray cluster of two nodes, each with one processor."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import EXAMPLES
+from tests.fleet.conftest import WORKER, Fleet, gone, until
+from trueport.errors import TrueportError
+from trueport.fleet import run
+
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    started = Cluster()
+    for node in ({"include_dashboard": False}, {}):
+        started.add_node(num_cpus=1, object_store_memory=80_000_000, **node)
+    yield started
+    started.shutdown()
+
+
+@pytest.fixture
+def words(cluster: Any) -> tuple[str, ...]:
+    return ("--engine", "ray", "--address", cluster.address)
+
+
+def _go(fleet: Fleet) -> None:
+    (fleet.folder / "go").touch()
+
+
+def test_both_nodes_work_and_nothing_is_done_twice(fleet: Fleet, cluster: Any) -> None:
+    fleet.add("one", "linger")
+    fleet.add("two", "linger")
+    fleet.add("unlucky", "die", times=1)
+    fleet.add("slow", "hang", time="1s")
+    fleet.add("large", cpus=64)
+    summary = run(fleet.plan, out=fleet.url, engine="ray", address=cluster.address, worker=WORKER, backoff=0.01)
+    assert fleet.statuses() == {
+        "one": "proven", "two": "proven", "unlucky": "proven", "slow": "out of time", "large": "refused"
+    }  # fmt: skip
+    assert summary.rows[0]["node"] != summary.rows[1]["node"]
+    assert "none of the cluster's 2 nodes has 64 processors" in summary.rows[4]["reason"]
+    assert fleet.artefacts() == ["one", "two", "unlucky"] and fleet.events("retry")[0]["name"] == "unlucky"
+    assert (fleet.state / "logs" / "slow.1.log").exists()
+    with fleet.start("--engine", "ray", "--address", cluster.address) as again:
+        output, _ = again.communicate(timeout=120)
+    assert again.returncode == 1 and output.count("(done before)") == 3
+    assert [len(fleet.calls(name)) for name in ("one", "two", "unlucky", "slow", "large")] == [1, 1, 2, 2, 0]
+
+
+def test_a_node_that_goes_away(fleet: Fleet, cluster: Any, words: tuple[str, ...]) -> None:
+    fleet.add("one", "wait", cpus=2)
+    third = cluster.add_node(num_cpus=2, object_store_memory=80_000_000)
+    with fleet.start(*words) as driver:
+        fleet.until_called("one")
+        cluster.remove_node(third, allow_graceful=False)
+        until(lambda: gone(fleet.calls("one")[0]))
+        cluster.add_node(num_cpus=2, object_store_memory=80_000_000)
+        _go(fleet)
+        output, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output + errors
+    assert "Ray lost it" in fleet.events("retry")[0]["reason"] and len(fleet.calls("one")) == 2
+    assert fleet.artefacts() == ["one"]
+
+
+def test_a_task_that_is_killed_takes_its_worker_along(fleet: Fleet, words: tuple[str, ...]) -> None:
+    fleet.add("one", "wait")
+    with fleet.start(*words) as driver:
+        fleet.until_called("one")
+        worker = fleet.calls("one")[0]
+        task = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(task, signal.SIGKILL)
+        until(lambda: gone(worker))
+        _go(fleet)
+        driver.communicate(timeout=120)
+    assert driver.returncode == 0 and len(fleet.calls("one")) == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_killed_or_interrupted(fleet: Fleet, words: tuple[str, ...], how: int) -> None:
+    fleet.add("done")
+    fleet.add("one", "wait")
+    fleet.add("two", "wait")
+    with fleet.start(*words) as driver:
+        fleet.until_called("one")
+        until(lambda: len(fleet.events("finished")) == 1)
+        driver.send_signal(how)
+        _, errors = driver.communicate(timeout=120)
+    assert driver.returncode == (-how if how == signal.SIGKILL else 130)
+    assert how == signal.SIGKILL or len(errors.splitlines()) == 1
+    until(lambda: all(map(gone, fleet.calls("one") + fleet.calls("two"))))
+    before = {name: len(fleet.calls(name)) for name in ("one", "two")}
+    _go(fleet)
+    with fleet.start(*words) as after:
+        _, errors = after.communicate(timeout=120)
+    assert after.returncode == 0, errors
+    assert {name: len(fleet.calls(name)) - count for name, count in before.items()} == {"one": 1, "two": 1}
+    assert len(fleet.calls("done")) == 1 and fleet.artefacts() == ["done", "one", "two"]
+    assert list(fleet.out.glob(".*")) == []
+
+
+def test_no_cluster_is_one_sentence(fleet: Fleet) -> None:
+    fleet.add("one")
+    with pytest.raises(TrueportError, match="There is no Ray cluster at nowhere"):
+        fleet.run(engine="ray", address="nowhere")
+
+
+def test_two_models_are_exported_and_proven(fleet: Fleet, cluster: Any) -> None:
+    """No stand-in here: the real worker exports and proves on the nodes."""
+    lines = [f'[[model]]\nmodel = "{EXAMPLES / name}"\n' for name in ("bert-sentiment", "llama-tales")]
+    fleet.plan.write_text("".join(lines))
+    summary = run(fleet.plan, out=fleet.url, engine="ray", address=cluster.address)
+    assert summary.exit_code == 0, summary.rows
+    assert fleet.artefacts() == ["bert-sentiment", "llama-tales"]
+    assert len({row["node"] for row in summary.rows}) == 2
+    assert all(row["status"] == "proven" and row["seconds"] > 0 for row in summary.rows)
