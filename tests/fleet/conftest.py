@@ -20,7 +20,7 @@ from trueport.fleet.journal import read_journal
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-WORKER = (sys.executable, str(HERE / "fake_worker.py"))
+WORKER = (str(HERE / "fake_worker.py"),)
 
 
 class Fleet:

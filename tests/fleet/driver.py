@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 
 from trueport.cli import main
 from trueport.fleet import run
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test's worker process may ignore it
-run.__kwdefaults__.update(worker=(sys.executable, str(Path(__file__).with_name("fake_worker.py"))), backoff=0.01)
+run.__kwdefaults__.update(worker=(str(Path(__file__).with_name("fake_worker.py")),), backoff=0.01)
 main()

@@ -12,6 +12,8 @@ import pytest
 
 from tests.fleet.conftest import HERE, ROOT, Fleet, gone, until
 
+pytestmark = pytest.mark.slow
+
 
 def _three(fleet: Fleet) -> None:
     fleet.add("done")

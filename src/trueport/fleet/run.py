@@ -83,7 +83,7 @@ def run(
         force: replace other exports at the places of this plan's.
         retry_failed: try again also what was not proven.
         progress: told every event of the journal, and ``{"event": "phase", "phase": ...}``.
-        worker: the command that starts a worker.
+        worker: what Python is given to start a worker.
         backoff: seconds before a second attempt.
 
     Raises:
@@ -207,6 +207,8 @@ class _Fleet:
             impossible = str(error)
         if impossible:
             self._finish(job, {"status": REFUSED, "reason": impossible})
+        else:
+            self._record("waiting", name=job.name, key=job.key)  # how it ended with other options is no longer the word
         return not impossible
 
     def _found(self, job: Job) -> bool:
@@ -216,6 +218,8 @@ class _Fleet:
         except TrueportError:  # what is wrong with the place is told when it is to be written
             return False
         if manifest is None:
+            return False
+        if manifest["proof"]["verdict"] == FAILED and self.retry_failed and job.attempt == 1:
             return False
         self.store.tidy(job.name)
         known = self._last(job)

@@ -26,7 +26,8 @@ from trueport.fleet.limits import time_words
 from trueport.fleet.memory import memory_of
 from trueport.words import size_words
 
-WORKER = (sys.executable, "-m", "trueport.fleet.worker")
+WORKER = ("-m", "trueport.fleet.worker")
+"""What Python is given to start a worker; which Python, each machine knows for itself."""
 INTERVAL = 0.1
 """Seconds between two looks at a worker's memory."""
 TAIL = 16384
@@ -49,7 +50,7 @@ def supervise(
     Args:
         job: what to do.
         log: where what the worker says goes.
-        command: that starts a worker.
+        command: what Python is given to start a worker.
         stop: ends the job when it is set.
         phase: told what the worker does.
         descriptors: that the worker inherits.
@@ -58,8 +59,8 @@ def supervise(
     try:
         with _scratch(job) as ready, log.open("wb") as errors:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
-                pass_fds=tuple(descriptors), env=_environment(job),
+                [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                start_new_session=True, pass_fds=tuple(descriptors), env=_environment(job),
             )  # fmt: skip
             watch = _Watch(ready, process, stop or threading.Event(), phase)
             try:

@@ -130,7 +130,9 @@ def _end_with_parent() -> None:
     while os.read(0, 4096):
         pass
     print(f"{CRASHED}: whoever started this worker is gone", file=sys.stderr, flush=True)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    if os.getpgid(0) == os.getpid():  # else somebody started it by hand, within a group of theirs
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 if __name__ == "__main__":

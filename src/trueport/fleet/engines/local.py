@@ -19,7 +19,7 @@ class LocalEngine:
 
     Args:
         jobs: at once; half the processors when None. The processors are shared out among them.
-        command: that starts a worker.
+        command: what Python is given to start a worker.
         phase: told ``name: phase`` of the workers.
         descriptors: that every worker inherits.
     """

@@ -39,7 +39,7 @@ class RayEngine:
     Args:
         address: of the cluster, as ``ray.init`` takes it; None finds the one that runs here.
         jobs: at once at most; as many as the cluster holds when None.
-        command: that starts a worker.
+        command: what Python is given to start a worker.
 
     Raises:
         TrueportError: Ray is not installed, or there is no cluster.
