@@ -47,7 +47,7 @@ def test_a_driver_that_is_killed_loses_nothing_and_repeats_nothing(fleet: Fleet)
 
 def test_a_second_driver_is_refused(fleet: Fleet) -> None:
     _three(fleet)
-    with fleet.start() as driver:
+    with fleet.start("--jobs", "1") as driver:
         fleet.until_called("first")
         with fleet.start() as second:
             _, errors = second.communicate(timeout=60)

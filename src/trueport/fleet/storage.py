@@ -194,7 +194,10 @@ class Store:
     def _sizes(self, name: str) -> dict[str, int | None]:
         """Every file of an artefact with its size, by its relative path."""
         place = self._at(name)
-        found = self.system.find(place, detail=True)
+        try:
+            found = self.system.find(place, detail=True)
+        except FileNotFoundError:
+            return {}
         return {path[len(place) + 1 :]: entry.get("size") for path, entry in found.items() if path != place}
 
     def _write(self, path: str, content: Any) -> None:

@@ -52,7 +52,8 @@ def attempt(job: Job, export: Export, phase: Callable[[str], None]) -> Outcome:
     except MemoryError:
         return {"status": MEMORY, "reason": "the system gave no more memory. Use a machine with more."}
     except Exception as error:
-        traceback.print_exc()
+        with suppress(OSError):  # the disk under the log may be full too
+            traceback.print_exc()
         reason = " ".join(str(error).split())[:500]
         status = STORAGE if no_space(error) else ERROR
         return {"status": status, "reason": f"{type(error).__name__}: {reason}. The log has the traceback."}
