@@ -19,20 +19,17 @@ def test_two_models_from_the_command_line(fleet: Fleet) -> None:
     fleet.plan.write_text(
         f'out = "out"\n[defaults]\ntime = "10m"\nmemory = "8GB"\n[[model]]\nmodel = "{EXAMPLES / "bert-sentiment"}"\n'
         'name = "bert"\n[[model]]\nmodel = "llama"\nweights = "link"\ntokenizer = false\n'
-        '[[model]]\nmodel = "llama"\nname = "wrong"\nquantize = "int3"\n'
     )
     words = [sys.executable, "-m", "trueport", "fleet", "run", str(fleet.plan), "--jobs", "1"]
     done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == "", done
-    assert fleet.statuses() == {"bert": "proven", "llama": "proven", "wrong": "refused"}
-    assert "wrong: refused" in done.stdout and "int3" in done.stdout and "3 models: 2 proven, 1 refused." in done.stdout
+    assert done.returncode == 0 and done.stderr == "", done
+    assert fleet.statuses() == {"bert": "proven", "llama": "proven"} and "2 models: 2 proven." in done.stdout
     assert fleet.artefacts() == ["bert", "llama"]
     for name in ("bert", "llama"):
         assert trueport.verify(fleet.out / name, clauses=["finite"]).proven
     # It was worked on beside its place, on the same disk: what can be a link is one.
     assert any(path.stat().st_nlink == 2 for path in (fleet.out / "llama" / "onnx").iterdir())
 
-    fleet.plan.write_text(fleet.plan.read_text().rpartition("[[model]]")[0])
     again = subprocess.run(words, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.count("(done before)") == 2
-    assert len(fleet.events("started")) == 3
+    assert len(fleet.events("started")) == 2

@@ -35,7 +35,7 @@ class Journal:
             whole = self.path.read_bytes().rfind(b"\n") + 1
             self.file.truncate(whole)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def write(self, event: str, **facts: Any) -> dict[str, Any]:
         """Append an event; it is on disk when this returns.
@@ -51,7 +51,7 @@ class Journal:
                 raise OSError(28, "No space left on device")
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         self.events.append(content)
         return content
 
@@ -86,7 +86,8 @@ def read_journal(state: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _unwritable(path: Path, error: OSError) -> StorageError:
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """A file of the fleet's state has no room, or no permission."""
     remedy = "Free space or give another --state, and run again: what is done stays done."
     return StorageError(f"{path} cannot be written: {error.strerror}", remedy)
 
@@ -109,14 +110,14 @@ def locked(state: Path, plan: Path) -> Iterator[int]:
         state.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise _unwritable(state / LOCK, error) from error
+        raise unwritable(state / LOCK, error) from error
     try:
         _take(fcntl, descriptor, plan)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         except OSError as error:
-            raise _unwritable(state / LOCK, error) from error
+            raise unwritable(state / LOCK, error) from error
         yield descriptor
     finally:
         os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -10,15 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trueport.artifact import write_json
 from trueport.errors import TrueportError
 from trueport.fleet.engines import Engine, open_engine
 from trueport.fleet.identity import key_of, source_of, versions_for
-from trueport.fleet.job import FAILED, LASTING, REFUSED, RIGHT, STOPPED, STORAGE, TRANSIENT, Job, Outcome
-from trueport.fleet.journal import Journal, locked
+from trueport.fleet.job import FAILED, LASTING, REFUSED, RIGHT, STOPPED, STORAGE, TRANSIENT, UNPROVEN, Job, Outcome
+from trueport.fleet.journal import Journal, locked, unwritable
 from trueport.fleet.memory import measurable
 from trueport.fleet.plan import Entry, Plan, read_plan
-from trueport.fleet.results import publish_results, rows, write_results
+from trueport.fleet.results import publish_results, replace_text, rows, write_results
 from trueport.fleet.storage import Store
 from trueport.fleet.watch import WORKER
 from trueport.words import count_words
@@ -151,6 +151,7 @@ class _Fleet:
         finally:
             self.engine.stop()
             self.store.end(self.id)
+        self._record("ended", run=self.id)
         summary = self._summary(publish=not stopped)
         if stopped:
             done = sum(row["status"] in LASTING for row in summary.rows)
@@ -159,9 +160,13 @@ class _Fleet:
         return summary
 
     def _begin(self) -> None:
-        (self.state / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.state / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.state / "logs", error) from error
+        ended = {event["run"] for event in self.journal.events if event["event"] == "ended"}
         for event in self.journal.events:  # runs of this plan that were killed left their workshops
-            if event["event"] == "run" and event["out"] == self.store.url:
+            if event["event"] == "run" and event["out"] == self.store.url and event["run"] not in ended:
                 self.store.end(event["run"])
         self._record("run", run=self.id, plan=self.plan.path.name, out=self.store.url)
         self.store.begin(self.id)
@@ -213,20 +218,15 @@ class _Fleet:
 
     def _found(self, job: Job) -> bool:
         """Whether the artefact is in place already."""
-        try:
-            manifest = self.store.committed(job.name, job.key)
-        except TrueportError:  # what is wrong with the place is told when it is to be written
-            return False
-        if manifest is None:
-            return False
-        if manifest["proof"]["verdict"] == FAILED and self.retry_failed and job.attempt == 1:
+        outcome = self._outcome_there(job)
+        if outcome is None or (outcome["status"] == FAILED and self.retry_failed and job.attempt == 1):
             return False
         self.store.tidy(job.name)
         known = self._last(job)
         if known is not None and known["status"] in LASTING:
             self._carry(known)
         else:
-            self._finish(job, self._of_manifest(job, manifest) | {"found": True})
+            self._finish(job, outcome | {"found": True})
         return True
 
     def _failed_before(self, job: Job) -> bool:
@@ -251,12 +251,18 @@ class _Fleet:
         else:
             self._record(**{name: value for name, value in known.items() if name != "time"} | {"carried": True})
 
-    def _of_manifest(self, job: Job, manifest: dict[str, Any]) -> Outcome:
-        """What a worker would have told of an artefact, had it lived to tell."""
+    def _outcome_there(self, job: Job) -> Outcome | None:
+        """What a worker would tell of the artefact that is in place; None where none is, or nobody can tell."""
         from trueport.proof.report import headline
 
-        verdict = str(manifest["proof"]["verdict"])
-        proof = self.store.read(job.name, "proof.json") if verdict != "unproven" else None
+        try:
+            manifest = self.store.committed(job.name, job.key)
+            if manifest is None:
+                return None
+            verdict = str(manifest["proof"]["verdict"])
+            proof = self.store.read(job.name, "proof.json") if verdict != UNPROVEN else None
+        except TrueportError:  # what is wrong with the place is told when it is to be written
+            return None
         reason = headline(proof) if proof else "Unproven, as the plan says (proof = false)."
         size = sum(entry["size"] for entry in manifest["files"].values())
         return {"status": verdict, "reason": reason, "size": size, "proof": proof}
@@ -264,7 +270,7 @@ class _Fleet:
     def _ended(self, job: Job, outcome: Outcome) -> None:
         if outcome["status"] == STOPPED:
             return
-        if "size" in outcome and self.store.committed(job.name, job.key) is None:
+        if "size" in outcome and self._outcome_there(job) is None:
             outcome = outcome | {
                 "status": STORAGE,
                 "reason": f"{self.store.where(job.name)} was written, and is not there.",
@@ -288,9 +294,8 @@ class _Fleet:
     def _finish(self, job: Job, outcome: Outcome) -> None:
         proof = outcome.get("proof")
         if proof and outcome["status"] == FAILED:
-            place = self.state / "proofs" / f"{job.name}.json"
-            place.parent.mkdir(exist_ok=True)
-            write_json(place, proof)
+            text = json.dumps(proof, indent=2, ensure_ascii=False) + "\n"
+            replace_text(self.state / "proofs" / f"{job.name}.json", text)
         self._record(
             "finished", name=job.name, key=job.key, attempt=job.attempt, model=job.model, options=dict(job.options),
             url=self.store.where(job.name), **_told(outcome),
