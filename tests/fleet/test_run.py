@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ def test_a_worker_that_is_killed_is_tried_again(fleet: Fleet, do: str) -> None:
     assert ("SIGKILL" in reason) if do == "die" else ("exit code 3" in reason and "gave up" in reason)
     assert "capture model" in reason
     assert fleet.artefacts() == ["unlucky"]
+    assert not list(Path(tempfile.gettempdir()).glob("left-by-the-dead-*"))
 
 
 @pytest.mark.parametrize("kind", ["file", "quota"])

@@ -60,7 +60,7 @@ def supervise(
         with _scratch(job) as ready, log.open("wb") as errors:
             process = subprocess.Popen(
                 [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                start_new_session=True, pass_fds=tuple(descriptors), env=_environment(job),
+                start_new_session=True, pass_fds=tuple(descriptors), env=_environment(ready),
             )  # fmt: skip
             watch = _Watch(ready, process, stop or threading.Event(), phase)
             try:
@@ -189,7 +189,8 @@ def _sweep() -> None:
 
 def _environment(job: Job) -> dict[str, str]:
     given = {} if job.cpus is None else {"OMP_NUM_THREADS": str(job.cpus)}
-    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **given}
+    # Temporary files of a worker that is killed go the way of its scratch folder.
+    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "TMPDIR": str(job.scratch), **given}
 
 
 def _last_words(log: Path) -> str:
