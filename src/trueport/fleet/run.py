@@ -96,7 +96,7 @@ def run(
         raise TrueportError(f"{read.path} names no place for the artefacts", 'Give --out, or out = "..." in it.')
     _check_limits(read)
     tell = progress or (lambda event: None)
-    folder = Path(state) if state is not None else state_of(read.path)
+    folder = Path(state) if state is not None else state_of(Path(plan))
     with locked(folder, read.path) as descriptor:
         store = Store(place, read.storage)
         journal = Journal(folder)
@@ -113,7 +113,7 @@ def run(
 
 def state_of(plan: Path) -> Path:
     """The folder of a plan's state where none is named."""
-    return plan.absolute().with_name(f"{plan.stem}.fleet")
+    return plan.with_name(f"{plan.stem}.fleet")
 
 
 def _check_limits(plan: Plan) -> None:
