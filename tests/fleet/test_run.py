@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -197,4 +198,15 @@ def test_what_cannot_begin_is_one_sentence(fleet: Fleet, tmp_path: Path) -> None
         fleet.run(engine="slurm")
     with pytest.raises(TrueportError, match="no address"):
         fleet.run(address="auto")
+    assert fleet.calls("one") == []
+
+
+def test_what_this_machine_lacks_is_one_sentence(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.add("one", memory="8GB")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(TrueportError, match=r'pip install "trueport\[ray\]"'):
+        fleet.run(engine="ray")
+    monkeypatch.setattr(sys.modules["trueport.fleet.run"], "measurable", lambda: False)
+    with pytest.raises(TrueportError, match="memory = of one cannot be watched here"):
+        fleet.run()
     assert fleet.calls("one") == []
