@@ -44,7 +44,7 @@ def test_the_page_shows_every_row() -> None:
     }
     clauses = [{"clause": "padding", "status": "fail", "component": "model"}]
     found = [
-        {"name": "good", "model": "m", **row},
+        {"name": "good", "model": "m", "url": "/out/good", **row},
         {"name": "bad", "model": "n", "status": "failed", "clauses": clauses},
         {"name": "later", "model": "o", "status": "waiting"},
     ]
@@ -58,5 +58,6 @@ def test_the_page_shows_every_row() -> None:
         "padding",
     ):
         assert text in page
-    assert '<a href="good/report.html">' in page and "bad/report.html" not in page
+    assert '<a href="/out/good/report.html">' in page and "bad/report.html" not in page
+    assert '<a href="good/report.html">' in html("night", found, beside=True)
     assert page == html("night", found)

@@ -51,8 +51,7 @@ def write_results(state: Path, name: str, found: Sequence[Mapping[str, Any]]) ->
     Raises:
         StorageError: they cannot be written.
     """
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-    for path, text in ((state / RESULTS, lines), (state / REPORT, html(name, found))):
+    for path, text in ((state / RESULTS, lines(found)), (state / REPORT, html(name, found))):
         replace_text(path, text)
 
 
@@ -69,15 +68,19 @@ def replace_text(path: Path, text: str) -> None:
         raise StorageError(f"{path} cannot be written: {error.strerror}", "Give another place.") from error
 
 
-def publish_results(store: Store, name: str, state: Path) -> list[str]:
-    """Put results and report beside the artefacts, under the plan's name; a sentence for what could not be."""
+def publish_results(store: Store, state: Path, name: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Put results and report beside the artefacts, under the plan's name; a sentence where that cannot be."""
     try:
-        for path in (RESULTS, REPORT):
-            end = path.rpartition(".")[2]
-            store.write_text(f"{name}.fleet.{end}", (state / path).read_text(encoding="utf-8"))
+        store.write_text(f"{name}.fleet.jsonl", lines(found))
+        store.write_text(f"{name}.fleet.html", html(name, found, beside=True))
     except TrueportError as error:
         return [f"The report is only in {state}: {error}"]
     return []
+
+
+def lines(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
 
 
 def headline(found: Sequence[Mapping[str, Any]]) -> str:
@@ -104,8 +107,8 @@ def words(row: Mapping[str, Any]) -> str:
     return f"{row['name']}: {row['status']}{inner}" + (f". {row['reason']}" if row.get("reason") else "")
 
 
-def html(name: str, found: Sequence[Mapping[str, Any]]) -> str:
-    """The report: a page that stands alone, the same bytes for the same results."""
+def html(name: str, found: Sequence[Mapping[str, Any]], *, beside: bool = False) -> str:
+    """The report: a page that stands alone, the same bytes for the same results; ``beside`` the artefacts or elsewhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -121,11 +124,11 @@ def html(name: str, found: Sequence[Mapping[str, Any]]) -> str:
         name=name,
         sentence=headline(found),
         right=all(row["status"] in RIGHT for row in found),
-        rows=[*map(_view, found)],
+        rows=[_view(row, beside) for row in found],
     )
 
 
-def _view(row: Mapping[str, Any]) -> dict[str, Any]:
+def _view(row: Mapping[str, Any], beside: bool) -> dict[str, Any]:
     status = row["status"]
     kind = "pass" if status == "proven" else "open" if status in ("unproven", WAITING, RUNNING) else "fail"
     failed = [clause["clause"] for clause in row.get("clauses", []) if clause["status"] == "fail"]
@@ -138,7 +141,7 @@ def _view(row: Mapping[str, Any]) -> dict[str, Any]:
         "reason": row.get("reason", ""),
         "failed": ", ".join(dict.fromkeys(failed)),
         # An artefact that was written brings its own report.
-        "report": f"{row['name']}/report.html" if row.get("size") else "",
+        "report": f"{row['name'] if beside else row['url']}/report.html" if row.get("size") else "",
         "seconds": time_words(row["seconds"]) if "seconds" in row else "–",
         "peak": size_words(row["peak"]) if row.get("peak") else "–",
         "size": size_words(row["size"]) if row.get("size") else "–",

@@ -308,9 +308,9 @@ class _Fleet:
         self.tell(self.journal.write(event, **facts))
 
     def _summary(self, *, publish: bool = False) -> Summary:
-        found = rows(self.plan, self.journal.events)
-        write_results(self.state, self.plan.path.stem, found)
-        notes = publish_results(self.store, self.plan.path.stem, self.state) if publish else []
+        found, name = rows(self.plan, self.journal.events), self.plan.path.stem
+        write_results(self.state, name, found)
+        notes = publish_results(self.store, self.state, name, found) if publish else []
         return Summary(found, self.state, notes)
 
 
