@@ -40,6 +40,14 @@ def test_exporters_are_clean_on_a_padded_sample(name: str, tmp_path: Path) -> No
         assert audit(path).findings == () and audit(path).attentions == 2
 
 
+def test_exporters_lose_the_mask_of_a_sample_without_padding(tmp_path: Path) -> None:
+    """Both of Llama's graphs come without an attention_mask, and its runner drops the one that it is given."""
+    paths = list(foreign.exporters(zoo.build("llama"), tmp_path, torch.ones_like(MASKS)).rglob("*.onnx"))
+    assert paths
+    for path in paths:
+        assert [finding.rule for finding in audit(path).findings] == ["no-mask"]
+
+
 @pytest.fixture(scope="module")
 def fused_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The classic: TorchScript export, then onnxruntime's optimizer, which makes lengths of the mask."""
