@@ -45,19 +45,25 @@ def main() -> None:
     parser.add_argument("--key-heads", type=int, action="append", help="of 12 query heads (default: 12, then 4)")
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/optimize.md")
     given = parser.parse_args()
-    words = [_conditions(measure.machine(), given.turns)]
+    words = [conditions(measure.machine(), given.turns)]
     with tempfile.TemporaryDirectory(prefix="trueport-context-") as place:
         for key_heads in given.key_heads or (12, 4):
             words.append(_table(key_heads, Path(place) / str(key_heads), given.quick, given.turns))
             print(words[-1], flush=True)
     print(words[0])
     if given.docs:
-        before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-        text = "\n".join([before + BEGIN, *words]) + END + rest.partition(END)[2]
-        DOCS.write_text(text, encoding="utf-8")
+        write(BEGIN, words)
 
 
-def _conditions(about: dict[str, Any], turns: int) -> str:
+def write(begin: str, words: list[str]) -> None:
+    """Put what was measured into docs/optimize.md, in place of what stands there."""
+    before, found, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+    assert found, f"{DOCS.name} lacks {begin}"
+    DOCS.write_text("\n".join([before + begin, *words]) + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def conditions(about: dict[str, Any], turns: int) -> str:
+    """Of a measurement, in words."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"{about['cores']} cores, {THREADS} threads, load {about['load_at_start']} at the start; {versions}. The best "
@@ -69,7 +75,7 @@ def _table(key_heads: int, place: Path, quick: bool, turns: int) -> str:
     import torch
 
     torch.set_num_threads(THREADS)
-    model = _model(key_heads, quick)
+    model = model_of(key_heads, quick)
     lengths = LENGTHS[:2] if quick else LENGTHS
     made = {name: _made(make) for name, make in _makers(model, place).items()}
     there = {name: contender for name, contender in made.items() if not isinstance(contender, str)}
@@ -77,7 +83,7 @@ def _table(key_heads: int, place: Path, quick: bool, turns: int) -> str:
     there = {name: contender for name, contender in there.items() if not verdicts[name].startswith(REFUSES)}
     found: dict[str, list[float]] = {name: [] for name in there}
     for length in lengths:
-        for name, median in _turns(there, length, turns).items():
+        for name, median in turns_at(there, length, turns).items():
             found[name].append(median)
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     title = f"| {key_heads} key heads, {count:.0f} million weights | right under left padding | "
@@ -170,7 +176,7 @@ def _checkpoint(model: Any, folder: Path) -> Path:
     return folder
 
 
-def _model(key_heads: int, quick: bool) -> Any:
+def model_of(key_heads: int, quick: bool) -> Any:
     """Its scores are three times the usual initialisation's squared: nearly even attention would hide a wrong mask."""
     import torch
     import transformers
@@ -220,7 +226,8 @@ def _verdict(model: Any, contender: Contender) -> str:
     return "yes" if worst <= RIGHT * largest else f"no: off by {worst:.2g} of {largest:.2g}"
 
 
-def _turns(contenders: dict[str, Contender], length: int, turns: int) -> dict[str, float]:
+def turns_at(contenders: dict[str, Contender], length: int, turns: int) -> dict[str, float]:
+    """Milliseconds of a step behind so many tokens, by contender: the smallest of the turns' medians."""
     import torch
 
     best = dict.fromkeys(contenders, float("inf"))
