@@ -10,10 +10,16 @@ import argparse
 import os
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import context, measure
-from benchmarks.contenders import Contender, Ours
+
+if TYPE_CHECKING:
+    from benchmarks.contenders import Contender
+    from trueport.graphs.fusions import Fusion
 
 LENGTHS = (128, 2048, 4096)
 BEGIN = "<!-- benchmarks.fusions -->"
@@ -40,6 +46,7 @@ def _table(key_heads: int, place: Path, quick: bool, turns: int) -> str:
     import torch
 
     import trueport
+    from benchmarks.contenders import Ours
     from trueport.graphs.fusions import FUSIONS
 
     torch.set_num_threads(context.THREADS)
@@ -47,7 +54,7 @@ def _table(key_heads: int, place: Path, quick: bool, turns: int) -> str:
     contenders: dict[str, Contender] = {"exported": Ours(place / "plain")}
     for count, fusion in enumerate(FUSIONS, 1):
         folder = place / str(count)
-        if _fused(place / "plain", folder, count):
+        if fused(place / "plain", folder, FUSIONS[:count])[fusion.name]:
             contenders[f"+ `{fusion.name}`"] = Ours(folder)
     found = {length: context.turns_at(contenders, length, turns) for length in LENGTHS}
     lines = [f"| {key_heads} key heads | " + " | ".join(map(str, LENGTHS)) + " |", "|---|" + "--:|" * len(LENGTHS)]
@@ -56,27 +63,27 @@ def _table(key_heads: int, place: Path, quick: bool, turns: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fused(plain: Path, folder: Path, count: int) -> bool:
-    """The folder with the first ``count`` fusions of the table; False where the last of them matches nothing."""
+def fused(plain: Path, folder: Path, fusions: Sequence[Fusion]) -> dict[str, int]:
+    """A folder with fusions, unproven; by name how often each matched."""
     import onnx_ir as ir
 
     from trueport.artifact import MANIFEST, read_manifest, write_json
-    from trueport.graphs.fusions import FUSIONS
     from trueport.graphs.fusions.apply import fuse
     from trueport.graphs.loading import load
     from trueport.interface import Interface
 
     shutil.copytree(plain, folder, copy_function=os.link)
-    manifest = read_manifest(folder)
-    entry = manifest["components"]["model"]
-    graph = load(folder / entry["file"])
-    done = fuse(graph, Interface.from_json(entry), FUSIONS[:count])[FUSIONS[count - 1].name]
-    manifest["components"]["model"] = entry | done.interface.to_json()
-    for name in (entry["file"], MANIFEST):
-        (folder / name).unlink()  # a second name of the plain folder's file
-    ir.save(graph, folder / entry["file"])
+    manifest, counts = read_manifest(folder), Counter[str]()
+    for name, entry in manifest["components"].items():
+        graph = load(folder / entry["file"])
+        done = fuse(graph, Interface.from_json(entry), fusions)
+        counts.update({key: applied.count for key, applied in done.items()})
+        (folder / entry["file"]).unlink()  # a second name of the plain folder's file
+        ir.save(graph, folder / entry["file"])
+        manifest["components"][name] = entry | list(done.values())[-1].interface.to_json()
+    (folder / MANIFEST).unlink()
     write_json(folder / MANIFEST, manifest)
-    return done.count > 0
+    return dict(counts)
 
 
 if __name__ == "__main__":
