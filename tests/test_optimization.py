@@ -188,6 +188,8 @@ def test_quantised_folders_are_optimised_under_their_gate(tmp_path: Path) -> Non
     source = tmp_path / "source"
     zoo.build("llama").save_pretrained(source)
     trueport.export(str(source), tmp_path / "out", tokenizer=None, quantize="int8")
+    with pytest.raises(TrueportError, match=r"is quantised, and its gate needs the original. Give --against MODEL"):
+        optimize(tmp_path / "out")
     done = run("optimize", tmp_path / "out", "--caches", "in-place", "--against", source)
     assert done.returncode == 0, done.stderr
     manifest = read_manifest(tmp_path / "out")
