@@ -44,11 +44,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4, help="turns of eight steps at each length (default: 4)")
     parser.add_argument("--key-heads", type=int, action="append", help="of 12 query heads (default: 12, then 4)")
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/optimize.md")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for the graphs; what an earlier run left there is measured again"
+    )
     given = parser.parse_args()
     words = [conditions(measure.machine(), given.turns)]
-    with tempfile.TemporaryDirectory(prefix="trueport-context-") as place:
+    with tempfile.TemporaryDirectory(prefix="trueport-context-") as fresh:
+        place = given.keep or Path(fresh)
         for key_heads in given.key_heads or (12, 4):
-            words.append(_table(key_heads, Path(place) / str(key_heads), given.quick, given.turns))
+            words.append(_table(key_heads, place / str(key_heads), given.quick, given.turns))
             print(words[-1], flush=True)
     print(words[0])
     if given.docs:
@@ -113,15 +117,17 @@ def _makers(model: Any, place: Path) -> dict[str, Callable[[], Contender]]:
     """By name, what makes a contender; imports of libraries wait until then."""
     from benchmarks import contenders
 
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
 
     def graph(peer: str, *, shared: bool) -> Contender:
         checkpoint = _checkpoint(model, place / "checkpoint")
-        return contenders.Graph(environments.graph(peer, checkpoint, place / peer), model.config, shared=shared)
+        (path,) = environments.graphs(peer, checkpoint, place / peer)
+        return contenders.Graph(path, model.config, shared=shared)
 
     def exporters(fusions: str | None) -> Contender:
         folder = place / f"exporters {fusions}"
-        _exporters(model, folder, fusions)
+        if not folder.exists():
+            _exporters(model, folder, fusions)
         return contenders.Exporters(folder, model.config)
 
     return {
@@ -146,6 +152,8 @@ def _ours(model: Any, place: Path, caches: str | None) -> Path:
     import trueport
 
     folder = place / f"trueport {caches}"
+    if folder.exists():
+        return folder
     if caches is None:
         trueport.export(model, folder, tokenizer=None)
     else:

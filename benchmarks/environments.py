@@ -16,9 +16,10 @@ COMMANDS = {
     OPTIMUM: (
         "-c",
         "import sys; from optimum.exporters.onnx import main_export; "
-        "main_export(sys.argv[1], output=sys.argv[2], task='text-generation-with-past', do_validation=False)",
+        "main_export(sys.argv[1], output=sys.argv[2], task=sys.argv[3], do_validation=False)",
         "{checkpoint}",
         "{folder}",
+        "{task}",
     ),
     GENAI: (
         "-m", "onnxruntime_genai.models.builder", "-m", "{checkpoint}", "-o", "{folder}", "-p", "fp32", "-e", "cpu",
@@ -32,8 +33,8 @@ class MissingError(Exception):
     """A peer that is not installed, or that failed; the message is the reason, in a few words."""
 
 
-def graph(peer: str, checkpoint: Path, folder: Path) -> Path:
-    """The ``.onnx`` file that a peer makes of a checkpoint.
+def graphs(peer: str, checkpoint: Path, folder: Path, task: str = "text-generation-with-past") -> list[Path]:
+    """The ``.onnx`` files that a peer makes of a checkpoint, or has made there; the task is in optimum's words.
 
     Raises:
         MissingError: there is no environment for it, or it failed.
@@ -41,11 +42,13 @@ def graph(peer: str, checkpoint: Path, folder: Path) -> Path:
     python = Path(os.environ.get(VARIABLE) or PLACE) / peer / "bin" / "python"
     if not python.is_file():
         raise MissingError("not installed (make peers)")
-    command = [str(python), *(part.format(checkpoint=checkpoint, folder=folder) for part in COMMANDS[peer])]
+    if paths := sorted(folder.rglob("*.onnx")):
+        return paths
+    command = [str(python), *(part.format(checkpoint=checkpoint, folder=folder, task=task) for part in COMMANDS[peer])]
     quiet = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": ""}
     done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=TIMEOUT)
-    path = folder / "model.onnx"
-    if done.returncode or not path.is_file():
+    paths = sorted(folder.rglob("*.onnx"))
+    if done.returncode or not paths:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         raise MissingError(f"failed: {lines[-1][:100]}")
-    return path
+    return paths
