@@ -159,6 +159,10 @@ RIGHT = {
         f"{TOKENS}, float[batch, 1, 1, length] hidden, {QKV}", "y = Attention (q, k, v, hidden)\n",
     ),
     "tokens without attention": HEAD + f"g ({TOKENS}) => (int64[batch, length] y) {{ y = Identity (input_ids) }}",
+    "a decoder behind an encoder": ATTENTION % (
+        f"{TOKENS}, float[batch, source, 4] encoder_hidden_states, {QKV}",
+        "y = Attention <is_causal = 1> (q, k, v)\n",
+    ),
     "a decoder's own tokens": ATTENTION % (
         f"{TOKENS.replace('input_ids', 'decoder_input_ids')}, {QKV}", "y = Attention <is_causal = 1> (q, k, v)\n",
     ),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
 TOKENS = re.compile(r"(^|[./])(input_ids|tokens)([._]\d+)?$")
-"""How exporters name the tokens of a model that is given whole rows; a ``decoder_input_ids`` starts with no padding."""
+"""How exporters name the tokens of a model that is given whole rows."""
+SOURCE = re.compile(r"encoder_(hidden_states|outputs)")
+"""What a decoder of an encoder-decoder takes: its rows begin together, and need no padding."""
 PLACES = re.compile(r"position")
 """Inputs that say where a token stands: they may make the causal mask, and cannot say what is padding."""
 
@@ -25,6 +27,8 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Several rows can be given, and no input's content reaches the mask of any layer."""
     ids = next((value for value in view.model.graph.inputs if TOKENS.search(value.name or "")), None)
     if ids is None or not view.sites or view.masks or _one_row(ids):
+        return
+    if any(SOURCE.search(value.name or "") for value in view.model.graph.inputs):
         return
     for value in view.model.graph.inputs:
         stored = value.name in view.model.graph.initializers
