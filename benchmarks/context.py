@@ -59,11 +59,11 @@ def main() -> None:
         write(BEGIN, words)
 
 
-def write(begin: str, words: list[str]) -> None:
-    """Put what was measured into docs/optimize.md, in place of what stands there."""
-    before, found, rest = DOCS.read_text(encoding="utf-8").partition(begin)
-    assert found, f"{DOCS.name} lacks {begin}"
-    DOCS.write_text("\n".join([before + begin, *words]) + END + rest.partition(END)[2], encoding="utf-8")
+def write(begin: str, words: list[str], page: Path = DOCS) -> None:
+    """Put what was measured into a page, in place of what stands there behind ``begin``."""
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    assert found, f"{page.name} lacks {begin}"
+    page.write_text("\n".join([before + begin, *words]) + END + rest.partition(END)[2], encoding="utf-8")
 
 
 def conditions(about: dict[str, Any], turns: int) -> str:
