@@ -273,7 +273,8 @@ def _lowered(
                 raise
             del patches[known:]
             tell("load: the model asks its weights for values")
-    return target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
+    lowered = target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
+    return source.settled(lowered, target, staging) if source.role == "custom" else lowered  # type: ignore[attr-defined]
 
 
 def _captured(

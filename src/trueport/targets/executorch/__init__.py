@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueport.errors import TrueportError
-from trueport.targets import Again, Lowered
+from trueport.targets import Again, Arrays, Lowered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,6 +116,10 @@ class ExecutorchTarget:
         from trueport.targets.executorch.blame import explain
 
         return explain(failed, again, options, self._kernels)
+
+    def run_apart(self, path: Path, runs: Sequence[Arrays]) -> Sequence[Arrays | None]:
+        """None of each: memory is planned for one row and one token at least."""
+        return [None] * len(runs)
 
     def open(
         self,

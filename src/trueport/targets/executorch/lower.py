@@ -73,9 +73,9 @@ def to_program(
         partitioner: what XNNPACK runs; None for the portable kernels alone.
     """
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
 
     from trueport.targets.executorch.passes import only_needed
+    from trueport.targets.executorch.planning import PlanningPass
 
     stripped = {name: prepared(program) for name, program in programs.items()}
     try:
@@ -92,7 +92,7 @@ def to_program(
                 # Together with elided views, writes in place give wrong values (Gemma 3 under the portable kernels).
                 run_reinplace_pass=True,
                 remove_view_copy=False,
-                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True),
+                memory_planning_pass=PlanningPass(),
             )
         )
     except Exception as error:
