@@ -240,8 +240,9 @@ def turns_at(contenders: dict[str, Contender], length: int, turns: int) -> dict[
 
     best = dict.fromkeys(contenders, float("inf"))
     ids = torch.full((1, 1), 5)
-    for _ in range(turns):
-        for name, contender in contenders.items():
+    for turn in range(turns):
+        for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
+            contender = contenders[name]
             state, times = contender.start(1, length, 2 * STEPS), []
             for step in range(STEPS + 2):  # two to warm up
                 total = length + step + 1
