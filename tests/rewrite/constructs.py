@@ -299,6 +299,63 @@ class NormInBranch(nn.Module):
         return self.norm(far)
 
 
+class ChainedComparison(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m = x.mean()
+        if -0.2 < m * 2 <= 3.5:
+            return x + m
+        return x - m
+
+
+class AnyAndAll(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if any(row.sum() > 3 for row in (x[0], x[1])):
+            x = x + 1
+        if all([x[0].sum() > 0, x[1].sum() > 0]):
+            x = x * 2
+        return x
+
+
+class Membership(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if 0 in x:
+            x = x + 1
+        if x.max() not in (x[0, 0], x[1, 1]):
+            x = x * 3
+        return x
+
+
+class KeptBool(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flag = not x.sum() > 0
+        if flag:
+            x = x - 1
+        other = bool(x.max() > 3)
+        if other is True:
+            x = x * 2
+        return x
+
+
+class SumOfBools(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = bool(x.sum() > 0) + bool(x.max() > 3)
+        count += (x.min() > 2).item()
+        other = (x.max() > 3).item() * 2 + (x.sum() > 0).item()
+        return x * count + other
+
+
+def scaled(limit: float):
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.sum() > limit else x
+
+    return inner
+
+
+class MadeInForward(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return scaled(2.0)(x) + scaled(50.0)(x)
+
+
 UP, DOWN, LONG = ONES + 5, ONES - 9, torch.cat([ONES, ONES + 1, -ONES])
 CASES = (
     Case(EarlyReturn, "if", (ONES, UP)),
@@ -328,4 +385,10 @@ CASES = (
     Case(Super, "if", (ONES, DOWN)),
     Case(Helper, "ternary", (ONES, UP, DOWN)),
     Case(NormInBranch, "if", (ONES, UP)),
+    Case(ChainedComparison, "chained comparison", (ONES, UP, DOWN)),
+    Case(AnyAndAll, "any()", (ONES, UP, DOWN, -UP)),
+    Case(Membership, "in", (ONES, UP, DOWN, ONES * 0)),
+    Case(KeptBool, "not", (ONES, UP, DOWN)),
+    Case(SumOfBools, "bool()", (ONES, UP, DOWN)),
+    Case(MadeInForward, "ternary", (ONES, UP, UP * 3)),
 )

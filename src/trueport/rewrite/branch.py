@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trueport.errors import RewriteError
+from trueport.rewrite.effects import unchanged
 from trueport.rewrite.region import inside, probe, united
 from trueport.rewrite.values import Plan, isolated, plan
 
@@ -40,7 +41,8 @@ def traced_cond(
     """The values of ``names`` after an ``if``; ``then`` and ``orelse`` take and give back all of them."""
     from torch._higher_order_ops.cond import cond_op
 
-    probes = [probe(lambda way=way: way(*(isolated(value) for value in values))) for way in (then, orelse)]
+    with unchanged((then, orelse), where):
+        probes = [probe(lambda way=way: way(*(isolated(value) for value in values))) for way in (then, orelse)]
     decided = plan(names, probes[0].result, probes[1].result, where)
     captured = united(probes[0].captured, probes[1].captured)
     mutated = united(probes[0].mutated, probes[1].mutated)

@@ -52,6 +52,14 @@ def functions_of(code: CodeType) -> list[FunctionType]:
     return [found for found in gc.get_referrers(code) if isinstance(found, FunctionType) and found.__code__ is code]
 
 
+def makers_of(code: CodeType) -> list[FunctionType]:
+    """Every function that makes functions of ``code`` when it runs."""
+    if "<locals>" not in code.co_qualname:
+        return []
+    functions = (found for found in gc.get_objects() if isinstance(found, FunctionType))
+    return [found for found in functions if any(part is code for part in found.__code__.co_consts)]
+
+
 def compiled(source: Source, function: cst.FunctionDef) -> CodeType:
     """The code of ``function`` with the free variables of the original, ready to take its place."""
     code = source.code
@@ -99,12 +107,17 @@ def _mangled(text: str, code: CodeType) -> str:
 
 
 @contextmanager
-def exchanged(functions: list[FunctionType], code: CodeType) -> Iterator[None]:
-    """``functions`` run ``code`` inside; afterwards each has the code object that it had."""
-    before = [(function, function.__code__) for function in functions]
+def exchanged(
+    functions: list[FunctionType], makers: list[FunctionType], old: CodeType, new: CodeType
+) -> Iterator[None]:
+    """``functions``, and those that ``makers`` make, run ``new`` inside; afterwards each has the code that it had."""
+    before = [(function, function.__code__) for function in (*functions, *makers)]
     try:
         for function in functions:
-            function.__code__ = code
+            function.__code__ = new
+        for maker in makers:
+            constants = (new if part is old else part for part in maker.__code__.co_consts)
+            maker.__code__ = maker.__code__.replace(co_consts=tuple(constants))
         yield
     finally:
         for function, old in before:

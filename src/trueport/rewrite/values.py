@@ -25,6 +25,17 @@ class Undefined:
 UNDEFINED = Undefined()
 
 
+def python_bool(tensor: torch.Tensor) -> torch.Tensor:
+    """A bool tensor of shape () as what stands for one of Python's bools, of which two make a number together."""
+    tensor.trueport_python_bool = True  # type: ignore[attr-defined]
+    return tensor
+
+
+def is_python_bool(value: Any) -> bool:
+    """Whether ``python_bool`` made it, or it is one."""
+    return isinstance(value, bool) or bool(getattr(value, "trueport_python_bool", False))
+
+
 @dataclass(frozen=True)
 class Slot:
     """A leaf of a variable.

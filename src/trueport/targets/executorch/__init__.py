@@ -81,7 +81,7 @@ class ExecutorchTarget:
         return bounds
 
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
-        """Write ``executorch/model.pte``; ``options``: ``backend``, ``max_arena``, ``quantize``."""
+        """Write ``executorch/model.pte``; ``options``: ``backend``, ``max_arena``, ``max_pte``, ``quantize``."""
         from trueport.targets.executorch.lower import lower
 
         programs = list(captured)
@@ -136,7 +136,10 @@ class ExecutorchTarget:
 
         carries = interface is not None and any(pair.initial != "encoder" for pair in interface.state)
         kind = CarryingSession if carries else ProgramSession
-        return kind(path, interface, method=str(entry.get("method", "forward")), threads=threads)
+        data = entry.get("data")
+        # Both lie in one folder; a path of any other kind in a manifest is nobody's.
+        beside = None if data is None else path.parent / Path(str(data)).name
+        return kind(path, interface, method=str(entry.get("method", "forward")), threads=threads, data=beside)
 
 
 def require() -> None:
