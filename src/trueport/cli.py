@@ -50,6 +50,9 @@ def export(
     paranoid: Annotated[
         bool, typer.Option("--paranoid", help="Hash every file, and the checkpoint's before and after.")
     ] = False,
+    stamp: Annotated[
+        bool, typer.Option("--stamp/--no-stamp", help="Trace equal layers once, or each of them; the files are the same.")
+    ] = True,
     backend: Annotated[
         str | None, typer.Option("--backend", help="ExecuTorch's kernels: xnnpack (default) or portable.")
     ] = None,
@@ -106,6 +109,7 @@ def export(
                 opset=opset,
                 weights=weights,
                 paranoid=paranoid,
+                stamp=stamp,
                 backend=backend,
                 max_batch=max_batch,
                 max_length=max_length,

@@ -68,6 +68,7 @@ def export(
     revision: str | None = None,
     seed: int | None = None,
     paranoid: bool = False,
+    stamp: bool = True,
     progress: Progress | None = None,
     bytes_done: BytesDone | None = None,
 ) -> Artifact:
@@ -104,6 +105,8 @@ def export(
         revision: of a hub id.
         seed: of the proof's inputs.
         paranoid: hash every file, also of a folder past 16 GiB, and a checkpoint's files before and after.
+        stamp: trace equal layers once and stamp the others into an ONNX graph, where that is the shorter way; the files
+            are the same (docs/artifact.md).
         progress: told the name of each phase as it starts.
         bytes_done: told the bytes that are done in a phase that moves some, and all that it will move.
 
@@ -127,6 +130,7 @@ def export(
         "max_arena": max_arena,
         "quantize": quantize,
         "calibration": calibration,
+        "stamp": stamp,
     }
     check_options(options, targets)
     fusions = chosen_fusions(optimize, caches, targets, proof)
@@ -279,7 +283,7 @@ def _lowered(
 def _captured(
     source: Source, model: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
 ) -> Iterator[Captured]:
-    from trueport.capture import capture
+    from trueport.graphs.stamping.shorten import captured
     from trueport.weights.linked import fake_mode_of
 
     if source.role == "custom":
@@ -287,9 +291,10 @@ def _captured(
     else:
         with fake_mode_of(model):
             components = target.components(model, untrained=source.untrained, options=options)
+    stamp = target.stamps and source.role != "custom" and options.get("stamp", True)
     for component in components:
         tell(f"capture {component.name}")
-        program = capture(component)
+        program = captured(component, getattr(model, "config", None), tell, stamp=stamp)
         patches.extend(program.patches)
         tell(f"lower {component.name}")
         yield program
