@@ -51,7 +51,8 @@ def export(
         bool, typer.Option("--paranoid", help="Hash every file, and the checkpoint's before and after.")
     ] = False,
     stamp: Annotated[
-        bool, typer.Option("--stamp/--no-stamp", help="Trace equal layers once, or each of them; the files are the same.")
+        bool,
+        typer.Option("--stamp/--no-stamp", help="Trace equal layers once, or each of them; the files are the same."),
     ] = True,
     backend: Annotated[
         str | None, typer.Option("--backend", help="ExecuTorch's kernels: xnnpack (default) or portable.")

@@ -35,10 +35,10 @@ def read_sizes_once(model: ir.Model, interface: Interface) -> None:
     for node in graph:
         if node.op_type == "Shape" and id(node) not in own and node.inputs[0] in names:
             start, end = (node.attributes.get_int(key, -1) for key in ("start", "end"))
-            shape = names[node.inputs[0]]
-            name = shape[start] if 0 <= start == end - 1 < len(shape) else None
-            if name in shapes:
-                _read_from(node, shapes[str(name)], scalars[str(name)])
+            axes = names[node.inputs[0]]
+            axis_name = str(axes[start]) if 0 <= start == end - 1 < len(axes) else ""
+            if axis_name in shapes:
+                _read_from(node, shapes[axis_name], scalars[axis_name])
 
 
 def _read_from(node: ir.Node, shape: ir.Value, scalar: ir.Value) -> None:

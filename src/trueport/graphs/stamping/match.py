@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+
 import onnx_ir as ir
 
 from trueport.graphs.stamping import RefusedError
@@ -158,16 +159,17 @@ class _Comparison:
                 self.refuse(node, f"its twin reads {twin.name} for {value.name}")
             self.found.inputs.add(value)
         elif value.name in self.names.weights and self.names.place(str(value.name)) is not None:
-            alike = self.alike(str(value.name), str(twin.name)) and (value.dtype, value.shape) == (twin.dtype, twin.shape)
+            alike = self.alike(str(value.name), str(twin.name)) and (value.dtype, value.shape) == (
+                twin.dtype,
+                twin.shape,
+            )
             if not alike or twin.name not in self.names.weights:
                 self.refuse(node, f"its twin reads {twin.name} for {value.name}")
             self.found.weights.add(value)
         elif value is not twin:
             self.refuse(node, "its twin reads another constant or another value from before")
 
-    def attribute(
-        self, one: ir.Attr, other: ir.Attr, node: ir.Node, bodies: dict[ir.Value, ir.Value]
-    ) -> None:
+    def attribute(self, one: ir.Attr, other: ir.Attr, node: ir.Node, bodies: dict[ir.Value, ir.Value]) -> None:
         if one.type != other.type or one.is_ref() or other.is_ref():
             self.refuse(node, f"its twin's {one.name} is another")
         elif one.type == ir.AttributeType.GRAPH:
@@ -192,7 +194,9 @@ class _Comparison:
 
     def refuse(self, node: ir.Node, why: str) -> None:
         path = node.metadata_props.get(self.names.module_key, "")
-        raise RefusedError(f"{node.op_type} in {path or 'no module'} differs between layers that should be equal: {why}")
+        raise RefusedError(
+            f"{node.op_type} in {path or 'no module'} differs between layers that should be equal: {why}"
+        )
 
 
 def _places(nodes: list[ir.Node]) -> dict[ir.Value, Place]:

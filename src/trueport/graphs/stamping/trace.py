@@ -121,8 +121,8 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise RefusedError(f"it does not run without its values ({reason})") from error
-    for tensor in interface.outputs:
-        recorder.trace.outputs[tensor.name] = recorder.reference(results[tensor.name])
+    for output in interface.outputs:
+        recorder.trace.outputs[output.name] = recorder.reference(results[output.name])
     return recorder.trace
 
 
@@ -145,11 +145,10 @@ def twins_of(component: Component, stack: Stack, trace: Trace) -> list[Twins]:
     for block in blocks[1:]:
         block.read()
         if block.forms != blocks[1].forms:
-            at = next((i for i, (a, b) in enumerate(zip(block.forms, blocks[1].forms, strict=False)) if a != b), -1)
-            name = trace.operations[min(block.start + max(at, 0), len(trace.operations) - 1)][0]
-            raise RefusedError(
-                f"{stack.layer(stack.start(block.number))} is not like {stack.layer(stack.start(1))} ({name})"
-            )
+            pairs = zip(block.forms, blocks[1].forms, strict=False)
+            at = next((str(one[0]) for one, other in pairs if one != other), "more operations")
+            first, second = stack.layer(stack.start(block.number)), stack.layer(stack.start(1))
+            raise RefusedError(f"{first} does not do what {second} does ({at})")
     step = blocks[2].base - blocks[1].base
     if any(block.base - blocks[1].base != step * (block.number - 1) for block in blocks[1:]):
         raise RefusedError(f"the states of {stack.path} are not counted one by one")
@@ -191,7 +190,7 @@ class _Block:
         self.base = min(numbers, default=0)
         self.inputs = {self._key(name): name for name in used}
         self.forms = [(func, self._form(noted, state)) for func, noted in operations]
-        for name in sorted(name for name in made if name in given):
+        for name in sorted((name for name in made if name in given), key=self._key):
             self.outputs[self._key(name)] = name
             self.forms.append((self._key(name), made[name][1] - self.start, made[name][2]))
 

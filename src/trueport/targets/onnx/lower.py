@@ -165,7 +165,7 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
     One that the checkpoint holds in a narrower float dtype is widened in the graph, which is exact: the runtime folds
     the cast when it loads, and no byte is written.
     """
-    wide: list[ir.Value] = []
+    wide: dict[ir.Value, ir.DataType] = {}
     for value in list(model.graph.initializers.values()):
         origin = captured.origins.get(value.name or "")
         if origin is None:
@@ -173,9 +173,9 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
         tensor = _placed(value.name or "", origin)
         value.const_value = tensor
         if value.type != ir.TensorType(tensor.dtype):
-            wide.append(value)
+            wide[value] = tensor.dtype
     users = {value: node for node in reversed(list(model.graph)) for value in read(node)} if wide else {}
-    for value in wide:
+    for value, dtype in wide.items():
         if value not in users:
             continue
         cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)})
@@ -185,7 +185,7 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
         cast.metadata_props.update(users[value].metadata_props)
         value.replace_all_uses_with(cast.outputs[0])
         cast.replace_input_with(0, value)
-        value.type = ir.TensorType(value.const_value.dtype)
+        value.type = ir.TensorType(dtype)
         model.graph.insert_before(users[value], cast)
 
 
