@@ -69,23 +69,23 @@ def match(graph: ir.Graph, names: Names, last: Twins) -> Match:
     """
     nodes = list(graph)
     stack = names.stack
-    second, third = (_begin(nodes, names, block) for block in (1, stack.repeats - 1))
-    length = third - second
-    if length <= 0 or third + length > len(nodes):
-        raise RefusedError(f"the graph does not hold the layers of {stack.path} one after the other")
-    found = Match(nodes[second:third], nodes[third : third + length])
+    second, third = _end(nodes, names, 0), _end(nodes, names, 1)
+    end = _end(nodes, names, stack.repeats - 1)
+    if not second < third < end or end - third != third - second:
+        raise RefusedError(f"the graph does not hold the layers of {stack.path} one after the other, or not as equals")
+    found = Match(nodes[second:third], nodes[third:end])
     _Comparison(found, names, last, nodes[:second]).run()
-    _refuse_other_users(found, nodes[third + length :])
+    _refuse_other_users(found, nodes[end:])
     return found
 
 
-def _begin(nodes: list[ir.Node], names: Names, block: int) -> int:
-    """The first node of a repetition's first layer."""
-    wanted = names.stack.start(block)
-    for index, node in enumerate(nodes):
-        place = names.place(node.metadata_props.get(names.module_key, ""))
+def _end(nodes: list[ir.Node], names: Names, block: int) -> int:
+    """Behind the last node of a repetition's last layer."""
+    wanted = names.stack.start(block + 1) - 1
+    for index in reversed(range(len(nodes))):
+        place = names.place(nodes[index].metadata_props.get(names.module_key, ""))
         if place is not None and place[0] == wanted:
-            return index
+            return index + 1
     raise RefusedError(f"no node of the graph tells that it is {names.stack.layer(wanted)}'s")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from trueport.graphs.stamping import RefusedError
 from trueport.graphs.stamping.stacks import Stack, stacks_of
-from trueport.graphs.stamping.trace import Trace, Twins, traced, twins_of
+from trueport.graphs.stamping.trace import Trace, Twins, check_short, traced, twins_of
 from trueport.interface import Interface, Tensor
 from trueport.roles.component import Component
 
@@ -66,9 +66,11 @@ def captured(component: Component, config: Any, tell: Callable[[str], None], *, 
     if not stacks:
         return plainly()
     try:
-        stack, twins = _chosen(component, stacks)
+        stack, twins, trace = _chosen(component, stacks)
+        short = _short(component, stack, twins)
         with shortened(component.module, stack):
-            found = capture(_short(component, stack, twins))
+            check_short(traced(short, [stack]), trace, stack)
+            found = capture(short)
     except RefusedError as refused:
         return plainly(str(refused))
     except Exception as error:  # the whole model may do, or tells its own error
@@ -77,13 +79,13 @@ def captured(component: Component, config: Any, tell: Callable[[str], None], *, 
     return replace(found, stamping=Stamping(stack, tuple(twins), component, plainly))
 
 
-def _chosen(component: Component, stacks: Sequence[Stack]) -> tuple[Stack, list[Twins]]:
+def _chosen(component: Component, stacks: Sequence[Stack]) -> tuple[Stack, list[Twins], Trace]:
     """The longest stack that runs in this component; an encoder's layers are no part of its decoder's graph."""
     trace: Trace = traced(component, stacks)
-    running = [stack for stack in stacks if trace.starts[stack.path]]
+    running = [stack for stack in stacks if trace.ends[stack.path]]
     if not running:
         raise RefusedError("none of its layers runs")
-    return running[0], twins_of(component, running[0], trace)
+    return running[0], twins_of(component, running[0], trace), trace
 
 
 @contextmanager

@@ -35,12 +35,12 @@ class Trace:
 
     Attributes:
         operations: operator and arguments, tensors among them as references.
-        starts: for each container the layers' indices in the order in which they ran, and the operation before which.
+        ends: for each container the layers' indices in the order in which they ran, and the operation behind each.
         outputs: where each output comes from.
     """
 
     operations: list[tuple[Any, Any]] = field(default_factory=list)
-    starts: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    ends: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     outputs: dict[str, Reference] = field(default_factory=dict)
 
 
@@ -112,12 +112,12 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
     recorder = Recorder(known)
     with ExitStack() as hooks, torch.no_grad(), exporting(), fake_mode_of(module), recorder:
         for stack in stacks:
-            starts = recorder.trace.starts.setdefault(stack.path, [])
+            ends = recorder.trace.ends.setdefault(stack.path, [])
             for index, layer in enumerate(module.get_submodule(stack.path).children()):
-                note = _noting(recorder.trace, starts, index)
-                hooks.callback(layer.register_forward_pre_hook(note).remove)
+                note = _noting(recorder.trace, ends, index)
+                hooks.callback(layer.register_forward_hook(note).remove)
         try:
-            results = module(**feeds)
+            results = module(**feeds, **{name: feeds[other] for name, other in component.stand_ins.items()})
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise RefusedError(f"it does not run without its values ({reason})") from error
@@ -126,8 +126,8 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
     return recorder.trace
 
 
-def _noting(trace: Trace, starts: list[tuple[int, int]], index: int) -> Any:
-    return lambda *_: starts.append((index, len(trace.operations)))
+def _noting(trace: Trace, ends: list[tuple[int, int]], index: int) -> Any:
+    return lambda *_: ends.append((index, len(trace.operations)))
 
 
 def twins_of(component: Component, stack: Stack, trace: Trace) -> list[Twins]:
@@ -136,48 +136,62 @@ def twins_of(component: Component, stack: Stack, trace: Trace) -> list[Twins]:
     Raises:
         RefusedError: one of them differs; the message says where.
     """
-    ran = trace.starts.get(stack.path, [])
+    ran = trace.ends.get(stack.path, [])
     if [index for index, _ in ran] != list(range(len(stack.keys))):
         raise RefusedError(f"the layers of {stack.path} do not run one after the other")
-    blocks = [_Block(component, stack, trace, number, ran) for number in range(stack.repeats)]
-    if blocks[0].length != blocks[1].length:
-        raise RefusedError(f"{stack.layer(stack.first)} runs other operations than the layers behind it")
-    for block in blocks[1:]:
+    blocks = [_Block(component, stack, trace, number) for number in range(1, stack.repeats)]
+    for block in blocks:
         block.read()
-        if block.forms != blocks[1].forms:
-            pairs = zip(block.forms, blocks[1].forms, strict=False)
+        if block.forms != blocks[0].forms:
+            pairs = zip(block.forms, blocks[0].forms, strict=False)
             at = next((str(one[0]) for one, other in pairs if one != other), "more operations")
             first, second = stack.layer(stack.start(block.number)), stack.layer(stack.start(1))
             raise RefusedError(f"{first} does not do what {second} does ({at})")
-    step = blocks[2].base - blocks[1].base
-    if any(block.base - blocks[1].base != step * (block.number - 1) for block in blocks[1:]):
+    step = blocks[1].base - blocks[0].base
+    if any(block.base - blocks[0].base != step * (block.number - 1) for block in blocks):
         raise RefusedError(f"the states of {stack.path} are not counted one by one")
     _refuse_leaks(stack, trace, blocks)
-    return [block.twins(blocks[1]) if block.number else Twins({}, {}) for block in blocks]
+    return [Twins({}, {}), *(block.twins(blocks[0]) for block in blocks)]
+
+
+def _begin(trace: Trace, stack: Stack, block: int) -> int:
+    """The first operation of a repetition but the first: what a loop does between two layers is the second one's."""
+    return trace.ends[stack.path][stack.start(block) - 1][1]
+
+
+def check_short(short: Trace, whole: Trace, stack: Stack) -> None:
+    """Hold a shortened model's run against the whole one's, less the layers that are left out.
+
+    A model may ask how many layers it has, or which one is the last.
+
+    Raises:
+        RefusedError: they are not the same.
+    """
+    second, gap, last = (_begin(whole, stack, block) for block in (2, stack.repeats - 2, stack.repeats - 1))
+
+    def moved(noted: Any) -> Any:
+        if not isinstance(noted, tuple):
+            return noted
+        if len(noted) == 3 and noted[0] == "made":
+            return noted if noted[1] < gap else ("made", noted[1] - last + second, noted[2])
+        return tuple(moved(entry) for entry in noted)
+
+    expected = whole.operations[:second] + [(func, moved(noted)) for func, noted in whole.operations[last:]]
+    outputs = {name: moved(whole.outputs[name]) for name in short.outputs}
+    if len(short.operations) != len(expected) or (short.operations, short.outputs) != (expected, outputs):
+        raise RefusedError("the model computes other things where it has fewer layers")
 
 
 class _Block:
-    """The operations of one repetition, from its first layer's start to the next one's."""
+    """The operations of one repetition, from the end of the layer before it to the end of its last."""
 
-    def __init__(
-        self, component: Component, stack: Stack, trace: Trace, number: int, ran: Sequence[tuple[int, int]]
-    ) -> None:
+    def __init__(self, component: Component, stack: Stack, trace: Trace, number: int) -> None:
         self.component, self.stack, self.trace, self.number = component, stack, trace, number
-        self.start = ran[stack.start(number)][1]
-        self.before = ran[stack.start(max(number - 1, 0))][1]
-        last = number == stack.repeats - 1
-        # What follows the last layer is no longer its own: as much counts as the others have.
-        usual = ran[stack.start(2)][1] - ran[stack.start(1)][1]
-        self.length = usual if last else ran[stack.start(number + 1)][1] - self.start
+        self.start, self.end = (_begin(trace, stack, block) for block in (number, number + 1))
         self.forms: list[Any] = []
         self.inputs: dict[tuple[str, int], str] = {}
         self.outputs: dict[tuple[str, int], str] = {}
         self.base = 0
-
-    @property
-    def end(self) -> int:
-        """The operation behind its last."""
-        return self.start + self.length
 
     def read(self) -> None:
         """Write its operations down relative to itself."""
@@ -205,7 +219,8 @@ class _Block:
             number, place = noted[1:]
             if number >= self.start:
                 return "own", number - self.start, place
-            return ("before", number - self.before, place) if number >= self.before else noted
+            back = self.start - number
+            return ("before", back, place) if back <= self.end - self.start else noted
         if noted and noted[0] == "weight" and len(noted) == 2:
             found = self.stack.place(noted[1])
             return noted if found is None else ("weight", found[0] - self.stack.start(self.number), found[1])
@@ -243,7 +258,7 @@ def _inputs(noted: Any) -> Iterable[str]:
 
 def _refuse_leaks(stack: Stack, trace: Trace, blocks: Sequence[_Block]) -> None:
     """What the inner repetitions compute may reach the next one and the state, and nothing else."""
-    start, end = blocks[1].start, blocks[-1].start
+    start, end = blocks[0].start, blocks[-1].start
     state = {name for block in blocks for name in block.outputs.values()}
     leaks = [name for name, r in trace.outputs.items() if r[0] == "made" and start <= r[1] < end and name not in state]
     leaks += [str(func) for func, noted in trace.operations[blocks[-1].end :] if _reads(noted, start, end)]
