@@ -139,6 +139,8 @@ def export(
         raise failure
     for line in [*weights_words(artifact.manifest), *program_words(artifact.manifest)]:
         typer.echo(line)
+    for line in artifact.notes:
+        typer.echo(f"{line}.")
     if "optimized" in artifact.manifest:
         typer.echo("\n".join(fusion_words(artifact.manifest["optimized"])))
     if content is None:

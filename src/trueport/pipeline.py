@@ -119,7 +119,7 @@ def export(
 
     tell = progress or (lambda phase: None)
     targets = find_targets(to)
-    meter = Meter(tell, bytes_done)
+    meter, notes = Meter(tell, bytes_done), list[str]()
     options: dict[str, Any] = {
         "opset": opset,
         "weights": weights,
@@ -131,6 +131,7 @@ def export(
         "quantize": quantize,
         "calibration": calibration,
         "stamp": stamp,
+        "notes": notes,
     }
     check_options(options, targets)
     fusions = chosen_fusions(optimize, caches, targets, proof)
@@ -178,7 +179,7 @@ def export(
         finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
         if checkpoint is not None:
             checkpoint.check(hashes)
-    artifact = Artifact(place, manifest, content)
+    artifact = Artifact(place, manifest, content, tuple(dict.fromkeys(notes)))
     if found is not None and not found.proven:
         raise _failed(found, artifact)
     return artifact
@@ -291,10 +292,15 @@ def _captured(
     else:
         with fake_mode_of(model):
             components = target.components(model, untrained=source.untrained, options=options)
+
+    def note(line: str) -> None:
+        tell(line)
+        options.get("notes", []).append(line)
+
     stamp = target.stamps and source.role != "custom" and options.get("stamp", True)
     for component in components:
         tell(f"capture {component.name}")
-        program = captured(component, getattr(model, "config", None), tell, stamp=stamp)
+        program = captured(component, getattr(model, "config", None), note, stamp=stamp)
         patches.extend(program.patches)
         tell(f"lower {component.name}")
         yield program

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trueport.graphs.stamping import RefusedError
-from trueport.graphs.stamping.stacks import Stack, stacks_of
+from trueport.graphs.stamping.stacks import Stack, stacks_of, unlike
 from trueport.graphs.stamping.trace import Trace, Twins, check_short, traced, twins_of
 from trueport.interface import Interface, Tensor
 from trueport.roles.component import Component
@@ -52,7 +52,7 @@ def captured(component: Component, config: Any, tell: Callable[[str], None], *, 
     Args:
         component: what to capture.
         config: the model's.
-        tell: told why layers that repeat are traced one by one.
+        tell: told why layers are traced one by one where they are many.
         stamp: whether anything may be left out.
     """
     from trueport.capture import capture
@@ -64,7 +64,8 @@ def captured(component: Component, config: Any, tell: Callable[[str], None], *, 
 
     stacks = stacks_of(component.module, config) if stamp else []
     if not stacks:
-        return plainly()
+        path = unlike(component.module) if stamp else ""
+        return plainly(f"the layers of {path} do not repeat" if path else "")
     try:
         stack, twins, trace = _chosen(component, stacks)
         short = _short(component, stack, twins)

@@ -72,6 +72,15 @@ def stacks_of(module: nn.Module, config: Any) -> list[Stack]:
     return sorted(_found(module, "", lists), key=lambda stack: -stack.spared)
 
 
+def unlike(module: nn.Module) -> str:
+    """The path of a row of layers of one class that is long enough to be stamped; empty where there is none."""
+    for name, child in module.named_modules():
+        layers = list(child.children()) if isinstance(child, nn.ModuleList) else []
+        if len(layers) >= PERIODS + WORTH and len({type(layer) for layer in layers}) == 1:
+            return name
+    return ""
+
+
 def _found(module: nn.Module, path: str, lists: list[Any]) -> Iterator[Stack]:
     for name, child in module.named_children():
         place = f"{path}.{name}" if path else name

@@ -68,7 +68,8 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = Fal
             return lower(stamping.plainly(str(refused)), opset=opset, origins=origins)
     else:
         graph = _lowered(captured, opset, origins)
-    settle(graph.model, graph.weights)
+    if not origins:  # whose names are the program's
+        settle(graph.model, graph.weights)
     _name_axes(graph.model, graph.interface)
     _refuse_constants(graph.model, captured)
     return graph
