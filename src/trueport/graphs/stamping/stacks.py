@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,7 +59,12 @@ class Stack:
         if not name.startswith(f"{self.path}."):
             return None
         key, _, rest = name.removeprefix(f"{self.path}.").partition(".")
-        return (self.keys.index(key), rest) if key in self.keys else None
+        return (self.indices[key], rest) if key in self.indices else None
+
+    @cached_property
+    def indices(self) -> dict[str, int]:
+        """Layers by their names in the container."""
+        return {key: index for index, key in enumerate(self.keys)}
 
 
 def stacks_of(module: nn.Module, config: Any) -> list[Stack]:
