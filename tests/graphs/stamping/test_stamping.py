@@ -171,6 +171,8 @@ class Tower(nn.Module):
                 x = x * 2
             if self.how == "looks back" and index > 2:
                 x = x + states[-2]
+            if self.how == "first again" and index > 0:
+                x = x + states[0]
             scale = 1.0 / (layer.index + 1) if self.how == "scaled" else 1.0
             x, results[f"present_mems.{layer.index}"] = layer(x * scale, mems[f"mems.{layer.index}"], factor)
             states.append(x)
@@ -217,7 +219,7 @@ def outputs(graph: Graph, place: Path, batch: int, length: int, past: int) -> li
 
 
 UNLIKE = (
-    "every fourth", "in the middle", "looks back", "scaled", "sums up", "tied", "by number", "by depth",
+    "every fourth", "in the middle", "looks back", "first again", "scaled", "sums up", "tied", "by number", "by depth",
 )  # fmt: skip
 
 

@@ -99,12 +99,15 @@ class _Comparison:
         self.earlier = {value for node in before for value in node.outputs}
         self.distance = names.stack.start(names.stack.repeats - 1) - names.stack.start(1)
         self.returned: dict[Place, ir.Value] = {}
+        self.shared: set[ir.Value] = set()
 
     def run(self) -> None:
         for one, other in zip(self.found.nodes, self.found.last, strict=True):
             self.node(one, other, {})
             for value, twin in zip(one.outputs, other.outputs, strict=True):
                 self.output(value, twin, one)
+        if self.shared.intersection(self.found.carried):
+            raise RefusedError("what the first layers compute is read by the next one and by all that follow")
 
     def output(self, value: ir.Value, twin: ir.Value, node: ir.Node) -> None:
         if not value.is_graph_output():
@@ -168,6 +171,8 @@ class _Comparison:
             self.found.weights.add(value)
         elif value is not twin:
             self.refuse(node, "its twin reads another constant or another value from before")
+        else:
+            self.shared.add(value)
 
     def attribute(self, one: ir.Attr, other: ir.Attr, node: ir.Node, bodies: dict[ir.Value, ir.Value]) -> None:
         if one.type != other.type or one.is_ref() or other.is_ref():
