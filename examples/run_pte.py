@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from executorch.extension.pybindings.portable_lib import _load_for_executorch
 from executorch.runtime import Runtime
 
 Arrays = dict[str, np.ndarray]
@@ -28,12 +30,12 @@ class Method:
     """One method of a program, its inputs and outputs by name.
 
     Args:
-        program: from executorch.runtime.
+        run: its inputs to its outputs, in the program's order.
         entry: its component in the manifest.
     """
 
-    def __init__(self, program: Any, entry: Mapping[str, Any]) -> None:
-        self.method = program.load_method(entry["method"])
+    def __init__(self, run: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]], entry: Mapping[str, Any]) -> None:
+        self.run = run
         self.inputs = [tensor["name"] for tensor in entry["inputs"]]
         self.outputs = [tensor["name"] for tensor in entry["outputs"]]
         self.cross = {pair["input"]: pair["output"] for pair in entry["state"]}
@@ -49,7 +51,7 @@ class Method:
         if missing:
             raise SystemExit(f"The program takes {', '.join(missing)}, which this script cannot make of tokens")
         ordered = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.inputs]
-        results = self.method.execute(ordered)
+        results = self.run(ordered)
         return {name: result.numpy() for name, result in zip(self.outputs, results, strict=True)}
 
 
@@ -63,8 +65,14 @@ class Folder:
         }
         if not entries:
             raise SystemExit(f"{folder} holds no ExecuTorch program; export with --to executorch")
-        self.program = Runtime.get().load_program(folder / next(iter(entries.values()))["file"])
-        self.methods = {name: Method(self.program, entry) for name, entry in entries.items()}
+        first = next(iter(entries.values()))
+        if "data" in first:  # the weights lie in a file of their own
+            module = _load_for_executorch(str(folder / first["file"]), str(folder / first["data"]))
+            runs = {name: partial(module.run_method, entry["method"]) for name, entry in entries.items()}
+        else:
+            self.program = Runtime.get().load_program(folder / first["file"])
+            runs = {name: self.program.load_method(entry["method"]).execute for name, entry in entries.items()}
+        self.methods = {name: Method(runs[name], entry) for name, entry in entries.items()}
         settings: dict[str, Any] = {}
         for name in ("config.json", "generation_config.json"):
             if (folder / name).is_file():

@@ -66,6 +66,12 @@ def export(
     max_arena: Annotated[
         int | None, typer.Option("--max-arena", min=1, help="Bytes of memory that it may plan (default 2 GiB).")
     ] = None,
+    max_pte: Annotated[
+        int | None,
+        typer.Option(
+            "--max-pte", min=0, help="Bytes of weights past which they lie in a .ptd beside it (default 2 GB)."
+        ),
+    ] = None,
     quantize: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +121,7 @@ def export(
                 max_batch=max_batch,
                 max_length=max_length,
                 max_arena=max_arena,
+                max_pte=max_pte,
                 quantize=quantize,
                 calibration=calibration,
                 optimize=optimize,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trueport.roles import Component
-    from trueport.targets import Target
+    from trueport.targets import Lowered, Target
 
 ROLE = "custom"
 
@@ -76,6 +77,16 @@ class ModuleSource:
         from trueport.roles.bounded import bounded
 
         return [bounded(self.described.component, bounds)]
+
+    def settled(self, lowered: Mapping[str, Lowered], target: Target, folder: Path) -> dict[str, Lowered]:
+        """The components as they lie below ``folder``, their dimensions beginning where module and artefact agree."""
+        from trueport.roles.zeros import beginning
+
+        settled = {}
+        for name, part in lowered.items():
+            run = partial(target.run_apart, folder / part.file)
+            settled[name] = replace(part, interface=beginning(self.model, self.described, part.interface, run))
+        return settled
 
     def save_assets(self, folder: Path) -> None:
         """Nothing lies beside the graph of such a module."""

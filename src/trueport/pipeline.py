@@ -56,6 +56,7 @@ def export(
     max_batch: int | None = None,
     max_length: int | None = None,
     max_arena: int | None = None,
+    max_pte: int | None = None,
     quantize: str | None = None,
     calibration: str | Path | Sequence[str] | None = None,
     optimize: str | None = None,
@@ -91,6 +92,7 @@ def export(
         max_batch: rows that an ExecuTorch program serves at most; 8 when None.
         max_length: tokens that it serves at most, past and new together; 512 when None.
         max_arena: bytes of memory that it may plan; 2 GiB when None.
+        max_pte: bytes of weights past which they lie in a ``.ptd`` beside the program; 2 GB when None.
         quantize: ``int8``, ``int8-static``, ``int4`` or ``auto`` for graphs, ``8da8w``, ``8da4w`` or ``int8`` for an
             ExecuTorch program (docs/quantisation.md); None for none.
         calibration: prompts that ``int8-static``, or ExecuTorch's ``int8``, finds its scales on: texts, or a file with one
@@ -128,6 +130,7 @@ def export(
         "max_batch": max_batch,
         "max_length": max_length,
         "max_arena": max_arena,
+        "max_pte": max_pte,
         "quantize": quantize,
         "calibration": calibration,
         "stamp": stamp,
@@ -278,7 +281,8 @@ def _lowered(
                 raise
             del patches[known:]
             tell("load: the model asks its weights for values")
-    return target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
+    lowered = target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
+    return source.settled(lowered, target, staging) if source.role == "custom" else lowered  # type: ignore[attr-defined]
 
 
 def _captured(

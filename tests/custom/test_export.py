@@ -18,7 +18,7 @@ from torch import nn
 import trueport
 from tests.custom import models
 from tests.custom.models import ids
-from trueport.errors import RunError, SourceError
+from trueport.errors import LoweringError, RunError, SourceError
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,7 +157,7 @@ def test_named_axes_alone_are_dynamic(tmp_path: Path) -> None:
     trueport.export(module, tmp_path / "out", inputs=(torch.randn(2, 3, 4),), dynamic={"input": {0: "rows"}})
     found = component(tmp_path / "out")
     assert found["inputs"][0]["shape"] == ["rows", 3, 4]
-    assert found["dimensions"] == {"rows": [1, None]}
+    assert found["dimensions"] == {"rows": [0, None]}
 
 
 @pytest.mark.slow
@@ -208,3 +208,44 @@ def test_half_of_a_sum_is_no_dimension(tmp_path: Path) -> None:
     module, inputs, state = build("masked")
     with pytest.raises(SourceError, match="is a sum of dimensions"):
         trueport.export(module, tmp_path / "out", inputs=inputs, state=state, dynamic={"ids": {1: "tokens"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        pytest.param("gluon", {"batch_size": 1, "sequence_length": 1}, id="the runtime's Attention refuses 0"),
+        pytest.param("mems", {"batch_size": 0, "sequence_length": 0, "past_sequence_length": 0}, id="mems"),
+        pytest.param("lstm", {"batch_size": 0, "sequence_length": 1}, id="the module itself refuses a length of 0"),
+        pytest.param(
+            "xlnet",
+            {"batch_size": 1, "sequence_length": 1, "mems_length": 0},
+            id="a kernel divides by 0",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_dimension_begins_at_0_where_runtime_and_module_agree(
+    name: str, begins: dict[str, int], folder: Callable[[str], Path]
+) -> None:
+    found = component(folder(name))["dimensions"]
+    assert {key: low for key, (low, _) in found.items()} == begins
+    asked = [c["case"] for c in json.loads((folder(name) / "proof.json").read_text())["clauses"][0]["cases"]]
+    for key, low in begins.items():
+        assert any(f"{key.replace('_', ' ')} 0" in case for case in asked) == (low == 0)
+
+
+def test_no_rows_give_no_rows(folder: Callable[[str], Path]) -> None:
+    loaded = trueport.load(folder("mems"))
+    logits = next(iter(loaded(ids(0, 3)).values()))
+    assert logits.shape[:2] == (0, 3)
+    with pytest.raises(RunError, match="1 or more"):
+        trueport.load(folder("gluon"))(ids(0, 3), ids(0, 3), torch.ones(0, dtype=torch.long))
+
+
+def test_a_range_from_0_that_the_runtime_does_not_serve_is_refused(tmp_path: Path) -> None:
+    module, inputs, _ = build("gluon")
+    rows = torch.export.Dim("rows", min=0, max=8)
+    dynamic = {"inputs": {0: rows}, "token_types": {0: rows}, "valid_length": {0: rows}}
+    with pytest.raises(LoweringError, match="asks for rows from 0 on"):
+        trueport.export(module, tmp_path / "out", inputs=inputs, dynamic=dynamic)
+    assert not (tmp_path / "out").exists()

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trueport.diagnosis.conduct import Finding
+from trueport.diagnosis.mends import OTHERWISE, mend_of
 from trueport.errors import LoweringError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-MEND = "Write that line with operators that it has."
 
 
 def lacking(program: ExportedProgram, target: str, *, backend: str = "xnnpack") -> list[Finding]:
@@ -39,8 +38,14 @@ def _onnx(program: ExportedProgram) -> list[Finding]:
         return []
     decomposed = program.run_decompositions(table)
     return _findings(
-        ((node, str(target)) for node, target in _calls(decomposed) if target not in known), "ONNX has no form of"
+        ((node, _origin(node, target)) for node, target in _calls(decomposed) if target not in known),
+        "ONNX has no form of",
     )
+
+
+def _origin(node: torch.fx.Node, target: Any) -> str:
+    """The operator that the module called, of which a decomposition may have left the one that is lacking."""
+    return str(node.meta.get("original_aten") or target)
 
 
 def _executorch(program: ExportedProgram, backend: str) -> list[Finding]:
@@ -54,7 +59,7 @@ def _executorch(program: ExportedProgram, backend: str) -> list[Finding]:
     except LoweringError as error:
         named = [(node, str(target)) for node, target in calls if _is_named(target, error.problem)]
         found = _findings(named, "ExecuTorch cannot lower")
-        return found or [Finding("operator", "", error.problem, error.remedy or MEND)]
+        return found or [Finding("operator", "", error.problem, error.remedy or OTHERWISE)]
     kernels = set(_get_operator_names())
     lacked = []
     for node in lowered.exported_program("forward").graph.nodes:
@@ -92,5 +97,5 @@ def _findings(calls: Iterable[tuple[torch.fx.Node, str]], words: str) -> list[Fi
     found: dict[tuple[str, str], Finding] = {}
     for node, name in calls:
         line = origin_of_node(node).line.partition(" (")[0]
-        found.setdefault((name, line), Finding("operator", line, f"{words} {name}", MEND))
+        found.setdefault((name, line), Finding("operator", line, f"{words} {name}", mend_of(name)))
     return list(found.values())

@@ -68,7 +68,7 @@ class Original:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """All inputs to all outputs, float64 or as they are."""
-        return _arrays(self._run(self.call, self._tensors(feeds)))
+        return to_arrays(self._run(self.call, self._tensors(feeds)))
 
     def step(self, feeds: Mapping[str, np.ndarray], state: Any) -> tuple[Arrays, Any]:
         """Plain inputs and a state (None is the one before the first step) to plain outputs and the next state."""
@@ -79,7 +79,7 @@ class Original:
             begun = state if state is not None else self._begun(given)
             results = self._run(self.call, given | begun)
         following = {pair.input: results[pair.output] for pair in self.interface.state}
-        return _arrays({t.name: results[t.name] for t in self.interface.plain_outputs}), following
+        return to_arrays({t.name: results[t.name] for t in self.interface.plain_outputs}), following
 
     def _begun(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         begun = first_state(self.interface, sizes_of(self.interface, given))
@@ -103,7 +103,8 @@ class Original:
         return tensors
 
 
-def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+def to_arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+    """The tensors, floats as float64."""
     return {n: (t.double() if t.is_floating_point() else t).numpy().copy() for n, t in tensors.items()}
 
 

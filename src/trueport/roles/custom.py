@@ -54,12 +54,14 @@ class Described:
         call: how it is called, the state included.
         first: how it is called before there is a state; None where it always takes one.
         time: the dimension along which two runs equal one; None where there is none.
+        zeros: dimensions that the module takes at 0 too; whether a runtime does is seen when there is an artefact.
     """
 
     component: Component
     call: Call
     first: Call | None
     time: str | None
+    zeros: tuple[str, ...] = ()
 
 
 def describe(
@@ -89,7 +91,15 @@ def describe(
     interface = _with_state(module, found, interface, feeds, sizes)
     component = Component("model", "model", CustomModule(module, found.call), interface, sizes, feeds=feeds)
     time = splits(module, found.call, interface, feeds, sizes) if interface.state else None
-    return Described(component, found.call, found.first, time)
+    zeros = tuple(
+        d.name
+        for d in interface.dimensions
+        if d.name in interface.fed
+        and d.minimum == 1
+        and d.name not in bounds
+        and probe.runs(at_sizes(feeds, interface, sizes | {d.name: 0}))
+    )
+    return Described(component, found.call, found.first, time, zeros)
 
 
 def at_sizes(
@@ -225,7 +235,7 @@ def _ranged(
             return probe.runs(at_sizes(feeds, interface, usual | {name: length}))
 
         low, high = given.get(dimension.name, (None, None))
-        # ONNX Runtime's kernels refuse rows and tokens of number 0; only a state begins with none.
+        # Some kernels of ONNX Runtime refuse rows and tokens of number 0 (modules.py asks them); only a state begins so.
         shown = 1 if dimension.name in plain else 0
         minimum = smallest(runs, shown) if low is None else low
         if minimum is None or (dimension.name not in plain and minimum > 0):

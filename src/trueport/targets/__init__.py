@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trueport.errors import TrueportError
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
     from trueport.capture import Captured
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from trueport.runtime.protocol import Session
     from trueport.targets.quantized import Gate
 
+Arrays = Mapping[str, "np.ndarray"]
+"""Tensors by name."""
 Again = Callable[[Mapping[str, Any]], set[str]]
 """Changed options to the names of the clauses that fail with them."""
 GROUP = "trueport.targets"
@@ -100,6 +103,13 @@ class Target(Protocol):
             failed: names of the clauses.
             again: exports with these options changed and gives the names of those clauses that fail then.
             options: of the export that failed.
+        """
+        ...
+
+    def run_apart(self, path: Path, runs: Sequence[Arrays]) -> Sequence[Arrays | None]:
+        """Inputs by name to outputs by name, for each run, in a process of its own that may crash.
+
+        None where the runtime refuses a run or does not survive it, and from a target whose dimensions begin at 1.
         """
         ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueport.errors import TrueportError
-from trueport.targets import Again, Lowered
+from trueport.targets import Again, Arrays, Lowered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +82,7 @@ class ExecutorchTarget:
         return bounds
 
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
-        """Write ``executorch/model.pte``; ``options``: ``backend``, ``max_arena``, ``quantize``."""
+        """Write ``executorch/model.pte``; ``options``: ``backend``, ``max_arena``, ``max_pte``, ``quantize``."""
         from trueport.targets.executorch.lower import lower
 
         programs = list(captured)
@@ -118,6 +118,10 @@ class ExecutorchTarget:
 
         return explain(failed, again, options, self._kernels)
 
+    def run_apart(self, path: Path, runs: Sequence[Arrays]) -> Sequence[Arrays | None]:
+        """None of each: memory is planned for one row and one token at least."""
+        return [None] * len(runs)
+
     def open(
         self,
         path: Path,
@@ -133,7 +137,10 @@ class ExecutorchTarget:
 
         carries = interface is not None and any(pair.initial != "encoder" for pair in interface.state)
         kind = CarryingSession if carries else ProgramSession
-        return kind(path, interface, method=str(entry.get("method", "forward")), threads=threads)
+        data = entry.get("data")
+        # Both lie in one folder; a path of any other kind in a manifest is nobody's.
+        beside = None if data is None else path.parent / Path(str(data)).name
+        return kind(path, interface, method=str(entry.get("method", "forward")), threads=threads, data=beside)
 
 
 def require() -> None:

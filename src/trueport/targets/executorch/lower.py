@@ -11,6 +11,7 @@ import torch
 from trueport.capture import Captured
 from trueport.errors import LoweringError
 from trueport.targets import Lowered
+from trueport.targets.executorch.external import LARGEST_PROGRAM, STEM, put_beside, weights_size
 from trueport.targets.executorch.memory import check_arena, measure
 from trueport.targets.executorch.rewrites import prepared
 
@@ -31,8 +32,8 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
         captured: programs whose every dimension is bounded.
         path: the ``.pte`` to write.
         file: the same, relative to the artefact's root.
-        options: ``backend``, one of BACKENDS; ``max_arena``, bytes; ``kernels``, names of XNNPACK's
-            kernels to use (partition.KERNELS).
+        options: ``backend``, one of BACKENDS; ``max_arena``, bytes; ``max_pte``, bytes of weights past which they lie
+            in a ``.ptd`` beside it; ``kernels``, names of XNNPACK's kernels to use (partition.KERNELS).
 
     Raises:
         LoweringError: an operator has no kernel, or the memory to plan is more than ``max_arena``.
@@ -41,11 +42,17 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
     if backend not in BACKENDS:
         raise LoweringError(f"There is no backend {backend}", f"Choose from {', '.join(BACKENDS)}.")
     partitioner = partitioner_of(backend, options.get("kernels"))
-    program = to_program({part.stem: part.program for part in captured}, partitioner)
+    programs = {part.stem: part.program for part in captured}
+    most = LARGEST_PROGRAM if options.get("max_pte") is None else options["max_pte"]
+    beside = weights_size(programs.values()) > most
+    program = to_program(programs, partitioner, beside=beside)
     plans = {part.stem: measure(program, part.stem, part.interface) for part in captured}
     check_arena(plans, options.get("max_arena"))
     with path.open("wb") as stream:
         program.write_to_file(stream)
+    if beside:
+        program.write_tensor_data_to_file(path.parent)
+    data = {"data": file.rpartition("/")[0] + f"/{STEM}.ptd"} if beside else {}
     return {
         part.name: Lowered(
             file,
@@ -57,6 +64,7 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
                 "backend": backend,
                 "kernels": sorted(partitioner.taken) if partitioner else [],
                 "memory": plans[part.stem].to_json(),
+                **data,
             },
         )
         for part in captured
@@ -64,20 +72,23 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
 
 
 def to_program(
-    programs: Mapping[str, torch.export.ExportedProgram], partitioner: Partitioner | None
+    programs: Mapping[str, torch.export.ExportedProgram], partitioner: Partitioner | None, *, beside: bool = False
 ) -> ExecutorchProgramManager:
     """Edge dialect, partitioned and planned.
 
     Args:
         programs: by method name.
         partitioner: what XNNPACK runs; None for the portable kernels alone.
+        beside: whether the weights lie in a file of their own.
     """
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
 
     from trueport.targets.executorch.passes import only_needed
+    from trueport.targets.executorch.planning import PlanningPass
 
     stripped = {name: prepared(program) for name, program in programs.items()}
+    if beside:
+        put_beside(stripped)
     try:
         with only_needed():
             edge = to_edge_transform_and_lower(
@@ -92,7 +103,8 @@ def to_program(
                 # Together with elided views, writes in place give wrong values (Gemma 3 under the portable kernels).
                 run_reinplace_pass=True,
                 remove_view_copy=False,
-                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True),
+                memory_planning_pass=PlanningPass(),
+                external_constants=(lambda node: STEM) if beside else False,
             )
         )
     except Exception as error:

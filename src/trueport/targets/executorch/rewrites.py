@@ -24,18 +24,20 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     Raises:
         LoweringError: it holds a scan of unknown size, whose results ExecuTorch 1.4.1 copies into a tensor of another.
     """
-    _refuse_scans(program)
-    _drop_assertions(program)
-    _spell_gelu(program)
-    _spell_attention(program)
-    _center_norms(program)
-    program.graph.eliminate_dead_code()
-    program.graph_module.recompile()
+    for module in program.graph_module.modules():  # branches and the bodies of loops among them
+        if isinstance(module, torch.fx.GraphModule):
+            _refuse_scans(module.graph)
+            _drop_assertions(module.graph)
+            _spell_gelu(module.graph)
+            _spell_attention(module.graph)
+            _center_norms(module.graph)
+            module.graph.eliminate_dead_code()
+            module.recompile()
     return program
 
 
-def _refuse_scans(program: torch.export.ExportedProgram) -> None:
-    for node in program.graph.nodes:
+def _refuse_scans(graph: torch.fx.Graph) -> None:
+    for node in graph.nodes:
         if node.op != "call_function" or str(node.target) != "scan":
             continue
         results = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else (node.meta["val"],)
@@ -50,40 +52,40 @@ def _refuse_scans(program: torch.export.ExportedProgram) -> None:
             )
 
 
-def _drop_assertions(program: torch.export.ExportedProgram) -> None:
+def _drop_assertions(graph: torch.fx.Graph) -> None:
     """Take out torch's runtime assertions, and those that a later pass would write again."""
-    for node in program.graph.nodes:
+    for node in graph.nodes:
         value: Any = node.meta.get("val")
         sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
         for size in sizes:
             if isinstance(size, torch.SymInt):
                 size.node.shape_env.deferred_runtime_asserts.clear()
-    for node in reversed(list(program.graph.nodes)):
+    for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and any(name in str(node.target) for name in ASSERTIONS):
-            program.graph.erase_node(node)
+            graph.erase_node(node)
 
 
-def _spell_gelu(program: torch.export.ExportedProgram) -> None:
+def _spell_gelu(graph: torch.fx.Graph) -> None:
     """Write the tanh form of gelu in single operators, in whose kernels nothing is left out.
 
     XNNPACK's delegate serializes ``gelu`` without its ``approximate`` (backends/xnnpack/operators/op_gelu.py) and computes
     the erf form for both: off by 1e-3.
     """
-    for node in list(program.graph.nodes):
+    for node in list(graph.nodes):
         if node.target is torch.ops.aten.gelu.default and node.kwargs.get("approximate", "none") == "tanh":
-            _replace(program, node, _tanh_gelu)
+            _replace(graph, node, _tanh_gelu)
 
 
-def _center_norms(program: torch.export.ExportedProgram) -> None:
+def _center_norms(graph: torch.fx.Graph) -> None:
     """Take the mean from what a layer norm reads, which its result does not depend on.
 
     ExecuTorch 1.4.1 loses a variance that is small beside the mean, as E[x^2] - E[x]^2 does: rows of mean 30 and deviation
     0.01 come out off by 0.59 (tests/targets/executorch/test_norms.py).
     """
-    for node in list(program.graph.nodes):
+    for node in list(graph.nodes):
         if node.target is torch.ops.aten.layer_norm.default and not node.meta.get(CENTERED):
             node.meta[CENTERED] = True
-            _replace(program, node, _centered_norm)
+            _replace(graph, node, _centered_norm)
 
 
 def _centered_norm(call: Callable[..., Any], x: Any, shape: Any, *rest: Any) -> Any:
@@ -101,16 +103,16 @@ def _tanh_gelu(call: Callable[..., Any], x: Any, *_: Any) -> Any:
     return call(aten.mul.Tensor, call(aten.mul.Tensor, x, 0.5), call(aten.add.Tensor, curve, 1.0))
 
 
-def _spell_attention(program: torch.export.ExportedProgram) -> None:
+def _spell_attention(graph: torch.fx.Graph) -> None:
     """Write attention as two products of matrices, one bias for each mask, and a softmax.
 
     ExecuTorch's own decomposition guards every layer against rows without keys, in nine operators for which XNNPACK has
     no kernel. Here such rows are found once for each mask, and take zeros as torch gives them.
     """
     biases: dict[torch.fx.Node, tuple[Any, Any]] = {}
-    for node in list(program.graph.nodes):
+    for node in list(graph.nodes):
         if node.target is torch.ops.aten.scaled_dot_product_attention.default and _is_plain(node):
-            _replace(program, node, lambda call, *args, node=node: _attention(call, node, biases))
+            _replace(graph, node, lambda call, *args, node=node: _attention(call, node, biases))
 
 
 def _is_plain(node: torch.fx.Node) -> bool:
@@ -164,21 +166,21 @@ def _bias(call: Callable[..., Any], mask: Any, biases: dict[torch.fx.Node, tuple
     return biases[mask]
 
 
-def _replace(program: torch.export.ExportedProgram, node: torch.fx.Node, formula: Callable[..., Any]) -> None:
+def _replace(graph: torch.fx.Graph, node: torch.fx.Node, formula: Callable[..., Any]) -> None:
     """Put a formula of a node's inputs in its place; shapes and dtypes are found on fake tensors."""
 
     def value_of(argument: Any) -> Any:
         return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
 
     def call(target: Any, *args: Any) -> torch.fx.Node:
-        made = program.graph.call_function(target, args)
+        made = graph.call_function(target, args)
         values = [[value_of(entry) for entry in arg] if isinstance(arg, list) else value_of(arg) for arg in args]
         made.meta.update(node.meta)
         with node.meta["val"].fake_mode:
             made.meta["val"] = target(*values)
         return made
 
-    with program.graph.inserting_before(node):
+    with graph.inserting_before(node):
         result = formula(call, *node.args)
     node.replace_all_uses_with(result)
-    program.graph.erase_node(node)
+    graph.erase_node(node)

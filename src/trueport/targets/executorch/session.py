@@ -15,6 +15,7 @@ from trueport.dtypes import array_of, tensor_of
 from trueport.errors import ArtifactError, RunError
 from trueport.interface import PAST, Interface, Tensor, terms
 from trueport.quiet import mute_native
+from trueport.targets.executorch.external import Beside
 from trueport.targets.executorch.header import check_file
 
 NEW = "sequence_length"
@@ -81,9 +82,18 @@ class ProgramSession:
         interface: from the manifest.
         method: its name in the program.
         threads: of XNNPACK; None leaves it to the runtime.
+        data: the ``.ptd`` with the program's weights; None where they lie in the program.
     """
 
-    def __init__(self, path: Path, interface: Interface | None, *, method: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        interface: Interface | None,
+        *,
+        method: str,
+        threads: int | None = None,
+        data: Path | None = None,
+    ) -> None:
         if interface is None:
             raise ArtifactError(
                 f"{path.name} tells nothing of its inputs' names", "Give the folder that Trueport wrote."
@@ -91,7 +101,7 @@ class ProgramSession:
         self.path, self.interface, self.name = path, interface, method
         check_file(path)
         with mute_native():  # XNNPACK's library tells what it could not find out about the processor
-            self.program, self.method = _load(path, method, threads)
+            self.program, self.method = _load(path, method, threads, data)
         self.dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in interface.inputs}
         self._check_methods()
         self._held: History | None = None
@@ -289,7 +299,7 @@ def _is_mask(name: str) -> bool:
     return name.endswith("attention_mask")
 
 
-def _load(path: Path, method: str, threads: int | None) -> tuple[Any, Any]:
+def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tuple[Any, Any]:
     """The program and the method, both kept: the method runs in the program's memory."""
     from trueport.targets.executorch import require
 
@@ -297,7 +307,9 @@ def _load(path: Path, method: str, threads: int | None) -> tuple[Any, Any]:
     from executorch.runtime import Runtime
 
     try:
-        program = Runtime.get().load_program(path)
+        program = Runtime.get().load_program(path) if data is None else Beside(path, data)
+    except ArtifactError:
+        raise
     except Exception as error:
         raise ArtifactError(f"ExecuTorch cannot open {path.name}: {' '.join(str(error).split())[:300]}") from error
     if method not in program.method_names:

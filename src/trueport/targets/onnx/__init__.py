@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.targets import Again, Lowered
+from trueport.targets import Again, Arrays, Lowered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,6 +88,12 @@ class OnnxTarget:
     def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
         """There is one way to export to ONNX."""
         return {}
+
+    def run_apart(self, path: Path, runs: Sequence[Arrays]) -> Sequence[Arrays | None]:
+        """Runs in a process of their own."""
+        from trueport.targets.onnx.apart import run_apart
+
+        return run_apart(path, runs)
 
     def open(
         self,
