@@ -32,11 +32,9 @@ DEEP: dict[str, dict[str, Any]] = {
     "bert": {"num_hidden_layers": 5},
     "qwen3": {"num_hidden_layers": 5},
     "mistral": {"num_hidden_layers": 5},
-    "mixtral": {"num_hidden_layers": 5},
     "qwen3_moe": {"num_hidden_layers": 5, "mlp_only_layers": [0]},  # a dense first layer
-    "gemma3_text": {"num_hidden_layers": 14, "layer_types": [S, S, F] * 4 + [S, S]},  # does not end with a period
+    "gemma3_text": {"num_hidden_layers": 9, "layer_types": [S, F] * 4 + [S]},  # does not end with a period
     "gpt_oss": {"num_hidden_layers": 8, "layer_types": [S, F] * 4},
-    "smollm3": {"num_hidden_layers": 8, "no_rope_layers": [1, 0] * 4},
     "t5": {"num_layers": 6},  # the first layer holds the position bias
     "bart": {"encoder_layers": 5, "decoder_layers": 5},
     "whisper": {"encoder_layers": 5, "decoder_layers": 5},
@@ -45,9 +43,10 @@ DEEP: dict[str, dict[str, Any]] = {
 """Enough layers for a stamped repetition, by the zoo's names."""
 
 
-def build(name: str) -> Any:
+def build(name: str, **sizes: Any) -> Any:
     entry = BY_NAME[name]
-    config = getattr(transformers, entry.config_class)(**(copy.deepcopy(dict(entry.config)) | DEEP[name]))
+    own = copy.deepcopy(dict(entry.config)) | (sizes or DEEP[name])
+    config = getattr(transformers, entry.config_class)(**own)
     torch.manual_seed(0)
     with quiet():
         return getattr(transformers, zoo.class_name(name))(config).float().eval()
@@ -106,7 +105,7 @@ def test_the_folder_is_the_same_whichever_way(
     tmp_path: Path, eager_to_stamp: list[int], dtype: str, out: str | None
 ) -> None:
     """From a checkpoint: weights linked, widened by a cast in the graph, fused, or written anew; here with a proof."""
-    model = build("mixtral").to(getattr(torch, dtype))
+    model = build("mixtral", num_hidden_layers=5).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "model", max_shard_size="40KB")
     for stamp in (True, False):
         trueport.export(
@@ -126,7 +125,7 @@ def test_few_layers_are_traced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "first", "period", "repeats"),
-    [("gemma3_text", 0, 3, 4), ("gpt_oss", 0, 2, 4), ("qwen3_moe", 1, 1, 4), ("t5", 1, 1, 5), ("bert", 0, 1, 5)],
+    [("gemma3_text", 0, 2, 4), ("gpt_oss", 0, 2, 4), ("qwen3_moe", 1, 1, 4), ("t5", 1, 1, 5), ("bert", 0, 1, 5)],
 )
 def test_periods_are_found(monkeypatch: pytest.MonkeyPatch, name: str, first: int, period: int, repeats: int) -> None:
     monkeypatch.setattr(stacks, "WORTH", 1)
@@ -230,8 +229,9 @@ def test_what_is_not_equal_is_traced_and_told(how: str, tmp_path: Path) -> None:
     (graph,), told = lowered([part], None, stamp=True)
     assert (told == []) == (how not in UNLIKE), told
     assert all("every layer is traced, because" in line for line in told)
-    (plain,), _ = lowered([part], None, stamp=False)
-    assert written(graph) == written(plain)
+    if how not in UNLIKE:
+        (plain,), _ = lowered([part], None, stamp=False)
+        assert written(graph) == written(plain)
     for batch, length, past in ((2, 3, 5), (1, 1, 0)):
         feeds, found = outputs(graph, tmp_path / "model.onnx", batch, length, past)
         with torch.no_grad():
