@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ from trueport.roles.component import Component, sample
 from trueport.weights.lazy import LazyTensor
 from trueport.weights.linked import origins_of
 
+if TYPE_CHECKING:
+    from trueport.graphs.stamping.shorten import Stamping
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -31,6 +34,7 @@ class Captured:
 
     ``origins`` are the parameters whose values lie in a checkpoint, by their names in the program.
     ``guards`` are sizes past which torch made no promise, though the model itself may go on: the proof asks there.
+    ``stamping`` is there where layers are left out, which the graph is to have all the same.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Captured:
     patches: tuple[str, ...]
     guards: tuple[int, ...] = ()
     origins: Mapping[str, LazyTensor] = field(default_factory=dict)
+    stamping: Stamping | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class CheckedModule(nn.Module):
         super().__init__()
         self.inner = component.module
         self.interface = component.interface
+        self.stand_ins = dict(component.stand_ins)
 
     def forward(self, *args: torch.Tensor) -> list[torch.Tensor]:
         """Inputs in the interface's order to outputs in the interface's order."""
@@ -88,7 +94,7 @@ class CheckedModule(nn.Module):
                 torch._check(sizes[unknown[0]] >= 0)
             else:
                 torch._check(length == sum(sizes[part] for part in parts))
-        results = self.inner(**named)
+        results = self.inner(**named, **{name: named[other] for name, other in self.stand_ins.items()})
         return [results[tensor.name] for tensor in self.interface.outputs]
 
 
