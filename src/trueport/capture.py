@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import linecache
 import re
 import traceback
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +19,7 @@ from trueport.errors import CaptureError, SpecializationError
 from trueport.interface import Interface, Tensor, terms
 from trueport.patches import exportable
 from trueport.rewrite.idle import drop_idle_slices
+from trueport.rewrite.source import original_place
 from trueport.roles.component import Component, sample
 from trueport.weights.lazy import LazyTensor
 from trueport.weights.linked import origins_of
@@ -279,7 +281,8 @@ def user_line(stack: traceback.StackSummary) -> str:
         own = "site-packages" not in frame.filename and frame.filename.startswith(framework[-1])
         if frame.filename.startswith(framework[:-1]) or own or frame.filename.startswith("<"):
             continue
-        return f"{frame.filename}:{frame.lineno} ({frame.line})"
+        file, line = original_place(frame.filename, frame.lineno or 0)
+        return f"{file}:{line} ({linecache.getline(file, line).strip() or frame.line})"
     return ""
 
 

@@ -299,6 +299,131 @@ class NormInBranch(nn.Module):
         return self.norm(far)
 
 
+class ChainedComparison(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m = x.mean()
+        if -0.2 < m * 2 <= 3.5:
+            return x + m
+        return x - m
+
+
+class AnyAndAll(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if any(row.sum() > 3 for row in (x[0], x[1])):
+            x = x + 1
+        if all([x[0].sum() > 0, x[1].sum() > 0]):
+            x = x * 2
+        return x
+
+
+class Membership(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if 0 in x:
+            x = x + 1
+        if x.max() not in (x[0, 0], x[1, 1]):
+            x = x * 3
+        return x
+
+
+class KeptBool(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flag = not x.sum() > 0
+        if flag:
+            x = x - 1
+        other = bool(x.max() > 3)
+        if other is True:
+            x = x * 2
+        return x
+
+
+class SumOfBools(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = bool(x.sum() > 0) + bool(x.max() > 3)
+        count += (x.min() > 2).item()
+        other = (x.max() > 3).item() * 2 + (x.sum() > 0).item()
+        return x * count + other
+
+
+def scaled(limit: float):
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.sum() > limit else x
+
+    return inner
+
+
+class MadeInForward(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return scaled(2.0)(x) + scaled(50.0)(x)
+
+
+class GuardedDivision(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.max().long()
+        if n != 0 and (n + 20) // n > 2:
+            return x * 2
+        return x
+
+
+class HalfNumber(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = float(x.half().abs().sum()) + x.half().max().item()
+        return x + size * 60000
+
+
+class ListsWithTwoNames(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = [x, x * 2]
+        second = first
+        if x.sum() > 0:
+            second = [x * 3, x * 4]
+        else:
+            second = [x * 5, x * 6]
+        return first[0] + second[1]
+
+
+class TryFinally(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        try:
+            if x.sum() > 0:
+                y = y / 3
+        except ValueError:
+            y = x
+        else:
+            if x.max() > 3:
+                y = y + 1
+        finally:
+            z = y + 1
+            if z.min() < -3:
+                z = z * 2
+        return z
+
+
+class ReadLater(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.ones(())
+
+        def scaled_by(y: torch.Tensor) -> torch.Tensor:
+            return y * scale
+
+        if x.sum() > 0:
+            scale = x.abs().max() + 1
+        return scaled_by(x)
+
+
+class CountedInWhile(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = 0
+        done = bool(x.sum() > 900)
+        while not done:
+            x = x.abs() * 2 + 0.5
+            count += 1
+            if count > 6:
+                break
+            done = bool(x.sum() > 900)
+        return x + count
+
+
 UP, DOWN, LONG = ONES + 5, ONES - 9, torch.cat([ONES, ONES + 1, -ONES])
 CASES = (
     Case(EarlyReturn, "if", (ONES, UP)),
@@ -328,4 +453,16 @@ CASES = (
     Case(Super, "if", (ONES, DOWN)),
     Case(Helper, "ternary", (ONES, UP, DOWN)),
     Case(NormInBranch, "if", (ONES, UP)),
+    Case(ChainedComparison, "chained comparison", (ONES, UP, DOWN)),
+    Case(AnyAndAll, "any()", (ONES, UP, DOWN, -UP)),
+    Case(Membership, "in", (ONES, UP, DOWN, ONES * 0)),
+    Case(KeptBool, "not", (ONES, UP, DOWN)),
+    Case(SumOfBools, "bool()", (ONES, UP, DOWN)),
+    Case(GuardedDivision, "and", (ONES * 9, UP, DOWN, ONES * 0)),
+    Case(HalfNumber, "float()", (ONES, UP), executorch=SIZE),
+    Case(ListsWithTwoNames, "if", (ONES, DOWN)),
+    Case(TryFinally, "if", (ONES, UP, DOWN)),
+    Case(ReadLater, "if", (ONES, UP, DOWN)),
+    Case(CountedInWhile, "while", (ONES, UP * 9, UP * 99), executorch=LOOP),
+    Case(MadeInForward, "ternary", (ONES, UP, UP * 3)),
 )

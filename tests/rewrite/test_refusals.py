@@ -132,7 +132,156 @@ class AliasWritten(nn.Module):
         return y
 
 
+class WalrusInAnd(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m = x.mean()
+        if x.sum() > 0 and (m := x.abs().max()) > 5:  # here
+            x = x / m
+        return x
+
+
+class WalrusInTernary(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        m = x.mean()
+        y = (m := x.max()) if x.sum() > 0 else x.min()  # here
+        return x * y + m
+
+
+class WalrusInWhile(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while (m := x.sum()) < 900:  # here
+            x = x * 2 + m
+        return x + m
+
+
+class MatchOnBool(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        match bool(x.sum() > 0):  # here
+            case True:
+                return x * 2
+            case _:
+                return x * 3
+
+
+class Log:
+    def __init__(self) -> None:
+        self.entries: list[torch.Tensor] = []
+        self.last: torch.Tensor | None = None
+
+    def keep(self, x: torch.Tensor) -> None:
+        self.last = x
+
+
+class ObjectsMethod(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        log = Log()
+        if x.sum() > 0:  # here
+            log.keep(x * 2)
+        else:
+            log.keep(x)
+        return log.last
+
+
+class ObjectsList(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        log = Log()
+        if x.sum() > 0:  # here
+            log.entries.append(x * 2)
+        else:
+            log.entries.append(x)
+        return log.entries[-1]
+
+
+class ListInDict(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = {"rows": []}
+        if x.sum() > 0:  # here
+            kept["rows"].append(x)
+        else:
+            kept["rows"].append(x * 2)
+        return kept["rows"][0]
+
+
+class ListAround(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = []
+
+        def keep(row: torch.Tensor) -> None:
+            if row.sum() > 0:  # here
+                rows.append(row)
+            else:
+                rows.append(-row)
+
+        keep(x[0])
+        keep(x[1])
+        return torch.stack(rows)
+
+
+class OwnList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = self.kept
+        put = kept.__setitem__
+        if x.sum() > 0:  # here
+            put("y", x * 2)
+        else:
+            put("y", x)
+        return kept.pop("y")
+
+
+class ObjectInLoop(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        log = Log()
+        for row in x:  # here
+            log.entries.append(row * 2)
+        return torch.stack(log.entries)
+
+
+class WrittenOrReplaced(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = [x, x * 2]
+        second = first
+        if x.sum() > 0:  # here
+            second[0] = x * 3
+        else:
+            second = [x * 5, x * 6]
+        return first[0] + second[1]
+
+
+class ScalarOrWhole(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:  # here
+            return x.mean()
+        return x
+
+
+class DividedInWhile(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        step, total = x.sum().long() * 0, x.sum().long() * 0
+        while step < 3:
+            if step != 1:  # here
+                total = total + 6 // (step - 1)
+            step = step + 1
+        return x + total
+
+
 MODULES = (
+    (WrittenOrReplaced, "the list second", "on both"),
+    (ScalarOrWhole, "0 axes on one way", "unsqueeze"),
+    (DividedInWhile, "forbids within a `while`", "clamp"),
+    (WalrusInAnd, "`:=`", "line of its own"),
+    (WalrusInTernary, "`:=`", "line of its own"),
+    (WalrusInWhile, "`:=`", "before the loop"),
+    (MatchOnBool, "`match`", "`elif`"),
+    (ObjectsMethod, "the attribute last of a Log", "local variable"),
+    (ObjectsList, "a list,", "local variable"),
+    (ListInDict, "a list,", "local variable"),
+    (ListAround, "a list,", "local variable"),
+    (OwnList, "'y' of a dict", "local variable"),
+    (ObjectInLoop, "a list,", "local variable"),
     (DifferentKinds, "mode", "'down' on one way and 'up'"),
     (NoneOrTensor, "mask", "tensor on both"),
     (DifferentDtypes, "float64", ".to("),

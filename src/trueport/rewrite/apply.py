@@ -31,6 +31,8 @@ class Rewrite:
     after: str = field(repr=False)
     code: CodeType = field(repr=False, compare=False)
     functions: tuple[FunctionType, ...] = field(repr=False, compare=False)
+    old: CodeType = field(repr=False, compare=False)
+    makers: tuple[FunctionType, ...] = field(repr=False, compare=False)
 
     @property
     def sites(self) -> list[str]:
@@ -85,7 +87,7 @@ def _rewrite(code: CodeType, reads: list[Read]) -> tuple[Rewrite | None, tuple[R
 
     from trueport.rewrite.convert import converted
     from trueport.rewrite.mark import mark
-    from trueport.rewrite.source import compiled, functions_of, source_of
+    from trueport.rewrite.source import compiled, functions_of, makers_of, source_of
 
     source = source_of(code)
     shifted = [
@@ -100,11 +102,20 @@ def _rewrite(code: CodeType, reads: list[Read]) -> tuple[Rewrite | None, tuple[R
     if not marked.constructs:
         return None, marked.strays
     function = converted(marked.function, code.co_filename)
-    functions = tuple(functions_of(code))
+    functions, makers = tuple(functions_of(code)), tuple(makers_of(code))
     new = compiled(source, function)
     before, after = source.text, cst.Module([function]).code
     rewrite = Rewrite(
-        code.co_filename, source.first_line, code.co_qualname, marked.constructs, before, after, new, functions
+        code.co_filename,
+        source.first_line,
+        code.co_qualname,
+        marked.constructs,
+        before,
+        after,
+        new,
+        functions,
+        code,
+        makers,
     )
     return rewrite, marked.strays
 
@@ -138,7 +149,7 @@ def rewritten(model: nn.Module, inputs: Any, report: Report) -> Iterator[None]:
     report.notes += [f"not rewritten: {refusal}" for refusal in found.refusals]
     with ExitStack() as stack:
         for rewrite in found.rewrites:
-            stack.enter_context(exchanged(list(rewrite.functions), rewrite.code))
+            stack.enter_context(exchanged([*rewrite.functions], [*rewrite.makers], rewrite.old, rewrite.code))
         try:
             yield
         except RewriteError:

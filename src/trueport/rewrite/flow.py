@@ -6,6 +6,7 @@ number of items is unrolled. So a rewritten function computes what the original 
 
 from __future__ import annotations
 
+import operator
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,27 +19,40 @@ from trueport.rewrite.loop import traced_for, traced_while
 from trueport.rewrite.region import is_traced, probe
 from trueport.rewrite.sources import Items, items
 from trueport.rewrite.stacked import joined
-from trueport.rewrite.values import UNDEFINED
+from trueport.rewrite.values import UNDEFINED, is_python_bool, python_bool
 
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
+    "is": operator.is_, "is not": operator.is_not,
+}  # fmt: skip
 REWRITTEN = r" \([^()]*, rewritten\)$"
 """What the file name of a rewritten function ends with, in tracebacks."""
 
 __all__ = [
+    "added",
+    "added_to",
+    "all_of",
+    "any_of",
     "boolean",
     "both",
     "both_value",
+    "chained",
     "choose",
     "cond",
+    "contained",
     "either",
     "either_value",
     "enumerated",
     "every",
     "floating",
     "holds",
+    "identical",
     "integer",
     "joined",
     "listed",
     "local",
+    "multiplied",
+    "multiplied_by",
     "negated",
     "number",
     "ranged",
@@ -88,18 +102,36 @@ def both(first: Any, second: Callable[[], Any], line: int) -> Any:
     """The test ``first and second``."""
     if not is_traced(first):
         return first and second()
-    return _combined(torch.logical_and, first, second(), _where(line))
+    return _joined_tests(first, second, False, torch.logical_and, _where(line))
 
 
 def either(first: Any, second: Callable[[], Any], line: int) -> Any:
     """The test ``first or second``."""
     if not is_traced(first):
         return first or second()
-    return _combined(torch.logical_or, first, second(), _where(line))
+    return _joined_tests(first, second, True, torch.logical_or, _where(line))
 
 
-def _combined(operator: Callable[..., torch.Tensor], first: Any, second: Any, where: str) -> torch.Tensor:
-    return operator(_truth(first, where), _truth(second, where))
+def _joined_tests(
+    first: Any, second: Callable[[], Any], decided: bool, join: Callable[..., torch.Tensor], where: str
+) -> torch.Tensor:
+    """Two tests in one: both computed, or the second only where the first lets it, if it may end the run."""
+    if not probe(second).partial:
+        return _combined(join, first, second(), where)
+
+    def asked(_: Any) -> list[torch.Tensor]:
+        return [_truth(second(), where)]
+
+    def known(_: Any) -> list[torch.Tensor]:
+        return [torch.full((), decided)]
+
+    ways = (known, asked) if decided else (asked, known)
+    joined_test: torch.Tensor = traced_cond(first, *ways, ["the test"], [UNDEFINED], where)[0]
+    return joined_test
+
+
+def _combined(join: Callable[..., torch.Tensor], first: Any, second: Any, where: str) -> torch.Tensor:
+    return join(_truth(first, where), _truth(second, where))
 
 
 def _truth(value: Any, where: str) -> torch.Tensor:
@@ -131,12 +163,93 @@ def negated(value: Any, line: int) -> Any:
     """The test ``not value``."""
     if not is_traced(value):
         return not value
-    return torch.logical_not(_truth(value, _where(line)))
+    return python_bool(torch.logical_not(_truth(value, _where(line))))
+
+
+def chained(operators: Sequence[str], values: Sequence[Callable[[], Any]], line: int) -> Any:
+    """The test ``a < b < c``: each value read once, and none behind a comparison that is plainly false."""
+    where, result, left = _where(line), None, values[0]()
+    for name, value in zip(operators, values[1:], strict=True):
+        right = value()
+        test = COMPARISONS[name](left, right)
+        if result is None:
+            result = test
+        else:
+            result = _combined(torch.logical_and, result, test, where) if is_traced(result) else test
+        if not is_traced(result) and not result:
+            return result
+        left = right
+    return result
+
+
+def any_of(source: Any, line: int) -> Any:
+    """``any(source)``."""
+    return _quantified(source, False, torch.logical_or, _where(line))
+
+
+def all_of(source: Any, line: int) -> Any:
+    """``all(source)``."""
+    return _quantified(source, True, torch.logical_and, _where(line))
+
+
+def _quantified(source: Any, empty: bool, join: Callable[..., torch.Tensor], where: str) -> Any:
+    """Items until one decides; those that are known only when the graph runs are joined."""
+    result = None
+    for item in source:
+        if is_traced(item):
+            truth = _truth(item, where)
+            result = truth if result is None else join(result, truth)
+        elif bool(item) != empty:
+            return not empty
+    return empty if result is None else python_bool(result)
+
+
+def contained(item: Any, source: Any, line: int) -> Any:
+    """``item in source``."""
+    if isinstance(source, torch.Tensor) and (is_traced(source) or is_traced(item)):
+        return python_bool((source == item).any())
+    if not is_traced(item) and not (isinstance(source, (list, tuple)) and any(map(is_traced, source))):
+        return item in source
+    return _quantified((item is entry or item == entry for entry in source), False, torch.logical_or, _where(line))
+
+
+def identical(value: Any, other: bool) -> Any:
+    """``value is other``, where a bool that was read from a tensor may stand."""
+    if isinstance(value, torch.Tensor) and is_python_bool(value):
+        return value if other else python_bool(torch.logical_not(value))
+    return value is other
+
+
+def added(one: Any, other: Any) -> Any:
+    """``one + other``, of Python's bools a number."""
+    return _number_of(one, other) + other
+
+
+def multiplied(one: Any, other: Any) -> Any:
+    """``one * other``, of Python's bools a number."""
+    return _number_of(one, other) * other
+
+
+def added_to(one: Any, other: Any) -> Any:
+    """``one += other``."""
+    return operator.iadd(_number_of(one, other), other)
+
+
+def multiplied_by(one: Any, other: Any) -> Any:
+    """``one *= other``."""
+    return operator.imul(_number_of(one, other), other)
+
+
+def _number_of(one: Any, other: Any) -> Any:
+    """The first operand; as an integer where both are bools to Python, of which at least one is traced."""
+    if not isinstance(one, torch.Tensor) or not is_python_bool(one):
+        return one
+    return one.to(torch.int64) if isinstance(other, bool) or is_python_bool(other) else one
 
 
 def boolean(value: Any, line: int) -> Any:
-    """``bool(value)``; of a traced tensor a bool tensor."""
-    return _truth(value, _where(line)) if is_traced(value) else bool(value)
+    """``bool(value)``; of a traced tensor a bool tensor that stands for one of Python's bools."""
+    return python_bool(_truth(value, _where(line))) if is_traced(value) else bool(value)
 
 
 def integer(value: Any) -> Any:
@@ -146,16 +259,21 @@ def integer(value: Any) -> Any:
 
 def floating(value: Any) -> Any:
     """``float(value)``; of a traced tensor a tensor of shape (), which computes as the number does."""
-    if isinstance(value, torch.Tensor) and is_traced(value):
-        return value.reshape(()) if value.is_floating_point() else value.reshape(()).to(torch.get_default_dtype())
-    return float(value)
+    return _wide(value) if isinstance(value, torch.Tensor) and is_traced(value) else float(value)
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    """A number read from a tensor, which Python computes with in 64 bits: in the default dtype at least."""
+    return value.reshape(()).to(torch.promote_types(value.dtype, torch.get_default_dtype()))
 
 
 def number(value: Any) -> Any:
     """``value.item()``; of a traced tensor of floats or bools the tensor itself, of shape ()."""
     if isinstance(value, torch.Tensor) and is_traced(value):
-        if value.is_floating_point() or value.dtype == torch.bool:
-            return value.reshape(())
+        if value.dtype == torch.bool:
+            return python_bool(value.reshape(()).clone())
+        if value.is_floating_point():
+            return _wide(value)
         return value.item()
     return value.item()
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from trueport.errors import RewriteError
 from trueport.rewrite.branch import guarded, looping, predicate, refuse_aliases, write_back
+from trueport.rewrite.effects import unchanged
 from trueport.rewrite.region import Probe, inside, is_traced, probe, united
 from trueport.rewrite.sources import Items
 from trueport.rewrite.stacked import Growing, Stacked
@@ -48,7 +49,8 @@ def carried(body: Body, names: Sequence[str], values: Sequence[Any], where: str,
         copies = [
             value if isinstance(value, Growing) else pytree.tree_map(lambda leaf: leaf, value) for value in growing
         ]
-        seen = probe(lambda *given: list(body(*given)), (*item, *copies))
+        with unchanged((body,), where, "this loop"):
+            seen = probe(lambda *given: list(body(*given)), (*item, *copies))
         specs, changed = list[pytree.TreeSpec](), False
         slots, lists = list[tuple[Slot, ...]](), list[int]()
         for index, (name, before, after) in enumerate(zip(names, values, seen.result, strict=True)):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import libcst as cst
 import libcst.matchers as m
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
+from trueport.errors import RewriteError
 from trueport.rewrite.exits import marked
 from trueport.rewrite.watch import Read
 
@@ -16,6 +18,14 @@ TESTS = ("bool", "item", "comparison")
 """Reads that make a test depend on a tensor."""
 
 READERS = {"int": "integer", "float": "floating", "bool": "boolean"}
+QUANTIFIERS = {"any": "any_of", "all": "all_of"}
+ARITHMETIC = {
+    cst.Add: "added",
+    cst.AddAssign: "added_to",
+    cst.Multiply: "multiplied",
+    cst.MultiplyAssign: "multiplied_by",
+}
+"""Operators that mean something else for two bool tensors than for two of Python's bools: `True + True` is 2."""
 SOURCES = {"range": "ranged", "enumerate": "enumerated", "zip": "zipped"}
 
 
@@ -66,9 +76,37 @@ class _Marker(cst.CSTTransformer):
             assert isinstance(node, cst.Assign)
             used = {name.value for name in m.findall(node.value, m.Name())}  # type: ignore[attr-defined]
             calls = [call for call in m.findall(node.value, m.Call()) if self._kind_of_reader(call)]
-            if used & found or any(self._touching(call, ("item",)) for call in calls):
+            if used & found or any(self._touching(call, ("item",)) for call in calls) or self._gives_bool(node.value):
                 found |= {name.value for target in node.targets for name in m.findall(target.target, m.Name())}  # type: ignore[attr-defined]
+        for loop in m.findall(module, m.While()):
+            assert isinstance(loop, cst.While)
+            asked = {name.value for name in m.findall(loop.test, m.Name())}  # type: ignore[attr-defined]
+            if asked & found or self._touching(loop.test, TESTS):  # what it counts is known when the graph runs
+                counted = m.findall(loop.body, m.AugAssign(target=m.Name()))
+                found |= {node.target.value for node in counted}  # type: ignore[attr-defined]
         return found
+
+    def _gives_bool(self, node: cst.BaseExpression) -> bool:
+        """Whether an expression is one of Python's bools made of a tensor: ``not t``, ``bool(t)``, ``any(...)``, ``in``."""
+        if _is_negation(node) or _is_membership(node):
+            return self._touching(node, TESTS)
+        if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value in (*QUANTIFIERS, "bool"):
+            return self._touching(node, TESTS)
+        parts = [node.left, node.right] if isinstance(node, (cst.BooleanOperation, cst.BinaryOperation)) else []
+        return any(map(self._gives_bool, parts))
+
+    def _refuse(self, node: cst.CSTNode, problem: str, remedy: str) -> RewriteError:
+        return RewriteError(f"{self.reads[0].file}:{self._line(node)}: {problem}", remedy)
+
+    def _thunk(self, original: cst.BaseExpression, updated: cst.BaseExpression) -> cst.Lambda:
+        """``lambda: updated``, whose assignments would be the lambda's own."""
+        if m.findall(original, m.NamedExpr()):
+            raise self._refuse(
+                original,
+                "`:=` in a part of a test or choice that a tensor's value may leave out",
+                "Assign on a line of its own.",
+            )
+        return thunk(updated)
 
     def _line(self, node: cst.CSTNode) -> int:
         return self.positions[node].start.line + self.offset
@@ -129,6 +167,12 @@ class _Marker(cst.CSTTransformer):
 
     def leave_While(self, original_node: cst.While, updated_node: cst.While) -> cst.While:
         line = self._tested(original_node, original_node.test, "while")
+        if line is not None and m.findall(original_node.test, m.NamedExpr()):
+            raise self._refuse(
+                original_node,
+                "`:=` in the test of a `while` that depends on a tensor's value",
+                "Assign on a line of its own, before the loop and at the end of its body.",
+            )
         return updated_node if line is None else updated_node.with_changes(test=marked(updated_node.test, line))
 
     def leave_Assert(self, original_node: cst.Assert, updated_node: cst.Assert) -> cst.Assert:
@@ -157,19 +201,25 @@ class _Marker(cst.CSTTransformer):
             return updated_node
         line = line or self._line(original_node)
         self.constructs.append((line, "list comprehension"))
+        self._thunk(original_node.elt, updated_node.elt)
         target = updated_node.for_in.target
-        code = cst.Module([]).code_for_node
         if isinstance(target, cst.Name):
-            function = f"lambda {target.value}: {code(updated_node.elt)}"
+            function = f"lambda {target.value}: {_code(updated_node.elt)}"
         else:
-            function = f"lambda _item: (lambda {code(target).strip('()')}: {code(updated_node.elt)})(*_item)"
+            function = f"lambda _item: (lambda {_code(target).strip('()')}: {_code(updated_node.elt)})(*_item)"
         return call("listed", _source(updated_node.for_in.iter), cst.parse_expression(function), line=line)
 
     def leave_IfExp(self, original_node: cst.IfExp, updated_node: cst.IfExp) -> cst.BaseExpression:
         line = self._tested(original_node, original_node.test, "ternary")
         if line is None:
             return updated_node
-        return call("choose", updated_node.test, thunk(updated_node.body), thunk(updated_node.orelse), line=line)
+        return call(
+            "choose",
+            updated_node.test,
+            self._thunk(original_node.body, updated_node.body),
+            self._thunk(original_node.orelse, updated_node.orelse),
+            line=line,
+        )
 
     def leave_BooleanOperation(
         self, original_node: cst.BooleanOperation, updated_node: cst.BooleanOperation
@@ -181,7 +231,57 @@ class _Marker(cst.CSTTransformer):
         name = "both" if kind == "and" else "either"
         if original_node not in self.tests:
             name += "_value"
-        return call(name, updated_node.left, thunk(updated_node.right), line=line)
+        return call(name, updated_node.left, self._thunk(original_node.right, updated_node.right), line=line)
+
+    def leave_Comparison(self, original_node: cst.Comparison, updated_node: cst.Comparison) -> cst.BaseExpression:
+        targets = updated_node.comparisons
+        if _is_membership(original_node):
+            line = self._found(original_node, original_node, "in", TESTS)
+            if line is None:
+                return updated_node
+            made = call("contained", updated_node.left, targets[0].comparator, line=line)
+            return made if isinstance(targets[0].operator, cst.In) else call("negated", made, line=line)
+        if _is_identity(original_node):
+            if not self._touching(original_node, TESTS) and not self._reads_number(original_node):
+                return updated_node
+            made = call("identical", updated_node.left, targets[0].comparator)
+            same = isinstance(targets[0].operator, cst.Is)
+            return made if same else call("negated", made, line=self._line(original_node))
+        if len(targets) < 2 or (line := self._found(original_node, original_node, "chained comparison", TESTS)) is None:
+            return updated_node
+        spelled = ", ".join(f'"{_code(part.operator).strip()}"' for part in original_node.comparisons)
+        values = zip([original_node.left, *(part.comparator for part in original_node.comparisons)],
+                     [updated_node.left, *(part.comparator for part in targets)], strict=True)  # fmt: skip
+        thunks = ", ".join(f"({_code(self._thunk(old, new))})" for old, new in values)
+        return call("chained", cst.parse_expression(f"({spelled},)"), cst.parse_expression(f"({thunks},)"), line=line)
+
+    def leave_BinaryOperation(
+        self, original_node: cst.BinaryOperation, updated_node: cst.BinaryOperation
+    ) -> cst.BaseExpression:
+        kind: Any = type(original_node.operator)
+        name = ARITHMETIC.get(kind)
+        if name is None or not (self._gives_bool(original_node) or self._reads_item(original_node)):
+            return updated_node
+        return call(name, updated_node.left, updated_node.right)
+
+    def leave_AugAssign(self, original_node: cst.AugAssign, updated_node: cst.AugAssign) -> cst.AugAssign | cst.Assign:
+        kind: Any = type(original_node.operator)
+        name = ARITHMETIC.get(kind)
+        if name is None or not isinstance(original_node.target, cst.Name):
+            return updated_node
+        if not (self._gives_bool(original_node.value) or self._reads_item(original_node.value)):
+            return updated_node
+        made = call(name, updated_node.target, updated_node.value)
+        return cst.Assign([cst.AssignTarget(updated_node.target)], made)
+
+    def _reads_item(self, node: cst.CSTNode) -> bool:
+        readers = [part for part in m.findall(node, m.Call()) if self._kind_of_reader(part)]
+        return self._reads_number(node) or any(self._touching(part, ("item",)) for part in readers)
+
+    def leave_Match(self, original_node: cst.Match, updated_node: cst.Match) -> cst.Match:
+        if self._touching(original_node.subject, TESTS) or self._reads_number(original_node.subject):
+            raise self._refuse(original_node, "`match` on a tensor's value", "Write `if` and `elif`.")
+        return updated_node
 
     def leave_UnaryOperation(
         self, original_node: cst.UnaryOperation, updated_node: cst.UnaryOperation
@@ -198,6 +298,13 @@ class _Marker(cst.CSTTransformer):
         return "number" if m.matches(node, m.Call(func=m.Attribute(attr=m.Name("item")), args=[])) else None
 
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
+        quantifier = _quantifier(original_node)
+        if quantifier is not None:
+            line = self._found(original_node, original_node, f"{original_node.func.value}()", (*TESTS, "iter"))  # type: ignore[attr-defined]
+            given = updated_node.args[0].value
+            if isinstance(given, cst.GeneratorExp) and not given.lpar:
+                given = given.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+            return updated_node if line is None else call(quantifier, given, line=line)
         kind = self._kind_of_reader(original_node)
         kinds = ("bool",) if kind == "boolean" else ("item",)
         if kind is None or (line := self._found(original_node, original_node, _spelling(original_node), kinds)) is None:
@@ -207,9 +314,36 @@ class _Marker(cst.CSTTransformer):
         return call(kind, updated_node.args[0].value, line=line if kind == "boolean" else None)
 
 
+def _quantifier(node: cst.Call) -> str | None:
+    """The counterpart of ``any(...)`` and ``all(...)``; None of those whose generator chooses its items by a test."""
+    if not m.matches(node, m.Call(func=m.Name("any") | m.Name("all"), args=[m.Arg()])):
+        return None
+    given = node.args[0].value
+    chooses = isinstance(given, cst.GeneratorExp) and m.findall(given, m.CompIf())
+    return None if chooses else QUANTIFIERS[node.func.value]  # type: ignore[attr-defined]
+
+
+def _is_negation(node: cst.CSTNode) -> bool:
+    return isinstance(node, cst.UnaryOperation) and isinstance(node.operator, cst.Not)
+
+
+def _is_membership(node: cst.CSTNode) -> bool:
+    kinds = m.In() | m.NotIn()
+    return m.matches(node, m.Comparison(comparisons=[m.ComparisonTarget(operator=kinds)]))
+
+
+def _is_identity(node: cst.CSTNode) -> bool:
+    """``x is True`` and the like."""
+    target = m.ComparisonTarget(operator=m.Is() | m.IsNot(), comparator=m.Name("True") | m.Name("False"))
+    return m.matches(node, m.Comparison(comparisons=[target]))
+
+
+def _code(node: cst.CSTNode) -> str:
+    return cst.Module([]).code_for_node(node)
+
+
 def _is_operator(node: cst.CSTNode) -> bool:
-    negation = isinstance(node, cst.UnaryOperation) and isinstance(node.operator, cst.Not)
-    return isinstance(node, cst.BooleanOperation) or negation
+    return isinstance(node, cst.BooleanOperation) or _is_negation(node)
 
 
 def _operators(node: cst.CSTNode) -> set[cst.CSTNode]:

@@ -29,7 +29,14 @@ RUNS = 24
 CALLS = 200_000
 """Torch calls in such a run, at most."""
 
-KINDS = {"__bool__": "bool", "__int__": "item", "__float__": "item", "__index__": "item", "item": "item"}
+KINDS = {
+    "__bool__": "bool",
+    "__contains__": "bool",
+    "__int__": "item",
+    "__float__": "item",
+    "__index__": "item",
+    "item": "item",
+}
 
 
 @dataclass(frozen=True)
