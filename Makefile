@@ -14,7 +14,7 @@ export PYTHON
 PY := .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help setup demo test test-fast lint format bench clean distclean
+.PHONY: help setup demo test test-fast lint format bench peers clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -43,9 +43,12 @@ format: setup ## let ruff fix and format what it can
 bench: setup ## run the benchmarks
 	$(PY) -m benchmarks $(ARGS)
 
+peers: setup ## make the environments of the peers that need other versions (.peers), for benchmarks.context
+	@bash tools/peers.sh
+
 clean: ## remove caches, build products and out/
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info src/*.egg-info
 	find . -name .venv -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv and .cache too
-	rm -rf .venv .venv.old .cache
+distclean: clean ## clean, and remove .venv, .peers and .cache too
+	rm -rf .venv .peers .venv.old .cache

@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks import measure, shapes
 from benchmarks.tables import (
     EAGER,
+    FUSED_INT4,
+    FUSED_INT8,
     INT4,
     INT8,
     OUR_PROGRAM,
@@ -33,7 +35,7 @@ KINDS = ("export", "decode", "quantised-decode", "executorch-export", "executorc
 CONTENDERS = {
     "export": (OURS, PROVEN, PEER),
     "decode": (OURS, PEER, EAGER),
-    "quantised-decode": (OURS, INT8, INT4, EAGER),
+    "quantised-decode": (OURS, INT8, INT4, FUSED_INT8, FUSED_INT4, EAGER),
     "executorch-export": (OUR_PROGRAM, PEER_PROGRAM),
     "executorch-decode": (OUR_PROGRAM, PEER_PROGRAM, OURS, EAGER),
 }
@@ -175,8 +177,9 @@ Written by `python -m benchmarks docs`; not by hand. Random weights, float32, CP
 - **decode**: greedy, batch 1, a prompt of {PROMPT} tokens, {NEW} new ones, {THREADS} threads. Trueport and eager
   PyTorch go through transformers' `generate`; transformers.exporters has no `generate`, so a bare greedy loop calls
   its runners, which spares it `generate`'s own work. "Tokens/s" includes the prompt.
-- **quantised**: the same folder with `--quantize int8` and `int4`; the peer is the float folder. Whether a real model
-  keeps its gate is in quantisation.md: random weights have nothing to keep.
+- **quantised**: the same folder with `--quantize int8` and `int4`; the peer is the float folder. "Fused" adds what
+  `trueport optimize --caches in-place` puts together. Whether a real model keeps its gate is in quantisation.md: random
+  weights have nothing to keep.
 - **.pte**: the same through ExecuTorch with XNNPACK's kernels. Trueport plans for one row of 256 tokens and keeps the
   cache inside; transformers.exporters' programs take it in and give it out.
 """

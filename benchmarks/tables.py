@@ -16,6 +16,8 @@ OUR_PROGRAM, PEER_PROGRAM = "trueport, .pte", "transformers.exporters, .pte"
 """The same two through ExecuTorch, with XNNPACK's kernels."""
 INT8, INT4 = "trueport, int8", "trueport, int4"
 """Our folder with quantised weights, ``--quantize`` behind the comma."""
+FUSED_INT8, FUSED_INT4 = f"{INT8}, fused", f"{INT4}, fused"
+"""The same with the fusions of ``--optimize cpu --caches in-place``."""
 AIM = 0.5
 """Of the peer's export time: what issue 2 asks for."""
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peer, shapes
-from benchmarks.tables import INT4, INT8
+from benchmarks.fusions import fused
+from benchmarks.tables import FUSED_INT4, FUSED_INT8, INT4, INT8
 
 MIB = 2**20
 WARM_TOKENS = 4
@@ -48,18 +49,24 @@ def export(contender: str, shape: str, quick: bool, folder: str) -> dict[str, An
         import trueport.pipeline  # noqa: F401
         from trueport import export as trueport_export
 
+        fuses = contender in (FUSED_INT8, FUSED_INT4)
+        plain = Path(folder + " unfused") if fuses else Path(folder)
         run = lambda: trueport_export(  # noqa: E731
             model,
-            folder,
+            plain,
             tokenizer=None,
             proof=contender == "trueport with proof",
             **({"to": "executorch"} | PLANNED if executorch else {}),
-            **({"quantize": contender.rpartition(", ")[2]} if contender in (INT8, INT4) else {}),
+            **({"quantize": contender.split(", ")[1]} if fuses or contender in (INT8, INT4) else {}),
             allow_unproven=True,
             force=True,
             progress=lambda phase: phases.append((phase, time.perf_counter())),
         )
     result = _measured(run)
+    if contender in (FUSED_INT8, FUSED_INT4):
+        from trueport.graphs.fusions import FUSIONS
+
+        fused(Path(folder + " unfused"), Path(folder), FUSIONS)
     end = phases[0][1] + result["seconds"] if phases else 0.0
     result["phases"] = _durations(phases, end)
     result["bytes"] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -22,7 +22,7 @@ from trueport.graphs.audit import audit
 from trueport.graphs.fusions import Fusion
 from trueport.optimization import optimize
 
-HEADS, PAST, NORM, ROTARY = "grouped-heads", "past-inside", "rms-norm", "rotary"
+HEADS, PAST, NORM, ROTARY, SCALE = "grouped-heads", "past-inside", "rms-norm", "rotary", "scaled-queries"
 BROKEN = Fusion("broken", "", "", ("cpu",), "", lambda model, interface: 1 / 0)  # type: ignore[arg-type,return-value]
 
 
@@ -41,10 +41,10 @@ def fused_llama(once: Once, exported: Exported) -> Path:
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
-        ("mistral", {NORM: 5, ROTARY: 4, HEADS: 2, PAST: 2}),
-        ("gpt2", {PAST: 2}),
-        ("bart", {PAST: 2}),
-        ("mixtral", {NORM: 5, ROTARY: 4, HEADS: 2, PAST: 2}),
+        ("mistral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2}),
+        ("gpt2", {SCALE: 2, PAST: 2}),
+        ("bart", {SCALE: 4, PAST: 2}),
+        ("mixtral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2}),
         ("modernbert", {ROTARY: 4}),
     ],
 )
@@ -65,7 +65,7 @@ def test_what_is_fused_is_proven(name: str, kept: dict[str, int], copied: Export
 def test_caches_in_place_are_proven(fused_llama: Path) -> None:
     manifest = read_manifest(fused_llama)
     entry = manifest["components"]["model"]
-    assert manifest["optimized"]["fusions"] == {NORM: 5, ROTARY: 4, HEADS: 2, PAST: 2, "in-place": 4}
+    assert manifest["optimized"]["fusions"] == {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2, "in-place": 4}
     assert all(pair["in_place"] for pair in entry["state"]) and entry["dimensions"]["cache_capacity"] == [0, None]
     proof = json.loads((fused_llama / "proof.json").read_text())
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}
@@ -102,7 +102,7 @@ def test_a_decoder_without_a_mask_keeps_its_caches(copied: Exported) -> None:
 @pytest.mark.slow
 def test_without_the_original_the_folder_stands_in(copied: Exported) -> None:
     done = optimize(copied("llama"))
-    assert list(done.kept) == [NORM, ROTARY, HEADS, PAST]
+    assert list(done.kept) == [NORM, ROTARY, HEADS, SCALE, PAST]
     assert done.proof is not None and done.proof.reference == {
         "class": "the folder before its optimisation",
         "dtype": "float32",
@@ -117,7 +117,7 @@ def test_without_the_original_the_folder_stands_in(copied: Exported) -> None:
 @pytest.mark.slow
 def test_export_fuses_before_it_proves(tmp_path: Path) -> None:
     artifact = trueport.export(zoo.build("llama"), tmp_path / "out", tokenizer=None, optimize="cpu", caches="in-place")
-    assert list(artifact.manifest["optimized"]["fusions"]) == [NORM, ROTARY, HEADS, PAST, "in-place"]
+    assert list(artifact.manifest["optimized"]["fusions"]) == [NORM, ROTARY, HEADS, SCALE, PAST, "in-place"]
     assert artifact.verdict == "proven"
 
 
@@ -180,3 +180,22 @@ def test_options_that_do_not_go_together(options: dict[str, object], words: str,
     with pytest.raises(TrueportError, match=words):
         trueport.export("nowhere", tmp_path / "out", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_quantised_folders_are_optimised_under_their_gate(tmp_path: Path) -> None:
+    """Against a local folder: shapes, caches and left padding exactly, and the gate that the kind has."""
+    source = tmp_path / "source"
+    zoo.build("llama").save_pretrained(source)
+    trueport.export(str(source), tmp_path / "out", tokenizer=None, quantize="int8", proof=False)
+    with pytest.raises(TrueportError, match=r"is quantised, and its gate needs the original. Give --against MODEL"):
+        optimize(tmp_path / "out")
+    optimize(tmp_path / "out", caches="in-place", against=str(source))
+    manifest = read_manifest(tmp_path / "out")
+    kept = {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2, "in-place": 4}
+    assert manifest["optimized"]["fusions"] == kept and manifest["quantize"]["kind"] == "int8"
+    assert manifest["proof"]["verdict"] == "proven"
+    proof = json.loads((tmp_path / "out/proof.json").read_text())
+    passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}
+    assert passed >= {"quality", "padding", "inert", "causal", "cache"}
+    assert proof["reference"]["class"] == "LlamaForCausalLM"

@@ -54,6 +54,10 @@ def export(
     paranoid: Annotated[
         bool, typer.Option("--paranoid", help="Hash every file, and the checkpoint's before and after.")
     ] = False,
+    stamp: Annotated[
+        bool,
+        typer.Option("--stamp/--no-stamp", help="Trace equal layers once, or each of them; the files are the same."),
+    ] = True,
     backend: Annotated[
         str | None, typer.Option("--backend", help="ExecuTorch's kernels: xnnpack (default) or portable.")
     ] = None,
@@ -117,6 +121,7 @@ def export(
                 opset=opset,
                 weights=weights,
                 paranoid=paranoid,
+                stamp=stamp,
                 backend=backend,
                 max_batch=max_batch,
                 max_length=max_length,
@@ -147,6 +152,8 @@ def export(
         raise failure
     for line in [*weights_words(artifact.manifest), *program_words(artifact.manifest)]:
         typer.echo(line)
+    for line in artifact.notes:
+        typer.echo(f"{line}.")
     if "optimized" in artifact.manifest:
         typer.echo("\n".join(fusion_words(artifact.manifest["optimized"])))
     if content is None:

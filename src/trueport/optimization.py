@@ -98,7 +98,7 @@ class _LeftAsItWasError(Exception):
 
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse what is not a whole float export of our own."""
+    """Refuse what is not a whole export of our own."""
     check_place(folder, force=True)
     if "optimized" in manifest:
         raise ArtifactError(f"{folder} is optimised already", "Export again to choose other fusions.")
@@ -139,6 +139,8 @@ def _original(folder: Path, manifest: dict[str, Any], against: Any, trust_remote
             found = None
         if found is not None and found.describe().get("weights_sha256") == source.get("weights_sha256"):
             return found.original
+    if "quantize" in manifest:
+        raise TrueportError(f"{folder} is quantised, and its gate needs the original", "Give --against MODEL.")
     if manifest["proof"].get("verdict") != "proven":
         raise TrueportError(f"{folder} is unproven and its original cannot be had", "Give --against MODEL.")
     return None

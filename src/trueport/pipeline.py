@@ -70,6 +70,7 @@ def export(
     seed: int | None = None,
     proof_memory: int | str | None = None,
     paranoid: bool = False,
+    stamp: bool = True,
     progress: Progress | None = None,
     bytes_done: BytesDone | None = None,
 ) -> Artifact:
@@ -109,6 +110,8 @@ def export(
         proof_memory: what the process may take while it proves, bytes or words such as ``4GB``; 80 % of what is
             available when None. Where copies of the weights do not fit, the proof streams them (docs/proof.md).
         paranoid: hash every file, also of a folder past 16 GiB, and a checkpoint's files before and after.
+        stamp: trace equal layers once and stamp the others into an ONNX graph, where that is the shorter way; the files
+            are the same (docs/artifact.md).
         progress: told the name of each phase as it starts.
         bytes_done: told the bytes that are done in a phase that moves some, and all that it will move.
 
@@ -122,7 +125,7 @@ def export(
 
     tell = progress or (lambda phase: None)
     targets = find_targets(to)
-    meter = Meter(tell, bytes_done)
+    meter, notes = Meter(tell, bytes_done), list[str]()
     options: dict[str, Any] = {
         "opset": opset,
         "weights": weights,
@@ -135,6 +138,8 @@ def export(
         "quantize": quantize,
         "calibration": calibration,
         "proof_memory": memory_bytes(proof_memory),
+        "stamp": stamp,
+        "notes": notes,
     }
     check_options(options, targets)
     fusions = chosen_fusions(optimize, caches, targets, proof)
@@ -182,7 +187,7 @@ def export(
         finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
         if checkpoint is not None:
             checkpoint.check(hashes)
-    artifact = Artifact(place, manifest, content)
+    artifact = Artifact(place, manifest, content, tuple(dict.fromkeys(notes)))
     if found is not None and not found.proven:
         raise _failed(found, artifact)
     return artifact
@@ -291,7 +296,7 @@ def _lowered(
 def _captured(
     source: Source, model: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
 ) -> Iterator[Captured]:
-    from trueport.capture import capture
+    from trueport.graphs.stamping.shorten import captured
     from trueport.weights.linked import fake_mode_of
 
     if source.role == "custom":
@@ -299,9 +304,15 @@ def _captured(
     else:
         with fake_mode_of(model):
             components = target.components(model, untrained=source.untrained, options=options)
+
+    def note(line: str) -> None:
+        tell(line)
+        options.get("notes", []).append(line)
+
+    stamp = target.stamps and source.role != "custom" and options.get("stamp", True)
     for component in components:
         tell(f"capture {component.name}")
-        program = capture(component)
+        program = captured(component, getattr(model, "config", None), note, stamp=stamp)
         patches.extend(program.patches)
         tell(f"lower {component.name}")
         yield program

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
+from benchmarks import environments
 from tests import zoo
 from tests.proof import foreign
 from trueport.graphs.audit import audit
@@ -38,6 +39,36 @@ def test_exporters_are_clean_on_a_padded_sample(name: str, tmp_path: Path) -> No
     assert paths
     for path in paths:
         assert audit(path).findings == () and audit(path).attentions == 2
+
+
+def test_exporters_lose_the_mask_of_a_sample_without_padding(tmp_path: Path) -> None:
+    """Both of Llama's graphs come without an attention_mask, and its runner drops the one that it is given."""
+    paths = list(foreign.exporters(zoo.build("llama"), tmp_path, torch.ones_like(MASKS)).rglob("*.onnx"))
+    assert paths
+    for path in paths:
+        assert [finding.rule for finding in audit(path).findings] == ["no-mask"]
+
+
+OPTIMUM = {
+    "bert": "feature-extraction",
+    "gpt2": "text-generation-with-past",
+    "llama": "text-generation-with-past",
+    "t5": "text2text-generation-with-past",
+}
+"""What optimum-onnx writes right, and its words for the task."""
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("name", OPTIMUM)
+def test_optimum_is_clean(name: str, tmp_path: Path) -> None:
+    """Nothing real is wrong in them; where an environment for it was made (make peers)."""
+    zoo.build(name).save_pretrained(tmp_path / "source")
+    try:
+        paths = environments.graphs(environments.OPTIMUM, tmp_path / "source", tmp_path / "out", OPTIMUM[name])
+    except environments.MissingError as missing:
+        pytest.skip(str(missing))
+    for path in paths:
+        assert audit(path).clean, audit(path).text()
 
 
 @pytest.fixture(scope="module")

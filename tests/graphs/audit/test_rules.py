@@ -133,7 +133,39 @@ def test_other_spellings(name: str, tmp_path: Path) -> None:
     assert {finding.rule for finding in report.findings} == {rule}
 
 
+TOKENS = "int64[batch, length] input_ids"
+ATTENTION = HEAD + "g (%s) => (float[batch, 2, length, 4] y)\n<int64 pad = {0}, int64[2] axes = {1, 2}>\n{\n%s}"
+
+
+def test_positions_are_no_mask(tmp_path: Path) -> None:
+    """They may make the causal mask; what is padding they do not say."""
+    body = (
+        "column = Unsqueeze (position_ids, axes)\nrow = Transpose <perm = [0, 2, 1, 3]> (column)\n"
+        "seen = GreaterOrEqual (column, row)\ny = Attention (q, k, v, seen)\n"
+    )
+    report = audited(ATTENTION % (f"{TOKENS}, int64[batch, length] position_ids, {QKV}", body), tmp_path)
+    assert [(finding.rule, finding.severity) for finding in report.findings] == [("no-mask", "warning")]
+
+
 RIGHT = {
+    "padding that the tokens tell": ATTENTION % (
+        f"{TOKENS}, {QKV}", "same = Equal (input_ids, pad)\nreal = Not (same)\nseen = Unsqueeze (real, axes)\n"
+        "y = Attention (q, k, v, seen)\n",
+    ),
+    "one row, which needs no mask": ATTENTION % (
+        f"int64[1, length] input_ids, {QKV}".replace("batch", "1"), "y = Attention <is_causal = 1> (q, k, v)\n",
+    ),
+    "a mask under a name of its own": ATTENTION % (
+        f"{TOKENS}, float[batch, 1, 1, length] hidden, {QKV}", "y = Attention (q, k, v, hidden)\n",
+    ),
+    "tokens without attention": HEAD + f"g ({TOKENS}) => (int64[batch, length] y) {{ y = Identity (input_ids) }}",
+    "a decoder behind an encoder": ATTENTION % (
+        f"{TOKENS}, float[batch, source, 4] encoder_hidden_states, {QKV}",
+        "y = Attention <is_causal = 1> (q, k, v)\n",
+    ),
+    "a decoder's own tokens": ATTENTION % (
+        f"{TOKENS.replace('input_ids', 'decoder_input_ids')}, {QKV}", "y = Attention <is_causal = 1> (q, k, v)\n",
+    ),
     "lowest fill in a position bias": graph(
         "m = Where (attention_mask, zero, low)\nboth = Add (bias, m)\n" + SCORES + "masked = Add (scores, both)\n" + END,
         f"{MASK}, float[1, 2, length, length] bias", "float low = {-3.4e38}, float zero = {0.0}",

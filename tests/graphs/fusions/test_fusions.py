@@ -14,6 +14,8 @@ from onnx import TensorProto, helper
 from trueport.errors import TrueportError
 from trueport.graphs.fusions import FUSIONS, fusions_for
 from trueport.graphs.fusions.apply import fuse
+from trueport.graphs.fusions.scale import scale_queries
+from trueport.graphs.shapes import infer_shapes
 from trueport.interface import Dimension, Interface, Tensor
 
 FLOAT = TensorProto.FLOAT
@@ -123,11 +125,74 @@ def test_what_is_no_rotation_of_equal_halves_stays(other: dict[str, object]) -> 
     assert counts == {}
 
 
+def attention(**attributes: float) -> onnx.ModelProto:
+    """Over a cache that grows, with a mask by addition."""
+    node = helper.make_node
+    heads = {name: ["b", 2, "s", 8] for name in "qkv"}
+    nodes = [
+        node("Concat", ["past", "k"], ["y"], axis=-2),
+        node("Attention", ["q", "y", "y", "m"], ["attended"], **attributes),
+        node("Identity", ["attended"], ["z"]),
+    ]
+    return graph(nodes, {**heads, "past": ["b", 2, "p", 8], "m": ["b", 1, "s", "t"]}, ["b", 2, "t", 8])
+
+
+@pytest.mark.parametrize("attributes", [{}, {"scale": 0.7}, {"scale": 0.7, "softcap": 2.0}, {"scale": 1.0}], ids=str)
+@pytest.mark.parametrize("rows", [(2, 3), (1, 1)])
+def test_queries_take_the_scale(rows: tuple[int, int], attributes: dict[str, float]) -> None:
+    """The operator's own scale, that of its head size, a cap behind it; a scale of 1 is left alone."""
+    before = attention(**attributes)
+    before.graph.output[0].name = "attended"
+    before.graph.output[0].type.tensor_type.shape.dim[2].dim_param = "s"
+    model = ir.from_proto(before)
+    count = scale_queries(infer(model))
+    after = ir.to_proto(model)
+    assert count == (attributes.get("scale") != 1.0)
+    draw = np.random.default_rng(0).standard_normal
+    shapes = dict.fromkeys("qkv", (rows[0], 2, rows[1], 8)) | {"past": (rows[0], 2, 4, 8)}
+    feeds = {name: draw(shape).astype(np.float32) for name, shape in shapes.items()}
+    feeds["m"] = np.where(draw((rows[0], 1, rows[1], 4 + rows[1])) > 1, -np.inf, 0).astype(np.float32)
+    assert same(before, after, feeds) < 1e-5
+
+
+def infer(model: ir.Model) -> ir.Model:
+    infer_shapes(model)
+    return model
+
+
+def quantised_norm() -> onnx.ModelProto:
+    """A norm behind a product of 4 bits, which ONNX's inference stops at."""
+    before = rms()
+    product = helper.make_node(
+        "MatMulNBits", ["x0", "packed", "scales"], ["x"], domain="com.microsoft", K=32, N=8, bits=4, block_size=32
+    )
+    before.graph.node.insert(0, product)
+    before.opset_import.add(domain="com.microsoft", version=1)
+    before.graph.input[0].name = "x0"
+    before.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 32
+    packed = np.arange(8 * 16, dtype=np.uint8).reshape(8, 1, 16)
+    for name, array in (("packed", packed), ("scales", np.full((8, 1), 0.1, np.float32))):
+        before.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return before
+
+
+def test_shapes_are_known_behind_quantised_products() -> None:
+    """They are needed by most fusions; nothing but the fusion changes."""
+    before = quantised_norm()
+    model = infer(ir.from_proto(before))
+    assert [str(axis) for axis in model.graph[0].outputs[0].shape or ()][2] == "8"
+    counts, after = fused(before)
+    assert counts == {"rms-norm": 1}
+    assert [node.op_type for node in after.graph.node] == ["MatMulNBits", "RMSNormalization"]
+    x = np.random.default_rng(0).standard_normal((2, 3, 32)).astype(np.float32)
+    assert same(before, after, {"x0": x}) < 1e-5
+
+
 def test_the_table_says_why() -> None:
     assert len({fusion.name for fusion in FUSIONS}) == len(FUSIONS)
-    assert all((fusion.matches and fusion.operator and fusion.providers and "ms" in fusion.reason) or fusion.name == "rotary"
-               for fusion in FUSIONS)  # fmt: skip
-    assert [fusion.name for fusion in fusions_for("cpu")] == ["rms-norm", "rotary", "grouped-heads", "past-inside"]
+    assert all(fusion.matches and fusion.operator and fusion.providers and fusion.reason for fusion in FUSIONS)
+    copied = ["rms-norm", "rotary", "grouped-heads", "scaled-queries", "past-inside"]
+    assert [fusion.name for fusion in fusions_for("cpu")] == copied
     assert fusions_for("cpu", "in-place") == list(FUSIONS)
     with pytest.raises(TrueportError, match=r"no fusions for 'tpu'\. Give one of cpu"):
         fusions_for("tpu")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
-from trueport.graphs.shapes import forget_shapes
+from trueport.graphs.shapes import forget_shapes, infer_shapes
 
 if TYPE_CHECKING:
     from trueport.graphs.fusions.table import Applied, Fusion
@@ -32,7 +32,7 @@ def fuse(model: ir.Model, interface: Interface, fusions: Sequence[Fusion]) -> di
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for fusion in fusions:
-            passes.ShapeInferencePass()(model)
+            infer_shapes(model)
             done[fusion.name] = fusion.apply(model, interface)
             interface = done[fusion.name].interface
             clean_up(model)

@@ -13,6 +13,7 @@ from trueport.graphs.fusions.attention import GroupedHeads, PastInside
 from trueport.graphs.fusions.in_place import write_in_place
 from trueport.graphs.fusions.norms import RMSNorm
 from trueport.graphs.fusions.rotary import Rotary
+from trueport.graphs.fusions.scale import scale_queries
 from trueport.interface import PAST, Interface
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Fusion:
         matches: what it looks for, in words.
         operator: what it puts there.
         providers: execution providers on which it was measured to be faster.
-        reason: the measurement; decode steps of a Llama of 12 layers x 768 on ONNX Runtime 1.31.1, two threads.
+        reason: why it is worth its place; ``python -m benchmarks.fusions`` measures how much.
         apply: rewrites a graph in place; shapes and types are inferred before.
         caches: ``in-place`` for one that changes how the caches are bound, and so who can run the folder.
     """
@@ -72,6 +73,11 @@ def _past_inside(model: ir.Model, interface: Interface) -> Applied:
     return _rule(PastInside, grown)(model, interface)
 
 
+def _scaled_queries(model: ir.Model, interface: Interface) -> Applied:
+    """Only where steps are taken: products of many rows are the same either way."""
+    return Applied(scale_queries(model) if interface.state else 0, interface)
+
+
 def _in_place(model: ir.Model, interface: Interface) -> Applied:
     if not interface.state:
         return Applied(0, interface)
@@ -82,27 +88,32 @@ def _in_place(model: ir.Model, interface: Interface) -> Applied:
 FUSIONS = (
     Fusion(
         "rms-norm", "x / sqrt(mean(x^2) + eps), times a weight: six operators", "RMSNormalization", ("cpu",),
-        "with rotary 0.6 to 0.9 ms of 9 to 12 ms a step; the runtime does not find this spelling by itself",
+        "the runtime does not find this spelling by itself",
         _rule(RMSNorm, commute=True),
     ),
     Fusion(
         "rotary", "x cos + rotate_half(x) sin, angles from each row's own positions", "RotaryEmbedding", ("cpu",),
-        "see rms-norm; it stays apart from the attention, whose own rotary takes one position for the whole batch",
+        "eight operators in one; apart from the attention, whose own rotary takes one position for the whole batch",
         _rule(Rotary, commute=True),
     ),
     Fusion(
         "grouped-heads", "keys and values that are repeated for every query head", "Attention", ("cpu",),
-        "12 query heads over 4: 12.7 ms in place of 14.8 at 2048 tokens, 17.3 in place of 31.5 at 4096",
+        "keys and values are read for the heads that the cache has, and not copied",
         _rule(GroupedHeads),
     ),
     Fusion(
+        "scaled-queries", "an attention that scales its scores", "Mul of the queries, Attention with scale 1", ("cpu",),
+        "one row's scores without a packed copy of all keys",
+        _scaled_queries,
+    ),
+    Fusion(
         "past-inside", "a cache concatenated with new keys and values before the attention", "Attention", ("cpu",),
-        "12 heads: 16.9 ms in place of 20.7 at 2048 tokens, 20.2 in place of 33.5 at 4096",
+        "one copy of the cache in place of two",
         _past_inside,
     ),
     Fusion(
         "in-place", "a cache that an attention gives anew, longer by the new tokens", "TensorScatter, Attention", ("cpu",),
-        "12 query heads over 4: 10.8 ms in place of 11.9 at 2048 tokens, 14.6 in place of 17.5 at 4096",
+        "no copy of the cache",
         _in_place, caches="in-place",
     ),
 )  # fmt: skip

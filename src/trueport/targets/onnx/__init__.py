@@ -28,6 +28,7 @@ class OnnxTarget:
 
     name = "onnx"
     links = True
+    stamps = True
     packages = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
     def __init__(self) -> None:
@@ -103,7 +104,13 @@ class OnnxTarget:
         memory: str = "fast",
         threads: int | None = None,
     ) -> OnnxSession:
-        """An ONNX Runtime session on the CPU."""
+        """An ONNX Runtime session on the CPU.
+
+        Raises:
+            GraphError: the graph is refused before the runtime sees it: folders come from strangers too.
+        """
+        from trueport.graphs.loading import check
         from trueport.targets.onnx.session import OnnxSession
 
+        check(path)
         return OnnxSession(path, interface, memory=memory, threads=threads)

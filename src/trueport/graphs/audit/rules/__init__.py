@@ -6,6 +6,7 @@ from trueport.graphs.audit.rule import Rule
 from trueport.graphs.audit.rules.baked_length import BAKED_LENGTH
 from trueport.graphs.audit.rules.missing_window import MISSING_WINDOW
 from trueport.graphs.audit.rules.nan_rows import NAN_ROWS
+from trueport.graphs.audit.rules.no_mask import NO_MASK
 from trueport.graphs.audit.rules.positions_ignore_mask import POSITIONS_IGNORE_MASK
 from trueport.graphs.audit.rules.reachable_fill import REACHABLE_FILL
 from trueport.graphs.audit.rules.right_padding_only import RIGHT_PADDING_ONLY
@@ -18,6 +19,7 @@ RULES: tuple[Rule, ...] = (
     REACHABLE_FILL,
     NAN_ROWS,
     UNUSED_MASK,
+    NO_MASK,
     UNEVEN_MASK,
     BAKED_LENGTH,
     POSITIONS_IGNORE_MASK,
