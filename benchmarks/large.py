@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def _llama(layers: int, hidden: int, heads: int, groups: int, inner: int, vocabu
 
 SHAPES: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "llama-1b": ("LlamaForCausalLM", "LlamaConfig", _llama(22, 2048, 32, 4, 5632), "float32"),
+    "llama-3.2-1b": (
+        "LlamaForCausalLM", "LlamaConfig",
+        _llama(16, 2048, 32, 8, 8192, 128_256) | {
+            "tie_word_embeddings": True, "max_position_embeddings": 131_072, "head_dim": 64,
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            },
+        },
+        "bfloat16",
+    ),
     "llama-7b": ("LlamaForCausalLM", "LlamaConfig", _llama(32, 4096, 32, 32, 11_008), "float16"),
     "llama-70b": ("LlamaForCausalLM", "LlamaConfig", _llama(80, 8192, 64, 8, 28_672), "float32"),
     "qwen3-8b": (
@@ -49,13 +61,21 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any], str]] = {
 """By name: class, config, its sizes, and the dtype of the checkpoint."""
 
 
-def make(name: str, folder: Path) -> int:
-    """Write a sparse checkpoint as the hub has it, with shards and an index; returns its bytes."""
+def make(name: str, folder: Path, *, dtype: str | None = None, values: bool = False) -> int:
+    """Write a checkpoint as the hub has it, with shards and an index; returns its bytes.
+
+    Args:
+        name: of the shape.
+        folder: where to.
+        dtype: of the checkpoint; the shape's own when None.
+        values: write random weights; else the files are sparse, all zeros.
+    """
     import torch
     import transformers
     from transformers.core_model_loading import revert_weight_conversion
 
-    kind, config_kind, sizes, dtype = SHAPES[name]
+    kind, config_kind, sizes, own = SHAPES[name]
+    dtype = dtype or own
     config = getattr(transformers, config_kind)(**sizes)
     with torch.device("meta"):
         model = getattr(transformers, kind)(config)
@@ -84,10 +104,21 @@ def make(name: str, folder: Path) -> int:
         with (folder / file).open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             end = max(entry["data_offsets"][1] for entry in header.values())
+            for key, entry in header.items() if values else ():  # in the order of their offsets
+                stream.write(_drawn(key, entry["shape"], getattr(torch, dtype)))
             stream.truncate(8 + len(text) + end)
             total += end
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return total
+
+
+def _drawn(name: str, shape: list[int], dtype: Any) -> memoryview:
+    """Random weights at a scale at which attention is peaked and a wrong mask or position shows; norms near 1."""
+    import torch
+
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    drawn = 1 + 0.1 * drawn if len(shape) == 1 else drawn * (1.5 / shape[-1] ** 0.5)
+    return memoryview(drawn.to(dtype).reshape(-1).view(torch.uint8).numpy())
 
 
 class Peaks:
@@ -148,21 +179,22 @@ def load(folder: str, memory: str) -> dict[str, Any]:
     import trueport.runtime.loading
 
     torch.set_num_threads(2)
-    before, start = _anonymous(), time.perf_counter()
+    before, start = anonymous(), time.perf_counter()
     model = trueport.load(folder, memory=memory, threads=2)
-    opened, anonymous = time.perf_counter() - start, _anonymous() - before
+    opened, taken = time.perf_counter() - start, anonymous() - before
     start = time.perf_counter()
     model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, min_new_tokens=3, do_sample=False)
     return {
         "open_seconds": opened,
-        "anonymous_gb": anonymous,
+        "anonymous_gb": taken,
         "tokens_seconds": time.perf_counter() - start,
-        "after_gb": _anonymous() - before,
+        "after_gb": anonymous() - before,
         "mapped_gb": _status("RssFile"),
     }
 
 
-def _anonymous() -> float:
+def anonymous() -> float:
+    """GB of this process in memory that are no pages of files."""
     return _status("RssAnon")
 
 
@@ -186,13 +218,13 @@ def main() -> int:
         for name in given.shapes.split(","):
             print(line(name, Path(place), given.weights, given.dtype), flush=True)
             for memory in ("map", "fast") if given.load else ():
-                print(f"  {memory}: {_loaded(Path(place) / f'{name}.out', memory)}", flush=True)
+                print(f"  {memory}: {loaded(Path(place) / f'{name}.out', memory)}", flush=True)
             for folder in (name, f"{name}.out"):
                 shutil.rmtree(Path(place) / folder, ignore_errors=True)
     return 0
 
 
-def _loaded(folder: Path, memory: str) -> str:
+def loaded(folder: Path, memory: str) -> str:
     """How an artefact opens, in words."""
     command = [sys.executable, "-m", "benchmarks.large", "--loader", str(folder), memory]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

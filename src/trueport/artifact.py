@@ -36,11 +36,13 @@ class Artifact:
         folder: where it lies.
         manifest: the content of ``trueport.json``.
         proof: the content of ``proof.json``; None when no proof was asked for.
+        notes: what a user may want to know of the way that was taken, and what no file holds.
     """
 
     folder: Path
     manifest: dict[str, Any]
     proof: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import linecache
 import re
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,9 +19,13 @@ from trueport.errors import CaptureError, SpecializationError
 from trueport.interface import Interface, Tensor, terms
 from trueport.patches import exportable
 from trueport.rewrite.idle import drop_idle_slices
+from trueport.rewrite.source import original_place
 from trueport.roles.component import Component, sample
 from trueport.weights.lazy import LazyTensor
 from trueport.weights.linked import origins_of
+
+if TYPE_CHECKING:
+    from trueport.graphs.stamping.shorten import Stamping
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Captured:
 
     ``origins`` are the parameters whose values lie in a checkpoint, by their names in the program.
     ``guards`` are sizes past which torch made no promise, though the model itself may go on: the proof asks there.
+    ``stamping`` is there where layers are left out, which the graph is to have all the same.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Captured:
     patches: tuple[str, ...]
     guards: tuple[int, ...] = ()
     origins: Mapping[str, LazyTensor] = field(default_factory=dict)
+    stamping: Stamping | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class CheckedModule(nn.Module):
         super().__init__()
         self.inner = component.module
         self.interface = component.interface
+        self.stand_ins = dict(component.stand_ins)
 
     def forward(self, *args: torch.Tensor) -> list[torch.Tensor]:
         """Inputs in the interface's order to outputs in the interface's order."""
@@ -86,7 +94,7 @@ class CheckedModule(nn.Module):
                 torch._check(sizes[unknown[0]] >= 0)
             else:
                 torch._check(length == sum(sizes[part] for part in parts))
-        results = self.inner(**named)
+        results = self.inner(**named, **{name: named[other] for name, other in self.stand_ins.items()})
         return [results[tensor.name] for tensor in self.interface.outputs]
 
 
@@ -273,7 +281,8 @@ def user_line(stack: traceback.StackSummary) -> str:
         own = "site-packages" not in frame.filename and frame.filename.startswith(framework[-1])
         if frame.filename.startswith(framework[:-1]) or own or frame.filename.startswith("<"):
             continue
-        return f"{frame.filename}:{frame.lineno} ({frame.line})"
+        file, line = original_place(frame.filename, frame.lineno or 0)
+        return f"{file}:{line} ({linecache.getline(file, line).strip() or frame.line})"
     return ""
 
 

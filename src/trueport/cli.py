@@ -32,6 +32,10 @@ INTERRUPTED = 130
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.")]
+ProofMemory = Annotated[
+    str | None,
+    typer.Option("--proof-memory", help="What a proof may take, such as 4GB (default 80 % of what is free)."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the proof's inputs.")]
 
 
@@ -50,6 +54,10 @@ def export(
     paranoid: Annotated[
         bool, typer.Option("--paranoid", help="Hash every file, and the checkpoint's before and after.")
     ] = False,
+    stamp: Annotated[
+        bool,
+        typer.Option("--stamp/--no-stamp", help="Trace equal layers once, or each of them; the files are the same."),
+    ] = True,
     backend: Annotated[
         str | None, typer.Option("--backend", help="ExecuTorch's kernels: xnnpack (default) or portable.")
     ] = None,
@@ -95,6 +103,7 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")] = None,
     seed: Seed = None,
+    proof_memory: ProofMemory = None,
     debug: Debug = False,
 ) -> None:
     """Export MODEL to the folder OUT, and prove that what arrived is the model that left."""
@@ -112,6 +121,7 @@ def export(
                 opset=opset,
                 weights=weights,
                 paranoid=paranoid,
+                stamp=stamp,
                 backend=backend,
                 max_batch=max_batch,
                 max_length=max_length,
@@ -128,6 +138,7 @@ def export(
                 trust_remote_code=trust_remote_code,
                 revision=revision,
                 seed=seed,
+                proof_memory=proof_memory,
                 progress=tell,
                 bytes_done=tell.bytes_done,
             )
@@ -141,6 +152,8 @@ def export(
         raise failure
     for line in [*weights_words(artifact.manifest), *program_words(artifact.manifest)]:
         typer.echo(line)
+    for line in artifact.notes:
+        typer.echo(f"{line}.")
     if "optimized" in artifact.manifest:
         typer.echo("\n".join(fusion_words(artifact.manifest["optimized"])))
     if content is None:
@@ -159,6 +172,7 @@ def verify(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the proof to this file too.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     seed: Seed = None,
+    proof_memory: ProofMemory = None,
     debug: Debug = False,
 ) -> None:
     """Judge FOLDER: with the original every clause, without it those that need none."""
@@ -169,8 +183,9 @@ def verify(
     chosen = [name.strip() for name in clauses.split(",")] if clauses is not None else None
     with progress() as tell:
         proof: Proof = pipeline.verify(
-            folder, against=against, clauses=chosen, trust_remote_code=trust_remote_code, seed=seed, progress=tell
-        )
+            folder, against=against, clauses=chosen, trust_remote_code=trust_remote_code, seed=seed,
+            proof_memory=proof_memory, progress=tell,
+        )  # fmt: skip
     show(proof.to_json())
     if json_file is not None:
         write_json(json_file, proof.to_json())

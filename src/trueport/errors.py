@@ -51,3 +51,7 @@ class ProofError(TrueportError):
 
 class RewriteError(CaptureError):
     """Control flow that depends on a tensor's values has no form in a graph."""
+
+
+class StorageError(TrueportError):
+    """A place for artefacts cannot be read or written; it may be another time."""

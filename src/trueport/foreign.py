@@ -109,17 +109,18 @@ def _missing(folder: Path, name: str, candidates: tuple[tuple[str, ...], ...]) -
     return ArtifactError(f"{folder} holds no {name} ({wanted})", "Give the folder that an export to ONNX wrote.")
 
 
-def open_component(paths: list[Path], *, side: str) -> OnnxSession | SteppedSession:
+def open_component(paths: list[Path], *, side: str, memory: str = "fast") -> OnnxSession | SteppedSession:
     """A session under Trueport's names.
 
     Args:
         paths: one graph, or the one for an empty past and the one for the rest.
         side: ``encoder``, ``decoder`` of a seq2seq model, or ``model``.
+        memory: ``fast`` or ``map``.
 
     Raises:
         ArtifactError: a graph takes what the proof cannot feed.
     """
-    graphs = [RenamedSession(path, side) for path in paths]
+    graphs = [RenamedSession(path, side, memory) for path in paths]
     for graph in graphs:
         unknown = [t for t in graph.interface.plain_inputs if t.name not in READ | set(FED) and len(t.shape) != 3]
         if unknown:
@@ -135,11 +136,12 @@ class RenamedSession(OnnxSession):
     Args:
         path: the ``.onnx`` file.
         side: ``encoder``, ``decoder`` of a seq2seq model, or ``model``.
+        memory: ``fast`` or ``map``.
     """
 
-    def __init__(self, path: Path, side: str) -> None:
+    def __init__(self, path: Path, side: str, memory: str = "fast") -> None:
         check(path)  # a stranger's: before the runtime opens it
-        super().__init__(path)
+        super().__init__(path, memory=memory)
         given, results = self.interface.inputs, self.interface.outputs
         patterns = NAMES["inputs"]
         if side == "decoder" and not self.interface.has_input("encoder_attention_mask"):

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trueport.errors import ArtifactError, TrueportError
 from trueport.graphs.loading import count_nodes
 from trueport.interface import float_dtype_of
 from trueport.proof.result import Proof
 from trueport.proof.run import SEED, model_class, prove
+from trueport.weights.streamed import streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trueport.interface import Interface
+    from trueport.proof.memory import Memory
 
 
 def judge_foreign(
@@ -26,8 +28,9 @@ def judge_foreign(
     clauses: Sequence[str] | None,
     seed: int | None,
     progress: Callable[[str], None],
+    memory: Memory,
 ) -> Proof:
-    """The proof of a folder that another tool wrote.
+    """The proof of a folder that another tool wrote; ``memory`` as ``prove`` takes it.
 
     Raises:
         ArtifactError: its files are laid out or named as by no tool that Trueport knows.
@@ -36,11 +39,11 @@ def judge_foreign(
 
     config = _config(folder, original)
     files = find_graphs(folder, seq2seq=_is_seq2seq(folder, config, original))
-    sessions = {name: open_component(paths, side=name) for name, paths in files.items()}
+    sessions = {name: open_component(paths, side=name, memory=memory.opened) for name, paths in files.items()}
     role = _role(sessions, config, original)
     dtype = float_dtype_of(session.interface for session in sessions.values())
     if original is not None:
-        original = _in_dtype(original, dtype)
+        original = _in_dtype(original, dtype, memory)
     for name, session in sessions.items():
         session.interface = _bounded(_compared(session.interface, name, role, original), name, config, original)
     return prove(
@@ -53,6 +56,7 @@ def judge_foreign(
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,
+        memory=memory,
     )
 
 
@@ -94,13 +98,17 @@ def _role(sessions: Mapping[str, Any], config: Any, original: PreTrainedModel | 
     return "decoder" if generates or isinstance(sessions["model"], SteppedSession) else "encoder"
 
 
-def _in_dtype(original: PreTrainedModel, dtype: str) -> PreTrainedModel:
+def _in_dtype(original: PreTrainedModel, dtype: str, memory: Memory) -> PreTrainedModel:
     """The original in the dtype of the export, whose weights are rounded the same."""
+    import torch
+
     from trueport.roles.component import float_dtype
     from trueport.source import DTYPES, load_source
 
     if dtype == float_dtype(original) or dtype not in DTYPES:
         return original
+    if memory.streamed:
+        return cast("PreTrainedModel", streamed(original, getattr(torch, dtype)))
     return load_source(original, dtype=dtype, tokenizer=None).model
 
 

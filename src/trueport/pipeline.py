@@ -68,7 +68,9 @@ def export(
     trust_remote_code: bool = False,
     revision: str | None = None,
     seed: int | None = None,
+    proof_memory: int | str | None = None,
     paranoid: bool = False,
+    stamp: bool = True,
     progress: Progress | None = None,
     bytes_done: BytesDone | None = None,
 ) -> Artifact:
@@ -105,7 +107,11 @@ def export(
         trust_remote_code: run Python files that lie in the checkpoint.
         revision: of a hub id.
         seed: of the proof's inputs.
+        proof_memory: what the process may take while it proves, bytes or words such as ``4GB``; 80 % of what is
+            available when None. Where copies of the weights do not fit, the proof streams them (docs/proof.md).
         paranoid: hash every file, also of a folder past 16 GiB, and a checkpoint's files before and after.
+        stamp: trace equal layers once and stamp the others into an ONNX graph, where that is the shorter way; the files
+            are the same (docs/artifact.md).
         progress: told the name of each phase as it starts.
         bytes_done: told the bytes that are done in a phase that moves some, and all that it will move.
 
@@ -114,11 +120,12 @@ def export(
             ``allow_unproven``.
         TrueportError: it cannot be done; nothing is written.
     """
+    from trueport.proof.memory import memory_bytes
     from trueport.source import load_source
 
     tell = progress or (lambda phase: None)
     targets = find_targets(to)
-    meter = Meter(tell, bytes_done)
+    meter, notes = Meter(tell, bytes_done), list[str]()
     options: dict[str, Any] = {
         "opset": opset,
         "weights": weights,
@@ -130,6 +137,9 @@ def export(
         "max_pte": max_pte,
         "quantize": quantize,
         "calibration": calibration,
+        "proof_memory": memory_bytes(proof_memory),
+        "stamp": stamp,
+        "notes": notes,
     }
     check_options(options, targets)
     fusions = chosen_fusions(optimize, caches, targets, proof)
@@ -163,12 +173,12 @@ def export(
             from trueport.graphs.fusions import fit
 
             fused = fit(
-                staging, manifest, fusions, lambda: _prove(source, staging, manifest, seed, tell), tell,
+                staging, manifest, fusions, lambda: _prove(source, staging, manifest, options, seed, tell), tell,
                 folder=place, provider=str(optimize),
             )  # fmt: skip
             manifest["optimized"], found = fused.to_json(), fused.proof
         if proof and found is None:
-            found = _prove(source, staging, manifest, seed, tell)
+            found = _prove(source, staging, manifest, options, seed, tell)
         if found is not None and not found.proven:
             found = _explained(found, source, targets, options, seed, tell)
         if found is not None and not found.proven and not allow_unproven:
@@ -177,7 +187,7 @@ def export(
         finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
         if checkpoint is not None:
             checkpoint.check(hashes)
-    artifact = Artifact(place, manifest, content)
+    artifact = Artifact(place, manifest, content, tuple(dict.fromkeys(notes)))
     if found is not None and not found.proven:
         raise _failed(found, artifact)
     return artifact
@@ -207,6 +217,7 @@ def verify(
     clauses: Sequence[str] | None = None,
     trust_remote_code: bool = False,
     seed: int | None = None,
+    proof_memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Proof:
     """Judge a folder, whoever wrote it.
@@ -217,6 +228,7 @@ def verify(
         clauses: names of those to ask; None asks all.
         trust_remote_code: run Python files that lie in the original's checkpoint.
         seed: of the inputs.
+        proof_memory: as ``export`` takes it.
         progress: told each clause's name as it starts.
     """
     from trueport.verification import judge
@@ -228,6 +240,7 @@ def verify(
             clauses=clauses,
             trust_remote_code=trust_remote_code,
             seed=seed,
+            proof_memory=proof_memory,
             progress=progress or (lambda phase: None),
         )
 
@@ -283,7 +296,7 @@ def _lowered(
 def _captured(
     source: Source, model: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
 ) -> Iterator[Captured]:
-    from trueport.capture import capture
+    from trueport.graphs.stamping.shorten import captured
     from trueport.weights.linked import fake_mode_of
 
     if source.role == "custom":
@@ -291,9 +304,15 @@ def _captured(
     else:
         with fake_mode_of(model):
             components = target.components(model, untrained=source.untrained, options=options)
+
+    def note(line: str) -> None:
+        tell(line)
+        options.get("notes", []).append(line)
+
+    stamp = target.stamps and source.role != "custom" and options.get("stamp", True)
     for component in components:
         tell(f"capture {component.name}")
-        program = capture(component)
+        program = captured(component, getattr(model, "config", None), note, stamp=stamp)
         patches.extend(program.patches)
         tell(f"lower {component.name}")
         yield program
@@ -310,16 +329,20 @@ def _prove(
     source: Source,
     staging: Path,
     manifest: dict[str, Any],
+    options: Mapping[str, Any],
     seed: int | None,
     tell: Progress,
     clauses: Sequence[str] | None = None,
 ) -> Proof:
-    from trueport.verification import judge_own
+    from trueport.verification import judge_own, original_within
 
     with quiet():
+        # Not in the staging folder, whose files are the artefact's.
+        original, memory = original_within(options["proof_memory"], source, None, staging, staging.parent)
         return judge_own(
-            staging, manifest, source.original, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}")
-        )
+            staging, manifest, original, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}"),
+            memory=memory,
+        )  # fmt: skip
 
 
 def _explained(
@@ -353,7 +376,7 @@ def _failing(
         manifest = _write_graphs(source, Path(place), [target], options, tell)
         source.save_assets(Path(place))
         write_json(Path(place) / MANIFEST, manifest)
-        found = _prove(source, Path(place), manifest, seed, tell, clauses)
+        found = _prove(source, Path(place), manifest, options, seed, tell, clauses)
     return {clause.clause for clause in found.failures()}
 
 

@@ -23,6 +23,7 @@ from trueport.tasks import (
     task_of,
 )
 from trueport.weights.linked import Checkpoint, load_linked, mark_origins, open_checkpoint, origin_of
+from trueport.weights.mapped import Maps, mapped
 from trueport.words import count_words, listed
 
 if TYPE_CHECKING:
@@ -73,6 +74,16 @@ class Source:
             loaded = self.reload()
         mark_origins(loaded, self.model)
         return loaded
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self.reload is None or "original" in vars(self)
+
+    def mapped(self, maps: Maps) -> PreTrainedModel:
+        """The model of a linked source with its weights where they are, mapped from their files."""
+        with quiet():
+            return mapped(self.model, maps)
 
     @property
     def dtype(self) -> str:

@@ -14,11 +14,13 @@ from trueport.foreign_proof import judge_foreign
 from trueport.graphs.loading import check, count_nodes
 from trueport.interface import float_dtype_of
 from trueport.proof.folder import assets_clause, excused, files_clause
+from trueport.proof.memory import Memory, plan
 from trueport.proof.quantised import quantised_of
 from trueport.proof.reference import widened
 from trueport.proof.result import PASS, Proof
 from trueport.proof.run import SEED, prove
 from trueport.targets import find_target
+from trueport.weights.mapped import Maps
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +38,7 @@ def judge(
     trust_remote_code: bool,
     seed: int | None,
     progress: Callable[[str], None],
+    proof_memory: int | str | None = None,
 ) -> Proof:
     """A folder's proof, whoever wrote it; see ``pipeline.verify``."""
     from trueport.proof.clauses import check_names
@@ -50,17 +53,39 @@ def judge(
         source = None
         original: Any = against if manifest["source"].get("role") == "custom" else None
         if original is None:
-            source = _source(against, manifest["source"], trust_remote_code)
-            original = None if source is None else source.model
+            source = _source(against, manifest["source"], trust_remote_code, link=True)
+        original, memory = original_within(proof_memory, source, original, folder)
         _check_original(original, manifest["source"])
-        proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress)
+        proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
         if changed.status == PASS:
             proof = excused(proof, folder)
         extra = [changed] if source is None else [changed, assets_clause(folder, source)]
         return replace(proof, clauses=(*extra, *proof.clauses))
-    source = _source(against, {}, trust_remote_code)
-    original = None if source is None else source.model
-    return judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress)
+    source = _source(against, {}, trust_remote_code, link=True)
+    original, memory = original_within(proof_memory, source, None, folder)
+    with memory.kept():
+        proof = judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
+    return replace(proof, notes=(*memory.words(), *proof.notes))
+
+
+def original_within(
+    limit: int | str | None, source: Any, module: nn.Module | None, folder: Path, scratch: Path | None = None
+) -> tuple[Any, Memory]:
+    """The original as the memory of the proof of ``folder`` allows it, and how it keeps to that.
+
+    Args:
+        limit: as ``plan`` takes it.
+        source: where the original comes from; None where it is ``module``, or there is none.
+        module: a module of any kind.
+        folder: the artefact.
+        scratch: where weights that no file holds as they are may be written.
+    """
+    if source is None:
+        return module, plan(limit, module, folder)
+    memory = plan(limit, source.model, folder, loaded=getattr(source, "loaded", True))
+    if memory.streamed and not getattr(source, "loaded", True):
+        return source.mapped(Maps(scratch, places=memory.places)), memory
+    return source.original, memory
 
 
 def original_of(against: str | Path | nn.Module, manifest: Mapping[str, Any], trust_remote_code: bool) -> Any:
@@ -105,18 +130,28 @@ def judge_own(
     seed: int | None,
     progress: Callable[[str], None],
     plain: TrueportModel | None = None,
+    memory: Memory | None = None,
 ) -> Proof:
-    """The proof of a folder with a manifest, through the runtime that users have; ``plain`` as ``prove`` takes it."""
+    """The proof of a folder with a manifest, through the runtime that users have.
+
+    ``plain`` and ``memory`` are as ``prove`` takes them; a memory that is not given is planned here.
+    """
     targets = list(dict.fromkeys(str(entry.get("target")) for entry in manifest["components"].values()))
-    with ThreadPoolExecutor(1) as pool:  # the runtime loads the artefact meanwhile
+    memory = memory or plan(None, original, folder)
+    with memory.kept(), ThreadPoolExecutor(1) as pool:  # the runtime loads the artefact meanwhile
         custom = original is None or manifest["source"]["role"] == "custom"
-        wide = None if custom else pool.submit(widened, cast("PreTrainedModel", original))
-        proofs = [
-            _judge_target(
-                folder, manifest, target, original, wide, clauses=clauses, seed=seed, progress=progress, plain=plain
-            )
-            for target in targets
-        ]
+        copied = not memory.streamed
+        wide = None if custom else pool.submit(widened, cast("PreTrainedModel", original), copied=copied)
+
+        def judged(target: str) -> Proof:
+            return _judge_target(
+                folder, manifest, target, original, wide, clauses=clauses, seed=seed, progress=progress, plain=plain,
+                memory=memory,
+            )  # fmt: skip
+
+        proofs = [judged(target) for target in targets]
+    notes = tuple(memory.words())
+    proofs = [replace(proof, notes=(*notes, *proof.notes)) for proof in proofs]
     if len(proofs) == 1:
         return proofs[0]
     named = [
@@ -124,7 +159,8 @@ def judge_own(
         for target, proof in zip(targets, proofs, strict=True)
         for clause in proof.clauses
     ]
-    return replace(proofs[0], clauses=tuple(named))
+    notes = tuple(dict.fromkeys(note for proof in proofs for note in proof.notes))
+    return replace(proofs[0], clauses=tuple(named), notes=notes)
 
 
 def _judge_target(
@@ -138,11 +174,12 @@ def _judge_target(
     seed: int | None,
     progress: Callable[[str], None],
     plain: TrueportModel | None,
+    memory: Memory,
 ) -> Proof:
     """The proof of what one target's runtime runs."""
     from trueport.runtime import load
 
-    runnable = load(folder, runtime=target)
+    runnable = load(folder, runtime=target, memory=memory.opened)
     role = manifest["source"]["role"]
     entries = [entry for entry in manifest["components"].values() if entry.get("target") == target]
     if role == "custom":
@@ -158,6 +195,7 @@ def _judge_target(
             clauses=clauses,
             seed=SEED if seed is None else seed,
             progress=progress,
+            memory=memory,
         )
     return prove(
         runnable.sessions,
@@ -174,6 +212,7 @@ def _judge_target(
         progress=progress,
         wide=None if wide is None else wide.result(),
         plain=plain,
+        memory=memory,
     )
 
 
@@ -184,9 +223,9 @@ def _guards(entries: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _source(
-    against: str | Path | nn.Module | None, source: Mapping[str, Any], trust_remote_code: bool
+    against: str | Path | nn.Module | None, source: Mapping[str, Any], trust_remote_code: bool, *, link: bool = False
 ) -> Source | None:
-    """The original, with its tokenizer where it has one."""
+    """The original, with its tokenizer where it has one; ``link`` as ``load_source`` takes it."""
     if against is None:
         return None
     from trueport.source import load_source
@@ -198,6 +237,7 @@ def _source(
             dtype=source.get("dtype"),
             tokenizer=tokenizer,
             trust_remote_code=trust_remote_code,
+            link=link,
         )
 
     try:

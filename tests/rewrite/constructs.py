@@ -356,6 +356,74 @@ class MadeInForward(nn.Module):
         return scaled(2.0)(x) + scaled(50.0)(x)
 
 
+class GuardedDivision(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.max().long()
+        if n != 0 and (n + 20) // n > 2:
+            return x * 2
+        return x
+
+
+class HalfNumber(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = float(x.half().abs().sum()) + x.half().max().item()
+        return x + size * 60000
+
+
+class ListsWithTwoNames(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = [x, x * 2]
+        second = first
+        if x.sum() > 0:
+            second = [x * 3, x * 4]
+        else:
+            second = [x * 5, x * 6]
+        return first[0] + second[1]
+
+
+class TryFinally(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        try:
+            if x.sum() > 0:
+                y = y / 3
+        except ValueError:
+            y = x
+        else:
+            if x.max() > 3:
+                y = y + 1
+        finally:
+            z = y + 1
+            if z.min() < -3:
+                z = z * 2
+        return z
+
+
+class ReadLater(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.ones(())
+
+        def scaled_by(y: torch.Tensor) -> torch.Tensor:
+            return y * scale
+
+        if x.sum() > 0:
+            scale = x.abs().max() + 1
+        return scaled_by(x)
+
+
+class CountedInWhile(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = 0
+        done = bool(x.sum() > 900)
+        while not done:
+            x = x.abs() * 2 + 0.5
+            count += 1
+            if count > 6:
+                break
+            done = bool(x.sum() > 900)
+        return x + count
+
+
 UP, DOWN, LONG = ONES + 5, ONES - 9, torch.cat([ONES, ONES + 1, -ONES])
 CASES = (
     Case(EarlyReturn, "if", (ONES, UP)),
@@ -390,5 +458,11 @@ CASES = (
     Case(Membership, "in", (ONES, UP, DOWN, ONES * 0)),
     Case(KeptBool, "not", (ONES, UP, DOWN)),
     Case(SumOfBools, "bool()", (ONES, UP, DOWN)),
+    Case(GuardedDivision, "and", (ONES * 9, UP, DOWN, ONES * 0)),
+    Case(HalfNumber, "float()", (ONES, UP), executorch=SIZE),
+    Case(ListsWithTwoNames, "if", (ONES, DOWN)),
+    Case(TryFinally, "if", (ONES, UP, DOWN)),
+    Case(ReadLater, "if", (ONES, UP, DOWN)),
+    Case(CountedInWhile, "while", (ONES, UP * 9, UP * 99), executorch=LOOP),
     Case(MadeInForward, "ternary", (ONES, UP, UP * 3)),
 )

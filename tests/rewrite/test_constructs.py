@@ -20,7 +20,9 @@ from trueport.rewrite import find
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 FAST = ("EarlyReturn", "Elif", "While", "Break", "Accumulator", "RangeOfItem", "InPlace", "Clamp")
 SLOW = pytest.mark.slow
-OPERATORS = {"bool()": {"Cast"}, "while": {"Loop"}, "for": {"Scan", "Loop"}, "list comprehension": {"Scan"}}
+OPERATORS = {
+    "bool()": {"Cast"}, "float()": {"Cast"}, "while": {"Loop"}, "for": {"Scan", "Loop"}, "list comprehension": {"Scan"},
+}  # fmt: skip
 
 
 def built(case: Case) -> torch.nn.Module:

@@ -240,7 +240,38 @@ class ObjectInLoop(nn.Module):
         return torch.stack(log.entries)
 
 
+class WrittenOrReplaced(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = [x, x * 2]
+        second = first
+        if x.sum() > 0:  # here
+            second[0] = x * 3
+        else:
+            second = [x * 5, x * 6]
+        return first[0] + second[1]
+
+
+class ScalarOrWhole(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:  # here
+            return x.mean()
+        return x
+
+
+class DividedInWhile(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        step, total = x.sum().long() * 0, x.sum().long() * 0
+        while step < 3:
+            if step != 1:  # here
+                total = total + 6 // (step - 1)
+            step = step + 1
+        return x + total
+
+
 MODULES = (
+    (WrittenOrReplaced, "the list second", "on both"),
+    (ScalarOrWhole, "0 axes on one way", "unsqueeze"),
+    (DividedInWhile, "forbids within a `while`", "clamp"),
     (WalrusInAnd, "`:=`", "line of its own"),
     (WalrusInTernary, "`:=`", "line of its own"),
     (WalrusInWhile, "`:=`", "before the loop"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import shutil
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 import trueport
+from tests import zoo
 from tests.runtime.test_generate import generate
 from trueport.errors import ArtifactError, RunError
+from trueport.proof.memory import resident
 from trueport.runtime import TrueportModel, load
 from trueport.runtime.text import stream
 
@@ -45,6 +48,34 @@ def test_memory(pair, artefact, memory: str):
     inputs = {"input_ids": torch.arange(5, 12)[None]}
     model = load(artefact("llama"), memory=memory, threads=1, runtime="onnx")
     assert torch.equal(generate(model, inputs, do_sample=False), generate(original, inputs, do_sample=False))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory from Linux")
+def test_mapped_weights_take_no_memory_of_their_own(tmp_path: Path):
+    """Neither when the folder is opened nor when it runs."""
+    config = zoo.build("llama").config
+    config.vocab_size, config.hidden_size, config.tie_word_embeddings = 120_000, 128, True
+    with torch.random.fork_rng():
+        type(zoo.build("llama"))(config).save_pretrained(tmp_path / "checkpoint")
+    trueport.export(tmp_path / "checkpoint", tmp_path / "out", weights="link", tokenizer=None, proof=False)
+    weights, grown, answers = 120_000 * 128 * 4, {}, []
+    for memory in ("map", "fast"):
+        before = anonymous()
+        model = load(tmp_path / "out", memory=memory, threads=1)
+        opened = anonymous() - before
+        answers.append(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False))
+        grown[memory] = opened, anonymous() - before
+        del model
+    assert torch.equal(*answers)
+    assert max(grown["map"]) < weights / 3 < weights / 2 < grown["fast"][0]
+
+
+def anonymous() -> int:
+    """Bytes of this process in memory that are no pages of files."""
+    gc.collect()
+    total, shared = resident()
+    return total - shared
 
 
 def test_role_from_the_components(copied):
@@ -101,12 +132,14 @@ def test_unknown_choices(artefact):
         load(artefact("llama"), memory="none")
 
 
+@pytest.mark.parametrize("memory", ["fast", "map"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}])
-def test_stream(pair, copied, tokenizer, options):
+def test_stream(pair, copied, tokenizer, options, memory):
     original, _ = pair("llama")
     tokenizer.save_pretrained(copied)
     out = io.StringIO()
-    text = stream(copied, "w5 w6 w7", {"max_new_tokens": 6, "min_new_tokens": 6} | options, seed=3, file=out)
+    told = {"max_new_tokens": 6, "min_new_tokens": 6} | options
+    text = stream(copied, "w5 w6 w7", told, seed=3, memory=memory, file=out)
     assert out.getvalue().strip() == text.strip()
     wanted = generate(original, {"input_ids": torch.tensor([[5, 6, 7]])}, new=6, **options)
     assert text == tokenizer.decode(wanted[0, 3:], skip_special_tokens=True)

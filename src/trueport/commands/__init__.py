@@ -8,6 +8,7 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add them to ``app``."""
     from trueport.commands.diagnose import diagnose
+    from trueport.commands.fleet import app as fleet
     from trueport.commands.graphs import audit, repair
     from trueport.commands.optimize import optimize
     from trueport.commands.patches import patches
@@ -17,3 +18,4 @@ def register(app: typer.Typer) -> None:
     app.command()(audit)
     app.command()(repair)
     app.command()(optimize)
+    app.add_typer(fleet)

@@ -67,6 +67,7 @@ def show(content: dict[str, Any] | None) -> None:
     from rich.console import Console
 
     from trueport.proof.report import headline, table
+    from trueport.words import clean
 
     class _Pipe(Console):
         def on_broken_pipe(self) -> None:
@@ -75,3 +76,5 @@ def show(content: dict[str, Any] | None) -> None:
     console = _Pipe()
     console.print(table(content))
     console.print(headline(content), soft_wrap=True, markup=False)
+    for note in clean(content.get("notes") or []):
+        console.print(f"{note}.", soft_wrap=True, markup=False)

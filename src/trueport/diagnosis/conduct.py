@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ RANDOM = {
     "bernoulli", "bernoulli_", "exponential_", "multinomial", "normal", "normal_", "rand", "rand_like", "randint",
     "randint_like", "randn", "randn_like", "random_", "randperm", "uniform_",
 }  # fmt: skip
+
+
+_WATCHING = threading.Lock()
+"""Two threads that put back what they found would leave one's watch in place."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,10 @@ def conduct(module: nn.Module, inputs: Any) -> list[Finding]:
     stores: dict[str, str] = {}
     draws: dict[str, str] = {}
     with torch.no_grad(), preserved(module):
+        before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
         with _stores_watched(stores), _Draws(draws):
             first = call_with(module, inputs)
+        written = [name for name, buffer in module.named_buffers() if _differs(before.get(name), buffer)]
         second = call_with(module, inputs) if not draws else first
     findings += [
         Finding(
@@ -55,6 +62,15 @@ def conduct(module: nn.Module, inputs: Any) -> list[Finding]:
             "Return the value instead; an exported program keeps no attribute.",
         )
         for name, where in stores.items()
+    ]
+    findings += [
+        Finding(
+            "side effect",
+            "",
+            f"forward of {type(module).__name__} writes to the buffer {name}, so that a call changes the next",
+            "Make it an input and an output: state={...}.",
+        )
+        for name in written
     ]
     findings += [
         Finding("random", where, f"torch.{name} draws without a seed", "Take the random numbers as an input.")
@@ -97,11 +113,12 @@ def _foreign(inputs: Any) -> Iterator[Finding]:
 @contextmanager
 def _stores_watched(found: dict[str, str]) -> Iterator[None]:
     """Note every attribute that is set on a module, and where; tensors written by torch's own modules do not count."""
-    original = nn.Module.__setattr__
+    _WATCHING.acquire()
+    original, thread = nn.Module.__setattr__, threading.get_ident()
 
     def setting(self: Any, name: str, value: Any) -> None:
         file = sys._getframe(1).f_code.co_filename
-        if "/torch/" not in file:
+        if "/torch/" not in file and threading.get_ident() == thread:
             found.setdefault(name, f"{file}:{sys._getframe(1).f_lineno}")
         original(self, name, value)
 
@@ -110,6 +127,7 @@ def _stores_watched(found: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         nn.Module.__setattr__ = original  # type: ignore[method-assign]
+        _WATCHING.release()
 
 
 class _Draws(TorchFunctionMode):
@@ -125,6 +143,12 @@ class _Draws(TorchFunctionMode):
 
             self.found.setdefault(name, user_line(traceback.extract_stack()).partition(" (")[0])
         return func(*args, **kwargs)
+
+
+def _differs(before: torch.Tensor | None, buffer: torch.Tensor) -> bool:
+    if before is None or before.shape != buffer.shape:
+        return True
+    return not bool(((before == buffer) | ((before != before) & (buffer != buffer))).all())
 
 
 def _alike(one: Any, other: Any) -> bool:

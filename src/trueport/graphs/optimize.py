@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
@@ -24,8 +25,8 @@ def optimize(model: ir.Model, weights: Collection[str]) -> None:
 
     Args:
         model: a freshly converted graph.
-        weights: names of the initializers that are the model's weights. Nothing computed from one is folded: a folded
-            transpose would be a second copy, and the runtime folds at load anyway.
+        weights: names of the initializers that are the model's weights. None is read, and nothing computed from one is
+            folded: a folded transpose would be a second copy, and the runtime folds at load anyway.
     """
     from onnx_ir.passes import Sequential
     from onnx_ir.passes import common as passes
@@ -45,13 +46,27 @@ def optimize(model: ir.Model, weights: Collection[str]) -> None:
         passes.OutputFixPass(),
         passes.NameFixPass(),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _unread(model.graph, names):
         warnings.simplefilter("ignore")
         passes.InlinePass()(model)
         _simplify(model, should_fold)
         lift(model)
         _merge_constants(model.graph, names)
         clean_up(model)
+
+
+@contextmanager
+def _unread(graph: ir.Graph, weights: Collection[str]) -> Iterator[None]:
+    """Within, the weights have no values: a rule that drops a bias of zeros would make the graph depend on them."""
+    values = [value for name, value in graph.initializers.items() if name in weights]
+    tensors = [value.const_value for value in values]
+    for value in values:
+        value.const_value = None
+    try:
+        yield
+    finally:
+        for value, tensor in zip(values, tensors, strict=True):
+            value.const_value = tensor
 
 
 def _merge_constants(graph: ir.Graph, weights: Collection[str]) -> None:

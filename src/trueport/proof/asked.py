@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs
+from trueport.proof.memory import ANY, EAGER, HELD, SCORES, Memory, TooLargeError
 from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
@@ -43,6 +45,7 @@ class Asked:
         guards: lengths past which the capture made no promise.
         prompts: how many ``generate`` is asked with.
         quantised: how the artefact is quantised; None where it computes in floats.
+        memory: what the proof may take.
     """
 
     subject: Subject
@@ -61,6 +64,7 @@ class Asked:
     guards: tuple[int, ...] = ()
     prompts: int = 3
     quantised: Quantised | None = None
+    memory: Memory = ANY
 
     @cached_property
     def masked(self) -> bool:
@@ -97,12 +101,26 @@ class Asked:
             return np.ones((batch.size, 1), dtype=bool) if batch.ids.ndim > 2 else batch.mask == 1
         return rows
 
+    def afford(self, batch: Batch) -> None:
+        """Raise TooLargeError for a batch whose answers the memory of the proof does not hold."""
+        length = max(batch.mask.shape[1], batch.decoded.shape[1] if batch.target is not None else 0)
+        # What has no axis of tokens is small; an axis with a name that is not the tokens' is as wide as the vocabulary.
+        widths = [
+            prod(size if isinstance(size, int) else self.inputs.vocabulary for size in shape[2:])
+            for shape in self.outputs.values()
+        ]
+        heads = int(getattr(self.config, "num_attention_heads", 0) or 0)
+        stepwise = self.exact is None or getattr(self.exact.model.config, "_attn_implementation", "") != "sdpa"
+        scores = heads * length * (SCORES + (EAGER if stepwise else 0))
+        self.memory.afford(f"{batch.size} x {length} tokens", batch.size * length * (sum(widths) * HELD + scores))
+
     def ask(self, batch: Batch) -> dict[str, np.ndarray]:
         """The artefact's answer as float64.
 
         Raises:
             TrueportError: it refuses the batch.
         """
+        self.afford(batch)
         return {
             name: value.astype(np.float64)
             for name, value in self.subject.forward(batch).items()
@@ -132,26 +150,32 @@ class Asked:
             value, wanted = got[name], truth[name]
             if value.shape != wanted.shape:
                 return Case(case, None, 0.0, batch.to_json(), f"{name} has shape {value.shape}, not {wanted.shape}")
-            real = np.broadcast_to(real, value.shape[: real.ndim])
-            difference = np.where(_spread(real, value), np.abs(value - wanted), 0.0)
-            scale = float(np.abs(wanted[real]).max())
-            found = self._judged(case, name, batch, difference, scale, note)
+            found = self._judged(
+                case, name, batch, np.broadcast_to(real, value.shape[: real.ndim]), value, wanted, note
+            )
             if found.ratio >= worst.ratio or worst.worst_input is None:
                 worst = found
         return worst
 
-    def _judged(self, case: str, name: str, batch: Batch, difference: np.ndarray, scale: float, note: str) -> Case:
-        rows = difference.reshape(batch.size, -1)
-        per_row = np.where(np.isnan(rows).any(axis=1), np.inf, np.nan_to_num(rows, nan=0.0).max(axis=1))
-        row = int(per_row.argmax())
-        error = None if np.isinf(per_row[row]) else float(per_row[row])
+    def _judged(
+        self, case: str, name: str, batch: Batch, real: np.ndarray, value: np.ndarray, wanted: np.ndarray, note: str
+    ) -> Case:
+        rows = [_farthest(*row) for row in zip(real, value, wanted, strict=True)]  # one at a time: they may be large
+        row = int(np.argmax([error for error, _ in rows]))
+        error = None if np.isinf(rows[row][0]) else rows[row][0]
+        scale = float(np.max([scale for _, scale in rows]))
         budget = self.tolerance.budget(name, scale)
         failed = error is None or error > budget
         words = [name if failed and len(self.outputs) > 1 else "", "not finite" if error is None else "", note]
         return Case(case, error, budget, batch.take([row]).to_json(), "; ".join(part for part in words if part))
 
     def refused(self, case: str, batch: Batch, error: Exception) -> Case:
-        """A failed case: the artefact would not run a legal batch; what the original refuses too is not one."""
+        """A failed case: the artefact would not run a legal batch; what the original refuses too is not one.
+
+        What was too large for the memory of the proof is left out.
+        """
+        if isinstance(error, TooLargeError):
+            return Case(case, 0.0, 0.0, None, error.problem, left_out=True)
         if isinstance(error, OriginalError) or self._original_refuses(batch):
             return Case(case, 0.0, 0.0, None, "the original itself refuses this input")
         return Case(case, None, 0.0, batch.take([0]).to_json(), str(error))
@@ -163,6 +187,12 @@ class Asked:
             return True
 
 
-def _spread(real: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """``real`` with axes of length 1 appended, so that it broadcasts over ``value``."""
-    return real.reshape(real.shape + (1,) * (value.ndim - real.ndim))
+def _farthest(real: np.ndarray, value: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """The largest difference and the largest magnitude in one row at real positions; inf for a NaN."""
+    if not real.any():
+        return 0.0, 0.0
+    if not real.all():
+        value, wanted = value[real], wanted[real]
+    difference = np.abs(value - wanted)
+    largest = float(difference.max(initial=0.0))
+    return np.inf if np.isnan(largest) else largest, float(max(wanted.max(initial=0.0), -wanted.min(initial=0.0)))

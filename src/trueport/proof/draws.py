@@ -22,6 +22,8 @@ def draws_of(feeds: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
 
 
 def _draw_of(tensor: torch.Tensor) -> dict[str, Any]:
+    if tensor.is_floating_point():
+        tensor = tensor[tensor.isfinite()]  # one NaN would make every draw NaN, and nothing could be compared
     if tensor.numel() == 0:
         return {"mean": 0.0, "deviation": 1.0}
     if not tensor.is_floating_point() and tensor.dtype != torch.bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from trueport.dtypes import numpy_dtype
 from trueport.errors import TrueportError
 from trueport.interface import PAST, Interface, evaluate, terms
 from trueport.proof.draws import Drawn
-from trueport.proof.reference import OriginalError, _widened
+from trueport.proof.memory import ANY, HELD, Memory, TooLargeError
+from trueport.proof.reference import OriginalError, jittered, wide_copy, wide_original
 from trueport.proof.result import Case
-from trueport.proof.tolerance import JITTERED, PRECISE, Tolerance, measured, modelled
+from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
 from trueport.roles.custom import first_state
 from trueport.roles.probing import FAILURES
+from trueport.weights.streamed import streamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,21 +52,14 @@ class Original:
     ) -> None:
         self.model, self.call, self.first, self.interface, self.wide = model, call, first, interface, wide
 
-    def exact(self) -> Original:
-        """The same module in float64."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        wider = {id(tensor): _widened(tensor) for tensor in tensors if tensor.is_floating_point()}
-        return Original(copy.deepcopy(self.model, wider).double(), self.call, self.first, self.interface, wide=True)
+    def exact(self, *, copied: bool = True) -> Original:
+        """The same module in float64; ``copied`` as ``widened`` takes it."""
+        wide = wide_copy(self.model) if copied else streamed(self.model, torch.float64)
+        return Original(wide, self.call, self.first, self.interface, wide=True)
 
     def jittered(self, seed: int) -> Original:
         """The same module with every weight one unit in the last place up or down."""
-        moved = copy.deepcopy(self.model)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for weight in (part for part in moved.parameters() if part.is_floating_point()):
-                signs = torch.rand(weight.shape, generator=generator) < 0.5
-                weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
-        return Original(moved, self.call, self.first, self.interface)
+        return Original(jittered(self.model, seed), self.call, self.first, self.interface)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """All inputs to all outputs, float64 or as they are."""
@@ -142,6 +137,7 @@ class AskedModule:
         tolerance: budgets.
         own, exact: the original in its own dtype and in float64; None without the original.
         guards: lengths past which the capture made no promise.
+        memory: what the proof may take.
     """
 
     session: Session
@@ -152,6 +148,7 @@ class AskedModule:
     own: Original | None
     exact: Original | None
     guards: tuple[int, ...] = ()
+    memory: Memory = ANY
 
     @property
     def interface(self) -> Interface:
@@ -195,10 +192,19 @@ class AskedModule:
             worst = found if found.ratio >= worst.ratio else worst
         return worst
 
+    def afford(self, feeds: Arrays) -> None:
+        """Raise TooLargeError for inputs whose outputs the memory of the proof does not hold."""
+        sizes = self.sizes | sizes_of(self.interface, feeds)
+        numbers = sum(prod(tensor.concrete(sizes)) for tensor in self.interface.outputs)
+        self.memory.afford("these sizes", numbers * HELD)
+
     def attempt(self, case: str, feeds: Arrays, ask: Callable[[], Case]) -> Case:
-        """The case; a refusal of the artefact is a failure, of the original not."""
+        """The case; a refusal of the artefact is a failure, of the original not, and what is too large is left out."""
         try:
+            self.afford(feeds)
             return ask()
+        except TooLargeError as error:
+            return Case(case, 0.0, 0.0, None, error.problem, left_out=True)
         except OriginalError:
             return Case(case, 0.0, 0.0, None, "the original itself refuses this input")
         except TrueportError as error:
@@ -215,13 +221,13 @@ def shown(feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def tolerance_of(
-    own: Original | None, drawn: Drawn, sizes: Mapping[str, int], dtype: str, depth: int
+    own: Original | None, drawn: Drawn, sizes: Mapping[str, int], dtype: str, depth: int, memory: Memory
 ) -> tuple[Tolerance, Original | None]:
     """The noise floor on inputs like those of the proof, and the original that tells the truth."""
     if own is None:
         return modelled(dtype, depth), None
     feeds = [drawn.draw(f"floor {number}", sizes) for number in range(3)]
-    exact: Original = own.exact()
+    exact: Original = wide_original(lambda copied: own.exact(copied=copied), lambda wide: wide.run(feeds[0]), memory)
     words = PRECISE
     try:
         fine = [[exact.run(each)] for each in feeds]
@@ -230,6 +236,7 @@ def tolerance_of(
         finite = False
     if not finite:
         exact, words = own, JITTERED
+        memory.copy(MOVED, own.model)
         fine = [[own.jittered(seed).run(each) for seed in range(3)] for each in feeds]
     floors: dict[str, float] = {}
     for each, runs in zip(feeds, fine, strict=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +12,14 @@ import torch
 from trueport.errors import TrueportError
 from trueport.proof.inputs import Batch
 from trueport.roles.component import signature
+from trueport.weights.streamed import one_by_one, streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from trueport.proof.memory import Memory
+
+Original = TypeVar("Original")
 
 
 class OriginalError(TrueportError):
@@ -23,23 +28,71 @@ class OriginalError(TrueportError):
 
 REMEMBERED = 12
 """Answers kept: a clause asks about one batch in several ways, and about the same rows under other padding."""
+KEPT = 2**28
+"""Bytes that they may take together."""
 
 
-def widened(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model in float64; experts are looped over, as the grouped kernel knows no float64."""
+def widened(model: PreTrainedModel, *, copied: bool = True) -> PreTrainedModel:
+    """The model in float64, which loops over its experts.
+
+    Args:
+        model: the original.
+        copied: make a copy of the weights; else they are cast wherever they are read, to the same values.
+    """
+    return one_by_one(wide_copy(model)) if copied else streamed(model, torch.float64)
+
+
+def wide_original(make: Callable[[bool], Original], ask: Callable[[Original], object], memory: Memory) -> Original:
+    """The original in float64, its weights streamed where the proof's memory says so and the model bears it.
+
+    Args:
+        make: it, with a copy of the weights or without.
+        ask: ask it something.
+        memory: of the proof.
+
+    Raises:
+        TrueportError: it cannot be streamed, and a copy is too large.
+    """
+    original = make(not memory.streamed)
+    if memory.streamed:
+        try:
+            ask(original)
+        except OriginalError as error:
+            memory.copied = f"{error.problem} where its weights are streamed: a float64 copy was made"
+            memory.copy(f"{error.problem} where its weights are streamed, and needs a float64 copy")
+            original = make(True)
+    return original
+
+
+def wide_copy(model: Any) -> Any:
+    """A copy of any module in float64."""
     # The weights are widened first and the rest copied around them: never a third copy in memory.
     tensors = [*model.parameters(), *model.buffers()]
     wider = {id(tensor): _widened(tensor) for tensor in tensors if tensor.is_floating_point()}
-    wide = copy.deepcopy(model, wider).double()
-    if getattr(wide, "_can_set_experts_implementation", lambda: False)():
-        wide.set_experts_implementation("eager")
-    return wide
+    return copy.deepcopy(model, wider).double()
+
+
+def jittered(model: Any, seed: int) -> Any:
+    """A copy of any module with every weight one unit in the last place up or down."""
+    generator = torch.Generator().manual_seed(seed)
+    moved: dict[int, Any] = {}
+    for parameter in model.parameters():
+        weight = parameter.detach().clone()
+        if weight.is_floating_point():
+            signs = torch.rand(weight.shape, generator=generator) < 0.5
+            weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
+        moved[id(parameter)] = torch.nn.Parameter(weight, requires_grad=False)
+    return copy.deepcopy(model, moved)
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
     """The same parameter or buffer in float64."""
     wide = tensor.detach().double()
     return torch.nn.Parameter(wide, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else wide
+
+
+def _nbytes(answer: Mapping[str, np.ndarray]) -> int:
+    return sum(value.nbytes for value in answer.values())
 
 
 class Reference:
@@ -61,19 +114,13 @@ class Reference:
         """Of its weights."""
         return next(self.model.parameters()).dtype
 
-    def exact(self, wide: PreTrainedModel | None = None) -> Reference:
-        """The same in float64; ``wide`` is the model ``widened`` already."""
-        return Reference(widened(self.model) if wide is None else wide, self.role, self.names)
+    def exact(self, wide: PreTrainedModel | None = None, *, copied: bool = True) -> Reference:
+        """The same in float64; ``wide`` is the model ``widened`` already, and ``copied`` as it takes it."""
+        return Reference(widened(self.model, copied=copied) if wide is None else wide, self.role, self.names)
 
     def jittered(self, seed: int) -> Reference:
         """The same model with every weight one unit in the last place up or down."""
-        moved = copy.deepcopy(self.model)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for weight in moved.parameters():
-                signs = torch.rand(weight.shape, generator=generator) < 0.5
-                weight.mul_(1 + (signs.to(weight.dtype) * 2 - 1) * torch.finfo(weight.dtype).eps)
-        return Reference(moved, self.role, self.names)
+        return Reference(jittered(self.model, seed), self.role, self.names)
 
     def forward(self, batch: Batch, *, positions: bool = True) -> dict[str, np.ndarray]:
         """Outputs by name, float64 arrays.
@@ -89,9 +136,15 @@ class Reference:
         parts = (batch.ids, batch.mask, batch.target, batch.types)
         key = (positions, batch.start, *(None if part is None else part.tobytes() for part in parts))
         if key not in self._memo:
-            if len(self._memo) == REMEMBERED:
+            answer = self._forward(batch, positions)
+            size = _nbytes(answer)
+            while self._memo and (
+                len(self._memo) == REMEMBERED or size + sum(map(_nbytes, self._memo.values())) > KEPT
+            ):
                 self._memo.pop(next(iter(self._memo)))
-            self._memo[key] = self._forward(batch, positions)
+            if size > KEPT:
+                return answer
+            self._memo[key] = answer
         return dict(self._memo[key])
 
     def _forward(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
@@ -120,7 +173,8 @@ class Reference:
             reason = " ".join(str(error).split())[:200]
             raise OriginalError(f"The original refuses {tuple(batch.ids.shape)}: {reason}") from error
         values = {name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names}
-        return {name: value.to(torch.float64).numpy().copy() for name, value in values.items()}
+        # A copy of float64 is needed too: what is given out may be the module's own.
+        return {name: value.to(torch.float64, copy=True).numpy() for name, value in values.items()}
 
     def _is_state(self, name: str) -> bool:
         return self.role == "seq2seq" and name == "last_hidden_state"

@@ -357,6 +357,7 @@ def gaps(proof: Mapping[str, Any]) -> list[str]:
             sentences.append(f"{_named(clause, proof)} was not asked: {reason}.")
         elif clause["status"] == "fail":
             sentences.append(f"{_named(clause, proof)} was asked and does not hold.")
+    sentences += [f"{note}." for note in proof.get("notes") or []]
     missing = [name for name in CORE if name not in {clause["clause"] for clause in entries}]
     if missing:
         sentences.append(f"Not part of this proof: {listed(missing)}.")

@@ -13,13 +13,17 @@ FOLDER = "folder"
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: ``error`` over ``budget`` fails it; None for a comparison that could not be made."""
+    """One comparison: ``error`` over ``budget`` fails it; None for a comparison that could not be made.
+
+    One that was ``left_out`` proves nothing; its note says why.
+    """
 
     case: str
     error: float | None
     budget: float
     worst_input: dict[str, Any] | None = None
     note: str = ""
+    left_out: bool = False
 
     @property
     def failed(self) -> bool:
@@ -47,13 +51,14 @@ class Case:
 
 @dataclass(frozen=True)
 class ClauseResult:
-    """One clause's verdict."""
+    """One clause's verdict; ``left_out`` are the cases that were not asked, and why."""
 
     clause: str
     component: str
     status: str
     reason: str
     cases: tuple[Case, ...] = field(default=())
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As proof.json stores it."""
@@ -62,18 +67,20 @@ class ClauseResult:
             "component": self.component,
             "status": self.status,
             "reason": self.reason,
+            "left_out": list(self.left_out),
             "cases": [case.to_json() for case in self.cases],
         }
 
 
 @dataclass(frozen=True)
 class Proof:
-    """All clauses of one artefact."""
+    """All clauses of one artefact; ``notes`` tell what was done or left out to keep to the proof's memory."""
 
     seed: int
     clauses: tuple[ClauseResult, ...]
     reference: dict[str, Any] | None
     tolerance: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def proven(self) -> bool:
@@ -85,6 +92,10 @@ class Proof:
         """The clauses that failed."""
         return [clause for clause in self.clauses if clause.status == FAIL]
 
+    def _left_out(self) -> list[str]:
+        """The cases that were not asked, with their clauses."""
+        return [f"Not asked: {clause.clause}, {words}" for clause in self.clauses for words in clause.left_out]
+
     def to_json(self) -> dict[str, Any]:
         """The content of proof.json."""
         return {
@@ -93,5 +104,6 @@ class Proof:
             "seed": self.seed,
             "reference": self.reference,
             "tolerance": self.tolerance,
+            "notes": [*self.notes, *self._left_out()],
             "clauses": [clause.to_json() for clause in self.clauses],
         }

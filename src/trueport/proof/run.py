@@ -13,14 +13,15 @@ from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES, check_names
 from trueport.proof.clauses.ranges import HALF
 from trueport.proof.inputs import Batch, Inputs, Limits, left
+from trueport.proof.memory import ANY, Memory
 from trueport.proof.quantised import Quantised
 from trueport.proof.quantised import ask as ask_quantised
 from trueport.proof.quantised import tolerance as quantised_tolerance
-from trueport.proof.reference import Reference
+from trueport.proof.reference import Reference, wide_original
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.stand_in import FolderReference
 from trueport.proof.subject import Session, subject_of
-from trueport.proof.tolerance import JITTERED, PRECISE, Tolerance, measured, modelled
+from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
 from trueport.roles.component import signature
 from trueport.roles.windows import windows
 
@@ -54,6 +55,7 @@ def prove(
     progress: Progress | None = None,
     wide: PreTrainedModel | None = None,
     plain: TrueportModel | None = None,
+    memory: Memory = ANY,
 ) -> Proof:
     """Ask every clause.
 
@@ -72,8 +74,9 @@ def prove(
         progress: told each clause's name.
         wide: the original in float64, where that was made already.
         plain: the folder that the artefact was made of, which stands in for an original that cannot be had.
+        memory: how the proof keeps to its memory.
     """
-    asked = asked_of(sessions, role, config, original, wide, dtype, depth, runnable, seed, guards)
+    asked = asked_of(sessions, role, config, original, wide, dtype, depth, runnable, seed, guards, memory)
     if original is None and plain is not None:
         reference = FolderReference(plain, role, list(asked.outputs))
         asked = replace(asked, own=reference, exact=reference)
@@ -105,12 +108,17 @@ def judged(name: str, component: str, ask: Callable[[], Sequence[Case]]) -> Clau
             cases = tuple(ask())
     except NotApplicableError as reason:
         return ClauseResult(name, component, NOT_APPLICABLE, str(reason))
+    left_out = tuple(f"{case.case}: {case.note}" for case in cases if case.left_out)
+    cases = tuple(case for case in cases if not case.left_out)
+    if left_out and not cases:
+        return ClauseResult(name, component, NOT_APPLICABLE, f"left out, {left_out[0]}", (), left_out)
     failed = [case for case in cases if case.failed]
     if failed:
-        return ClauseResult(name, component, FAIL, _in_words(max(failed, key=lambda case: case.ratio)), cases)
+        worst = _in_words(max(failed, key=lambda case: case.ratio))
+        return ClauseResult(name, component, FAIL, worst, cases, left_out)
     told = cases if name == "quality" else [case for case in cases if "original" in case.note]
-    notes = list(dict.fromkeys(case.note for case in told))
-    return ClauseResult(name, component, PASS, "; ".join(notes), cases)
+    notes = list(dict.fromkeys([*(case.note for case in told), *(f"left out, {words}" for words in left_out)]))
+    return ClauseResult(name, component, PASS, "; ".join(notes), cases, left_out)
 
 
 def _in_words(case: Case) -> str:
@@ -131,6 +139,7 @@ def asked_of(
     runnable: Any = None,
     seed: int = SEED,
     guards: Sequence[int] = (),
+    memory: Memory = ANY,
 ) -> Asked:
     """What the clauses are given: the artefact, the original, their inputs and tolerance; arguments as ``prove`` takes."""
     padded = sessions["encoder" if role == "seq2seq" else "model"].interface
@@ -150,19 +159,30 @@ def asked_of(
     own = exact = None
     if original is not None:
         own = Reference(original, role, list(outputs))
-        exact = own.exact(wide)
     widest = max([0, *windows(config)])
     lengths = (7 if widest == 0 else min(2 * widest + 3, 64), 33)
     masked = padded.has_input("attention_mask")
+    if own is not None:
+        whole = own
+        made = {not memory.streamed: wide}
+        exact = wide_original(
+            lambda copied: whole.exact(made.get(copied), copied=copied),
+            lambda reference: reference.forward(_typical(inputs, masked)),
+            memory,
+        )
     if exact is not None and not _finite(exact, inputs, masked):
         # CANINE multiplies a float32 mask by float64's lowest number: infinity times zero.
         exact = own
+        if own is not None:
+            memory.copy(MOVED, own.model)
     tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
-    return Asked(
+    asked = Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
         maskable=_takes_mask(config, original), cached=bool(last.state or last.kept), guards=tuple(guards),
-        prompts=PROMPTS_KEPT if role == "seq2seq" and last.kept else PROMPTS,
+        prompts=PROMPTS_KEPT if role == "seq2seq" and last.kept else PROMPTS, memory=memory,
     )  # fmt: skip
+    asked.afford(_typical(inputs, masked))  # what does not hold even this would leave out nearly all
+    return asked
 
 
 def model_class(config: Any) -> type[PreTrainedModel] | None:
@@ -186,38 +206,38 @@ def _maximum(interface: Any, name: str) -> int | None:
 def _tolerance(
     inputs: Inputs, own: Reference | None, exact: Reference | None, dtype: str, depth: int, masked: bool
 ) -> Tolerance:
-    """The noise floor on batches like those that the clauses ask."""
+    """The noise floor on a batch like those that the clauses ask."""
     if own is None or exact is None:
         return modelled(dtype, depth)
     if exact is own:
-        others, words = [own.jittered(seed) for seed in range(3)], JITTERED
+        others, words = (own.jittered(seed) for seed in range(3)), JITTERED
     else:
-        others, words = [exact], PRECISE
+        others, words = (exact for _ in range(1)), PRECISE
     floors: dict[str, float] = {}
-    for batch in _typical(inputs, masked):
-        rough = own.forward(batch)
-        for fine in (other.forward(batch) for other in others):
-            for output, value in fine.items():
-                real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
-                scale = float(np.abs(value[real]).max()) or 1.0
-                error = float(np.abs(rough[output] - value)[real].max())
-                floors[output] = max(floors.get(output, 0.0), error / scale)
+    batch = _typical(inputs, masked)
+    rough = own.forward(batch)
+    for other in others:  # one after the other: each may be a copy of the weights
+        for output, value in other.forward(batch).items():
+            real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
+            scale = float(np.abs(value[real]).max()) or 1.0
+            error = float(np.abs(rough[output] - value)[real].max())
+            floors[output] = max(floors.get(output, 0.0), error / scale)
     return measured(floors, dtype, depth, words)
 
 
-def _typical(inputs: Inputs, masked: bool) -> list[Batch]:
-    """Batches like those that the clauses ask."""
+def _typical(inputs: Inputs, masked: bool) -> Batch:
+    """A batch like those that the clauses ask."""
     length = inputs.fits(24)
-    return [inputs.draw("floor", left(length, [0, min(5, length - 1) if masked else 0]), target=12)]
+    return inputs.draw("floor", left(length, [0, min(5, length - 1) if masked else 0]), target=12)
 
 
 def _finite(exact: Reference, inputs: Inputs, masked: bool) -> bool:
-    """Whether the original in float64 is finite at real positions of typical batches."""
-    for batch in _typical(inputs, masked):
-        for value in exact.forward(batch).values():
-            real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
-            if not np.isfinite(value[real]).all():
-                return False
+    """Whether the original in float64 is finite at real positions of a typical batch."""
+    batch = _typical(inputs, masked)
+    for value in exact.forward(batch).values():
+        real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
+        if not np.isfinite(value[real]).all():
+            return False
     return True
 
 

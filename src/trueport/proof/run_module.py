@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueport.proof.clauses import check_names, state
 from trueport.proof.draws import Drawn
+from trueport.proof.memory import ANY, Memory
 from trueport.proof.module import AskedModule, Original, ask_finite, ask_shapes, tolerance_of
 from trueport.proof.result import NOT_APPLICABLE, Case, ClauseResult, Proof
 from trueport.proof.run import SEED, judged
@@ -35,6 +36,7 @@ def prove_module(
     clauses: Sequence[str] | None = None,
     seed: int = SEED,
     progress: Callable[[str], None] | None = None,
+    memory: Memory = ANY,
 ) -> Proof:
     """Ask every clause that a module of any kind can be asked.
 
@@ -48,14 +50,15 @@ def prove_module(
         clauses: names of those to ask; None asks all.
         seed: of all inputs.
         progress: told each clause's name.
+        memory: how the proof keeps to its memory.
     """
     from trueport.modules import calls_of
 
     drawn = Drawn(session.interface, source["draws"], seed)
     sizes = {dimension.name: source["sizes"][dimension.name] for dimension in session.interface.dimensions}
     own = None if original is None else Original(original, *calls_of(source), session.interface)
-    tolerance, exact = tolerance_of(own, drawn, sizes, dtype, depth)
-    asked = AskedModule(session, drawn, sizes, source.get("time"), tolerance, own, exact, tuple(guards))
+    tolerance, exact = tolerance_of(own, drawn, sizes, dtype, depth, memory)
+    asked = AskedModule(session, drawn, sizes, source.get("time"), tolerance, own, exact, tuple(guards), memory)
     results = []
     for name in check_names(clauses):
         if progress is not None:

@@ -21,6 +21,8 @@ JITTERED = (
     "as it is not finite in float64"
 )
 """What the original is held against to find the noise floor."""
+MOVED = "The original is not finite in float64, and its noise floor needs a copy with every weight moved"
+"""Why a proof may need a copy of the weights."""
 RANDOM_WALK = (
     "unit roundoff times the square root of the number of operators, as rounding errors add up like a random walk "
     "(Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from trueport.errors import RewriteError
 from trueport.rewrite.effects import unchanged
 from trueport.rewrite.region import inside, probe, united
-from trueport.rewrite.values import Plan, isolated, plan
+from trueport.rewrite.values import UNDEFINED, Plan, isolated, plan
 
 looping: ContextVar[bool] = ContextVar("looping", default=False)
 """Whether the body of a ``while`` is being traced, in which torch.onnx 2.13 cannot place the graphs of a branch."""
@@ -41,8 +42,11 @@ def traced_cond(
     """The values of ``names`` after an ``if``; ``then`` and ``orelse`` take and give back all of them."""
     from torch._higher_order_ops.cond import cond_op
 
+    copies = [[isolated(value) for value in values] for _ in (then, orelse)]
     with unchanged((then, orelse), where):
-        probes = [probe(lambda way=way: way(*(isolated(value) for value in values))) for way in (then, orelse)]
+        probes = [probe(partial(way, *given)) for way, given in zip((then, orelse), copies, strict=True)]
+    results = [seen.result for seen in probes]
+    kept = _same_objects(names, values, copies, results, where)
     decided = plan(names, probes[0].result, probes[1].result, where)
     captured = united(probes[0].captured, probes[1].captured)
     mutated = united(probes[0].mutated, probes[1].mutated)
@@ -58,12 +62,18 @@ def traced_cond(
         return run
 
     if not mutated and not any(slot.like is not None for slots in decided.slots for slot in slots):
-        return _kept(values, decided, [])
+        return _kept(kept, decided, [])
+    if looping.get() and any(seen.partial for seen in probes):
+        raise RewriteError(
+            f"{where}: a whole number is divided, or a tensor looked up, on a way that a test forbids within a `while`, "
+            "where both ways are computed",
+            "Make the divisor or the index legal on both ways first, with `torch.where` or `clamp`.",
+        )
     if looping.get() and decided.of_one_shape(probes[0].result, probes[1].result):
-        return _kept(values, decided, _selected(test, (then, orelse), values, decided, mutated, where))
+        return _kept(kept, decided, _selected(test, (then, orelse), values, decided, mutated, where))
     outputs = guarded(lambda: cond_op(predicate(test, where), graph(then), graph(orelse), captured), where)
     outputs = write_back(mutated, outputs)
-    return _kept(values, decided, outputs)
+    return _kept(kept, decided, outputs)
 
 
 def _selected(
@@ -87,6 +97,43 @@ def _selected(
 def _where(test: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """``torch.where``, which ONNX Runtime lacks for booleans."""
     return (test & one) | (~test & other) if one.dtype == torch.bool else torch.where(test, one, other)
+
+
+def _same_objects(
+    names: Sequence[str],
+    values: Sequence[Any],
+    copies: Sequence[Sequence[Any]],
+    results: Sequence[Sequence[Any]],
+    where: str,
+) -> list[Any]:
+    """The values before, UNDEFINED in the place of a list or dict that a way replaces by another.
+
+    What has a second name is still the old object under it.
+
+    Raises:
+        RewriteError: one way replaces it, and one writes to it.
+    """
+    kept = list(values)
+    for place, (name, value) in enumerate(zip(names, values, strict=True)):
+        if not isinstance(value, (list, dict)):
+            continue
+        replaced = any(result[place] is not given[place] for result, given in zip(results, copies, strict=True))
+        if not replaced:
+            continue
+        kept[place] = UNDEFINED
+        if any(not _holds_same(given[place], value) for given in copies):
+            raise RewriteError(
+                f"{where}: the {type(value).__name__} {name} is written to on one way and another one on the other",
+                "Write to it on both ways, or make a new one on both.",
+            )
+    return kept
+
+
+def _holds_same(one: Any, other: Any) -> bool:
+    """Whether two containers hold the same objects."""
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(one[key] is other[key] for key in one)
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _kept(values: Sequence[Any], decided: Plan, outputs: Sequence[torch.Tensor]) -> list[Any]:

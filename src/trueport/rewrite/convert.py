@@ -25,7 +25,17 @@ from trueport.rewrite.exits import (
 )
 from trueport.rewrite.flags import flagged
 from trueport.rewrite.mark import call
-from trueport.rewrite.names import appended, assigned, expression, indexed, needed, parsed, reads, stored_attributes
+from trueport.rewrite.names import (
+    appended,
+    assigned,
+    expression,
+    indexed,
+    inner_scopes,
+    needed,
+    parsed,
+    reads,
+    stored_attributes,
+)
 
 IMPORT = "from trueport.rewrite import flow as _flow"
 
@@ -54,6 +64,8 @@ class _Conversion:
         every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         every += [extra for extra in (arguments.vararg, arguments.kwarg) if extra]
         self.parameters = [argument.arg for argument in every]
+        # Read whenever the inner function is called: behind every assignment, that is.
+        self.shared = reads(inner_scopes(self.tree)) & {*self.parameters, *assigned(self.tree.body)}
 
     def run(self) -> cst.FunctionDef:
         """The whole function."""
@@ -126,6 +138,8 @@ class _Conversion:
                 if isinstance(node, cst.For)
                 else set()
             )
+        if isinstance(node, cst.Try):
+            return [self._trying(node, live, defined)]
         changes: dict[str, object] = {"body": suite_of(self.block(block_of(node.body), inner, defined))}
         orelse = getattr(node, "orelse", None)
         if isinstance(orelse, cst.If):
@@ -133,6 +147,18 @@ class _Conversion:
         elif isinstance(orelse, cst.Else):
             changes["orelse"] = orelse.with_changes(body=suite_of(self.block(block_of(orelse.body), inner, defined)))
         return [node.with_changes(**changes)]
+
+    def _trying(self, node: cst.Try, live: set[str], defined: set[str]) -> Statement:
+        """A ``try`` with marks in any of its blocks, each of which may be followed by any other."""
+        inner = live | reads(parsed([node]))
+
+        def suite(body: cst.BaseSuite) -> cst.IndentedBlock:
+            return suite_of(self.block(block_of(body), inner, defined))
+
+        parts = {"orelse": node.orelse, "finalbody": node.finalbody}
+        changes = {name: part.with_changes(body=suite(part.body)) for name, part in parts.items() if part is not None}
+        handlers = [handler.with_changes(body=suite(handler.body)) for handler in node.handlers]
+        return node.with_changes(body=suite(node.body), handlers=handlers, **changes)
 
     def _nested_function(self, node: cst.FunctionDef | cst.ClassDef) -> Statement:
         if isinstance(node, cst.ClassDef) or not _has_mark(node):
@@ -165,7 +191,7 @@ class _Conversion:
         written = _unique([*assigned(trees[0]), *assigned(trees[1])])
         changed = _unique([name for tree in trees for name in (*appended(tree), *indexed(tree))])
         grown = [name for name in changed if self._is_local(name)]
-        names_out = [name for name in written if name in live]
+        names_out = [name for name in written if name in live | self.shared]
         names_out += [name for name in grown if name not in names_out]
         own = needed(trees[0], set()) | needed(trees[1], set())
         extra = [name for name in written if name not in names_out and name in own]
@@ -259,6 +285,7 @@ class _Conversion:
         )
         again = needed(tree, set()) - set(item)
         again |= reads(expression(head)) if isinstance(node, cst.While) else set()
+        again |= self.shared
         names = [name for name in _unique([*item, *assigned(tree)]) if name in live or name in again]
         grown = [name for name in appended(tree) if self._is_local(name) and name not in names]
         names += [name for name in grown if name not in item]

@@ -102,14 +102,32 @@ def both(first: Any, second: Callable[[], Any], line: int) -> Any:
     """The test ``first and second``."""
     if not is_traced(first):
         return first and second()
-    return _combined(torch.logical_and, first, second(), _where(line))
+    return _joined_tests(first, second, False, torch.logical_and, _where(line))
 
 
 def either(first: Any, second: Callable[[], Any], line: int) -> Any:
     """The test ``first or second``."""
     if not is_traced(first):
         return first or second()
-    return _combined(torch.logical_or, first, second(), _where(line))
+    return _joined_tests(first, second, True, torch.logical_or, _where(line))
+
+
+def _joined_tests(
+    first: Any, second: Callable[[], Any], decided: bool, join: Callable[..., torch.Tensor], where: str
+) -> torch.Tensor:
+    """Two tests in one: both computed, or the second only where the first lets it, if it may end the run."""
+    if not probe(second).partial:
+        return _combined(join, first, second(), where)
+
+    def asked(_: Any) -> list[torch.Tensor]:
+        return [_truth(second(), where)]
+
+    def known(_: Any) -> list[torch.Tensor]:
+        return [torch.full((), decided)]
+
+    ways = (known, asked) if decided else (asked, known)
+    joined_test: torch.Tensor = traced_cond(first, *ways, ["the test"], [UNDEFINED], where)[0]
+    return joined_test
 
 
 def _combined(join: Callable[..., torch.Tensor], first: Any, second: Any, where: str) -> torch.Tensor:
@@ -241,9 +259,12 @@ def integer(value: Any) -> Any:
 
 def floating(value: Any) -> Any:
     """``float(value)``; of a traced tensor a tensor of shape (), which computes as the number does."""
-    if isinstance(value, torch.Tensor) and is_traced(value):
-        return value.reshape(()) if value.is_floating_point() else value.reshape(()).to(torch.get_default_dtype())
-    return float(value)
+    return _wide(value) if isinstance(value, torch.Tensor) and is_traced(value) else float(value)
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    """A number read from a tensor, which Python computes with in 64 bits: in the default dtype at least."""
+    return value.reshape(()).to(torch.promote_types(value.dtype, torch.get_default_dtype()))
 
 
 def number(value: Any) -> Any:
@@ -252,7 +273,7 @@ def number(value: Any) -> Any:
         if value.dtype == torch.bool:
             return python_bool(value.reshape(()).clone())
         if value.is_floating_point():
-            return value.reshape(())
+            return _wide(value)
         return value.item()
     return value.item()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,12 @@ class _Marker(cst.CSTTransformer):
             calls = [call for call in m.findall(node.value, m.Call()) if self._kind_of_reader(call)]
             if used & found or any(self._touching(call, ("item",)) for call in calls) or self._gives_bool(node.value):
                 found |= {name.value for target in node.targets for name in m.findall(target.target, m.Name())}  # type: ignore[attr-defined]
+        for loop in m.findall(module, m.While()):
+            assert isinstance(loop, cst.While)
+            asked = {name.value for name in m.findall(loop.test, m.Name())}  # type: ignore[attr-defined]
+            if asked & found or self._touching(loop.test, TESTS):  # what it counts is known when the graph runs
+                counted = m.findall(loop.body, m.AugAssign(target=m.Name()))
+                found |= {node.target.value for node in counted}  # type: ignore[attr-defined]
         return found
 
     def _gives_bool(self, node: cst.BaseExpression) -> bool:

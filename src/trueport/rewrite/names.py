@@ -36,6 +36,11 @@ def reads(tree: ast.AST | Iterable[ast.AST]) -> set[str]:
     }
 
 
+def inner_scopes(tree: ast.AST) -> list[ast.AST]:
+    """The functions, lambdas and classes within a function."""
+    return [node for node in ast.walk(tree) if isinstance(node, SCOPES) and node is not tree]
+
+
 def _is_read(node: ast.Name) -> bool:
     return isinstance(node.ctx, (ast.Load, ast.Del))
 

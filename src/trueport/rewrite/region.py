@@ -18,14 +18,35 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+DIVISIONS = {"floor_divide", "__floordiv__", "__rfloordiv__", "remainder", "__mod__", "__rmod__", "fmod"}
+"""Of whole numbers: by zero they end the run."""
+LOOKUPS = {"index_select", "gather", "take", "take_along_dim", "embedding", "__getitem__", "select"}
+"""With a tensor as an index: past the end they end the run."""
+
 
 @dataclass(frozen=True)
 class Probe:
-    """What a piece gave back, the tensors that it took from outside, and which of them it wrote to."""
+    """What a piece gave back, the tensors that it took from outside, and which of them it wrote to.
+
+    ``partial`` says that it calls what not every value can be given to, so that it may not run where a test forbids it.
+    """
 
     result: Any
     captured: tuple[torch.Tensor, ...]
     mutated: tuple[torch.Tensor, ...]
+    partial: bool = False
+
+
+def _is_partial(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a call ends the run for some values of its arguments."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    if name in DIVISIONS:
+        return bool(tensors) and not any(tensor.is_floating_point() for tensor in tensors)
+    if name not in LOOKUPS:
+        return False
+    return any(tensor.dtype in (torch.int64, torch.int32) for tensor in tensors[1:]) or (
+        name == "embedding" and len(tensors) > 1
+    )
 
 
 class _Recorder(TorchFunctionMode):
@@ -36,8 +57,10 @@ class _Recorder(TorchFunctionMode):
         self.outer: dict[int, torch.Tensor] = {}
         self.copies: dict[int, torch.Tensor] = {}
         self.own = {id(tensor): tensor for tensor in own}
+        self.partial = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.partial |= _is_partial(getattr(func, "__name__", ""), args, kwargs)
         args, kwargs = pytree.tree_map_only(torch.Tensor, self._copy, (args, kwargs or {}))
         result = func(*args, **kwargs)
         pytree.tree_map_only(torch.Tensor, self._keep, result)
@@ -128,7 +151,7 @@ def probe(piece: Callable[..., Any], arguments: Sequence[Any] = ()) -> Probe:
             if isinstance(leaf, torch.Tensor) and id(leaf) not in recorder.own:
                 captured.setdefault(id(leaf), leaf)
         mutated = [tensor for key, tensor in recorder.outer.items() if recorder.copies[key]._version > 0]
-    return Probe(result, tuple(captured.values()), tuple(mutated))
+    return Probe(result, tuple(captured.values()), tuple(mutated), recorder.partial)
 
 
 @contextmanager

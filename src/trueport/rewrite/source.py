@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import gc
 import inspect
 import linecache
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ from types import CodeType, FunctionType
 import libcst as cst
 
 from trueport.errors import RewriteError
+
+LINES: dict[str, tuple[str, list[int]]] = {}
+"""By the file name of a rewritten function: the original's file, and for each line the original's nearest."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def compiled(source: Source, function: cst.FunctionDef) -> CodeType:
     # Under this file name tracebacks find the new text.
     name = f"{code.co_filename} ({code.co_name}, line {code.co_firstlineno}, rewritten)"
     linecache.cache[name] = (len(factory), None, factory.splitlines(keepends=True), name)
+    LINES[name] = (code.co_filename, _lines(source, factory))
     module = compile(factory, name, "exec", dont_inherit=True, flags=_future(code))
     outer = next(part for part in module.co_consts if isinstance(part, CodeType))
     new = next(part for part in outer.co_consts if isinstance(part, CodeType) and part.co_name == code.co_name)
@@ -81,6 +87,26 @@ def compiled(source: Source, function: cst.FunctionDef) -> CodeType:
             "Pass them as arguments.",
         )
     return new.replace(co_qualname=code.co_qualname)
+
+
+def _lines(source: Source, text: str) -> list[int]:
+    """For each line of the rewritten text the line of the file that it is, or comes after."""
+    old, new = ([line.strip() for line in part.splitlines()] for part in (source.text, text))
+    lines, last = [], 0
+    matches = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+    known = {block.b + place: block.a + place for block in matches for place in range(block.size)}
+    for place in range(len(new)):
+        last = known.get(place, last)
+        lines.append(source.first_line + last)
+    return lines
+
+
+def original_place(file: str, line: int) -> tuple[str, int]:
+    """The user's own file and line for those of a traceback, which may be a rewritten function's."""
+    if file not in LINES:
+        return file, line
+    own, lines = LINES[file]
+    return own, lines[min(line, len(lines)) - 1]
 
 
 def _future(code: CodeType) -> int:
@@ -102,7 +128,7 @@ def _mangled(text: str, code: CodeType) -> str:
         if name.startswith("__") and not name.endswith("__")
     }
     for name in private:
-        text = text.replace(name, f"_{owner}{name}")
+        text = re.sub(rf"\b{name}\b", f"_{owner}{name}", text)
     return text
 
 

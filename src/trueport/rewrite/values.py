@@ -151,12 +151,12 @@ def _tensors(name: str, one: torch.Tensor, other: torch.Tensor, where: str) -> S
             f"{where}: the variable {name} is {_kind(one)} on one way and {_kind(other)} on the other",
             f"Convert one of them with `.to({one.dtype})`.",
         )
-    if one.ndim != other.ndim and 0 not in (one.ndim, other.ndim):
+    if one.ndim != other.ndim:
         raise RewriteError(
             f"{where}: the variable {name} has {one.ndim} axes on one way and {other.ndim} on the other",
             "Give it the same number of axes, with `unsqueeze` or `reshape`.",
         )
-    return Slot(one, one if one.ndim >= other.ndim else other)
+    return Slot(one, one)
 
 
 def _widened(name: str, tensor: torch.Tensor, number: Any, where: str) -> torch.Tensor:

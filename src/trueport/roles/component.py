@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,8 @@ class Component:
 
     ``stem`` is the file's name without its ending. ``sizes`` are the dimension sizes of the traced sample. ``bounded``
     components state each dimension's largest size, by which a runtime plans its memory. ``feeds`` is the sample to trace,
-    where not any will do.
+    where not any will do. ``stand_ins`` are inputs that the module takes and nothing reads, and those that it is given
+    instead: the state of layers that are left out.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Component:
     sizes: Mapping[str, int]
     bounded: bool = False
     feeds: Mapping[str, torch.Tensor] | None = None
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
 
 def sample(interface: Interface, sizes: Mapping[str, int], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -65,6 +65,19 @@ def components(model: PreTrainedModel) -> list[Component]:
 
 def _probe_cache(model: PreTrainedModel) -> list[tuple[int, int]]:
     """(heads, head_size) of every key and value, in turn, by running the model over two tokens."""
+    from trueport.graphs.stamping.shorten import of_each_layer
+
+    layers = of_each_layer(model, model.config, lambda: _probed(model))
+    if None in layers:
+        raise CaptureError(
+            f"Layer {layers.index(None)} of {type(model).__name__} has a place in the cache and writes nothing to it",
+            "Give --task feature-extraction for one pass without a state.",
+        )
+    return [shape for pair in layers for shape in pair]
+
+
+def _probed(model: PreTrainedModel) -> list[list[tuple[int, int]] | None]:
+    """The same by layer; None for one that did not run."""
     with torch.no_grad():
         result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, return_dict=True)
     cache = getattr(result, "past_key_values", None)
@@ -73,8 +86,13 @@ def _probe_cache(model: PreTrainedModel) -> list[tuple[int, int]]:
             f"{type(model).__name__} keeps a state that is not a key-value cache ({type(cache).__name__})",
             "Give --task feature-extraction for one pass without a state.",
         )
+    layers: list[Any] = cache.layers
+    return [None if layer.keys is None else _shapes(model, (layer.keys, layer.values)) for layer in layers]
+
+
+def _shapes(model: PreTrainedModel, tensors: tuple[torch.Tensor, ...]) -> list[tuple[int, int]]:
     shapes = []
-    for tensor in cache_tensors(cache):
+    for tensor in tensors:
         if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[2] != 2:
             raise CaptureError(
                 f"{type(model).__name__} caches keys of shape {tuple(tensor.shape)} for 1 row of 2 tokens, "

@@ -124,9 +124,9 @@ def _part(result: Any, key: Any) -> Any:
 
 
 def _places(result: Any, key: Any) -> list[int]:
-    """Where the tensors of a part stand among the leaves of the whole."""
-    wanted = {id(leaf) for leaf in pytree.tree_leaves(_part(result, key)) if isinstance(leaf, torch.Tensor)}
-    return [index for index, leaf in enumerate(pytree.tree_leaves(result)) if id(leaf) in wanted]
+    """Where the tensors of a part stand among the leaves of the whole; the last of those that stand there twice."""
+    places = {id(leaf): index for index, leaf in enumerate(pytree.tree_leaves(result))}
+    return [places[id(leaf)] for leaf in pytree.tree_leaves(_part(result, key)) if isinstance(leaf, torch.Tensor)]
 
 
 def _declared(result: Any, state: Mapping[Any, str], tree: Tree) -> dict[Any, str]:
@@ -148,6 +148,8 @@ def _found(module: nn.Module, tree: Tree, result: Any) -> dict[Any, str]:
             if key in parts and key not in named and _alike(parts[key], _argument(tree, name)):
                 named[key] = name
                 break
+    if set(named) == set(parts):  # a module that gives x for x, a denoiser say, is to give it to somebody
+        named = {}
     for name in _absent(module, tree):
         for key in sorted(parts, key=lambda part: name not in part):
             nested = isinstance(parts[key], (tuple, list, dict)) and bool(parts[key])

@@ -40,7 +40,8 @@ class Component:
         told = [PAST if axis == CAPACITY else str(axis) for axis in axes] + ([PAST] if interface.kept else [])
         self._empty = dict.fromkeys(told, 0)
         self.stateful = bool(interface.state or interface.kept)
-        self.named = any(interface.input(pair.input).shape[:1] != ("batch_size",) for pair in interface.state)
+        shapes = [interface.input(pair.input).shape for pair in interface.state]
+        self.named = any(shape[:1] != ("batch_size",) or fed & set(shape[1:]) for shape in shapes)
 
     def run(
         self, given: Mapping[str, Any], state: State | None = None, encoded: Mapping[str, Any] | None = None

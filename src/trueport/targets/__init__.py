@@ -55,6 +55,7 @@ class Target(Protocol):
 
     Attributes:
         packages: the distributions whose versions the manifest names.
+        stamps: whether it can put layers into what it wrote that the captured program lacks.
         links: whether it can point at a checkpoint's own bytes, and so export a model whose weights were never loaded.
         gates: by the name of each kind of quantisation, what it has to keep; none for a target that quantises nothing.
     """
@@ -62,6 +63,7 @@ class Target(Protocol):
     name: str
     packages: tuple[str, ...]
     links: bool
+    stamps: bool
 
     @property
     def gates(self) -> Mapping[str, Gate]:

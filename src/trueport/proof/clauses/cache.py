@@ -65,6 +65,7 @@ def stepped(
     for rows in (reorder or {}).values():
         final = final.take(rows)
     try:
+        asked.afford(batch)
         got = asked.subject.decode(batch, chunks, reorder).astype(np.float64)
         truth = asked.ask(final) if asked.exact is None else asked.exact.forward(final)
     except TrueportError as error:

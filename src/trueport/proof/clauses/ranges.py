@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from trueport.proof.clauses.finite import extremes
 from trueport.proof.inputs import Batch, left
 from trueport.proof.reference import Reference
 from trueport.proof.result import Case
+from trueport.weights.streamed import streamed
 
 HALF = (torch.float16, torch.bfloat16)
 FILLS = torch.finfo(torch.float32).min / 2
@@ -91,7 +91,7 @@ def _narrow(own: Reference, batch: Batch, dtype: torch.dtype) -> set[Place]:
 
 def _reached(own: Reference, batches: Sequence[Batch]) -> dict[Place, Reached]:
     """The largest magnitude at every place in float32, in the order of the computation."""
-    model = copy.deepcopy(own.model).float()
+    model = streamed(own.model, torch.float32)
     wide = Reference(model, own.role, own.names)
     found: dict[Place, Reached] = {}
     for batch in batches:

@@ -23,28 +23,33 @@ def ask(asked: Asked) -> list[Case]:
         length = asked.inputs.fits(2 * limit + 5 if 2 * limit + 5 <= LONGEST else limit + 3)
         if length <= limit or length > LONGEST:
             continue
-        cases += _past(asked, limit, length)
+        smaller = dict.fromkeys([(2, length), (2, asked.inputs.fits(limit + 3)), (1, asked.inputs.fits(limit + 3))])
+        for rows, tokens in smaller:  # the first that the proof's memory holds
+            cases += (found := _past(asked, limit, tokens, rows))
+            if not all(case.left_out for case in found):
+                break
     if not cases:
         raise NotApplicableError(f"the model takes no length past its window of {limits[0]} that fits {LONGEST} tokens")
     return cases
 
 
-def _past(asked: Asked, limit: int, length: int) -> list[Case]:
+def _past(asked: Asked, limit: int, length: int, rows: int) -> list[Case]:
     if asked.role != "decoder":
-        name = f"length {length} past {limit}"
-        batch = asked.inputs.full(name, 2, length, target=asked.inputs.target_fits(length))
+        name = f"length {length} past {limit}" + ("" if rows == 2 else ", one row")
+        batch = asked.inputs.full(name, rows, length, target=asked.inputs.target_fits(length))
         try:
             got = asked.ask(batch)
             return [asked.compare(name, batch, got, asked.require_original().forward(batch))]
         except TrueportError as error:
             return [asked.refused(name, batch, error)]
-    mask = left(length, [0, min(3, limit)] if asked.masked else [0, 0])
+    mask = left(length, ([0, min(3, limit)] if asked.masked else [0, 0])[-rows:])
     batch = asked.inputs.draw(f"window {limit}", mask)
     step = max(limit - 1, 1)
-    cases = [stepped(asked, f"{length} tokens past {limit}", batch, [length])]
+    alone = "" if rows == 2 else ", one row"
+    cases = [stepped(asked, f"{length} tokens past {limit}{alone}", batch, [length])]
     if asked.cached:
         chunks = [size for size in (step, 1, 1, 1, length - step - 3) if size > 0]
-        cases.append(stepped(asked, f"{'+'.join(map(str, chunks))} past {limit}", batch, chunks))
+        cases.append(stepped(asked, f"{'+'.join(map(str, chunks))} past {limit}{alone}", batch, chunks))
     if asked.exact is None:
         cases += _receptive(asked, limit)
     return cases

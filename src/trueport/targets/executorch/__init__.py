@@ -33,6 +33,7 @@ class ExecutorchTarget:
     name = "executorch"
     packages = ("executorch", "torchao")
     links = False
+    stamps = False
 
     def __init__(self) -> None:
         require()

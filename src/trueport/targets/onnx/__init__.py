@@ -28,6 +28,7 @@ class OnnxTarget:
 
     name = "onnx"
     links = True
+    stamps = True
     packages = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -15,12 +15,19 @@ import onnx_ir as ir
 from trueport.capture import Captured
 from trueport.errors import LoweringError, SpecializationError
 from trueport.graphs.shapes import forget_shapes
+from trueport.graphs.stamping import RefusedError
+from trueport.graphs.stamping.match import read
 from trueport.interface import Interface
 from trueport.targets.onnx.decompose import spared_retracing
 from trueport.targets.onnx.translations import translations
+from trueport.weights.linked import origin_of
 
 if TYPE_CHECKING:
     import torch
+
+    from trueport.graphs.stamping.shorten import Stamping
+    from trueport.targets.onnx.weights import WeightTensor
+    from trueport.weights.lazy import LazyTensor
 
 DEFAULT_OPSET = 23
 """The first opset with ``Attention``, whose masks ONNX Runtime gets right on every row."""
@@ -39,7 +46,7 @@ class Graph:
 
 
 def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = False) -> Graph:
-    """Convert, name, optimise.
+    """Convert, name, optimise; where layers were left out of the program, stamp them into the graph.
 
     Args:
         captured: the program.
@@ -50,6 +57,27 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = Fal
         LoweringError: an operator has no ONNX form; the message names it and its source line.
         SpecializationError: an input lost a dynamic axis on the way.
     """
+    from trueport.graphs.canonical import settle
+
+    stamping = captured.stamping
+    if stamping is not None:
+        try:
+            graph = _lowered(captured, opset, origins)
+            graph = _stamped(graph, captured, stamping)
+        except RefusedError as refused:
+            return lower(stamping.plainly(str(refused)), opset=opset, origins=origins)
+    else:
+        graph = _lowered(captured, opset, origins)
+    if not origins:  # whose names are the program's
+        settle(graph.model, graph.weights)
+    _name_axes(graph.model, graph.interface)
+    _refuse_constants(graph.model, captured)
+    return graph
+
+
+def _lowered(captured: Captured, opset: int, origins: bool) -> Graph:
+    """The graph of the program itself."""
+    from trueport.graphs.canonical import read_sizes_once
     from trueport.graphs.optimize import optimize
     from trueport.graphs.widen import double_transforms, widen_bfloat16
 
@@ -57,14 +85,47 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = Fal
     _place_weights(model, captured)
     _name_values(model, captured.interface)
     weights = _name_weights(model)
+    read_sizes_once(model, captured.interface)
     optimize(model, weights)
     widen_bfloat16(model)
     double_transforms(model)
     if not origins:
         _strip(model)
-    _name_axes(model, captured.interface)
-    _refuse_constants(model, captured)
     return Graph(captured.name, captured.stem, model, captured.interface, captured.guards, frozenset(weights))
+
+
+def _stamped(graph: Graph, captured: Captured, stamping: Stamping) -> Graph:
+    """The graph with the layers that the program lacks."""
+    from trueport.graphs.stamping.match import Names
+    from trueport.graphs.stamping.stamp import stamp
+
+    interface = stamping.interface(captured.interface)
+    names = Names(stamping.stack, graph.weights, MODULE_KEY)
+    module = stamping.component.module
+    tensors = {
+        _own_name(f"inner.{name}"): tensor
+        for name, tensor in (
+            *module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False),
+        )
+    }  # fmt: skip
+
+    def weight_of(name: str, twin: ir.Value) -> ir.TensorProtocol:
+        """A left-out layer's weight; its place in the checkpoint where its values lie there."""
+        if name not in tensors or twin.const_value is None:
+            raise RefusedError(f"the model has no {name}")
+        origin = origin_of(tensors[name])
+        tensor = _placed(name, origin) if origin is not None else _in_memory(name, tensors[name])
+        if (tensor.dtype, tensor.shape) != (twin.const_value.dtype, twin.const_value.shape):
+            raise RefusedError(f"{name} is not stored as {twin.name} is")
+        return tensor
+
+    inputs, outputs = ([tensor.name for tensor in part] for part in (interface.inputs, interface.outputs))
+    added = stamp(graph.model.graph, names, stamping.twins, inputs, outputs, weight_of)
+    return replace(graph, interface=interface, weights=graph.weights | added)
+
+
+def _in_memory(name: str, tensor: torch.Tensor) -> ir.TensorProtocol:
+    return ir.tensor_adapters.TorchTensor(tensor.detach().contiguous(), name=name)
 
 
 def _convert(captured: Captured, opset: int) -> ir.Model:
@@ -105,25 +166,36 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
     One that the checkpoint holds in a narrower float dtype is widened in the graph, which is exact: the runtime folds
     the cast when it loads, and no byte is written.
     """
-    from trueport.targets.onnx.weights import WeightTensor
-
-    first = next(iter(model.graph), None)
+    wide: dict[ir.Value, ir.DataType] = {}
     for value in list(model.graph.initializers.values()):
         origin = captured.origins.get(value.name or "")
         if origin is None:
             continue
-        narrow = origin.unwidened if origin.span is None else None
-        tensor = WeightTensor(value.name or "", origin if narrow is None else narrow)
-        if narrow is not None:
-            cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)})
-            cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
-            cast.outputs[0].name = f"{value.name}_widened"
-            value.replace_all_uses_with(cast.outputs[0])
-            cast.replace_input_with(0, value)
-            value.type = ir.TensorType(tensor.dtype)
-            assert first is not None
-            model.graph.insert_before(first, cast)
+        tensor = _placed(value.name or "", origin)
         value.const_value = tensor
+        if value.type != ir.TensorType(tensor.dtype):
+            wide[value] = tensor.dtype
+    users = {value: node for node in reversed(list(model.graph)) for value in read(node)} if wide else {}
+    for value, dtype in wide.items():
+        if value not in users:
+            continue
+        cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)})
+        cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
+        cast.outputs[0].name = f"{value.name}_widened"
+        # Before its first user, whose module it belongs to.
+        cast.metadata_props.update(users[value].metadata_props)
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        value.type = ir.TensorType(dtype)
+        model.graph.insert_before(users[value], cast)
+
+
+def _placed(name: str, origin: LazyTensor) -> WeightTensor:
+    """A weight in the checkpoint, in the dtype in which it lies there where a cast is exact."""
+    from trueport.targets.onnx.weights import WeightTensor
+
+    narrow = origin.unwidened if origin.span is None else None
+    return WeightTensor(name, origin if narrow is None else narrow)
 
 
 def _name_values(model: ir.Model, interface: Interface) -> None:
@@ -157,12 +229,17 @@ def _name_weights(model: ir.Model) -> set[str]:
     for value in list(graph.initializers.values()):
         name = value.name or ""
         if name.startswith("inner."):
-            name = name.removeprefix("inner.").removeprefix("model.")
+            name = _own_name(name)
             while name in graph.initializers:
                 name = f"shared.{name}"
             value.name = name
             names.add(name)
     return names
+
+
+def _own_name(name: str) -> str:
+    """A parameter's name in the model, of its name in the captured module."""
+    return name.removeprefix("inner.").removeprefix("model.")
 
 
 def _separate_outputs(graph: ir.Graph) -> None:

@@ -27,7 +27,7 @@ class State:
 
     Attributes:
         values: OrtValues by input name.
-        rows: the axis of the batch by input name; 0 where none is named.
+        rows: the axis of the batch by input name; what is not named has no rows.
     """
 
     def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None) -> None:
@@ -39,8 +39,11 @@ class State:
         import torch
 
         index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        tensors = self.tensors().items()
-        return self._of({name: from_torch(t.index_select(self.rows.get(name, 0), index)) for name, t in tensors})
+        values = dict(self.values)
+        for name, tensor in self.tensors().items():
+            if name in self.rows:
+                values[name] = from_torch(tensor.index_select(self.rows[name], index))
+        return self._of(values)
 
     def _of(self, values: dict[str, Any]) -> State:
         """The same kind of state with these values, which are its own."""

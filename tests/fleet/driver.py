@@ -1,0 +1,13 @@
+"""The command ``trueport``, with the fake worker in the place of the real one, as a process that tests may kill."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from trueport.cli import main
+from trueport.fleet import run
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test's worker process may ignore it
+run.__kwdefaults__.update(worker=(str(Path(__file__).with_name("fake_worker.py")),), backoff=0.01)
+main()

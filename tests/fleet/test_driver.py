@@ -1,0 +1,125 @@
+"""The command itself, killed, interrupted, started twice."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from tests.fleet.conftest import HERE, ROOT, Fleet, gone, until
+
+pytestmark = pytest.mark.slow
+
+
+def _three(fleet: Fleet) -> None:
+    fleet.add("done")
+    fleet.add("first", "wait")
+    fleet.add("second", "wait")
+
+
+def _go(fleet: Fleet) -> None:
+    (fleet.folder / "go").touch()
+
+
+def test_a_driver_that_is_killed_loses_nothing_and_repeats_nothing(fleet: Fleet) -> None:
+    _three(fleet)
+    with fleet.start("--jobs", "2") as driver:
+        fleet.until_called("first", "second")
+        workers = fleet.calls("first") + fleet.calls("second")
+        driver.kill()
+        driver.wait()
+        # At once: the workers of the killed one still hold its lock, and the next waits until they are gone.
+        with fleet.start("--jobs", "2") as after:
+            fleet.until_called("first", "second")
+            until(lambda: all(map(gone, workers)))
+            _go(fleet)
+            output, errors = after.communicate(timeout=60)
+    assert after.returncode == 0, errors
+    assert "done: proven" in output and "(done before)" in output and "3 models: 3 proven." in output
+    assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 2, 2]
+    assert fleet.artefacts() == ["done", "first", "second"]
+    assert list(fleet.out.glob(".*")) == []
+
+
+def test_a_second_driver_is_refused(fleet: Fleet) -> None:
+    _three(fleet)
+    with fleet.start("--jobs", "1") as driver:
+        fleet.until_called("first")
+        with fleet.start() as second:
+            _, errors = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert len(errors.splitlines()) == 1 and f"is being run by process {driver.pid}" in errors
+        status = subprocess.run(
+            [sys.executable, HERE / "driver.py", "fleet", "status", fleet.plan],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert status.returncode == 1
+        assert "done: proven" in status.stdout and "first: running" in status.stdout and "1 waiting" in status.stdout
+        _go(fleet)
+        driver.communicate(timeout=60)
+    assert driver.returncode == 0
+    assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 1, 1]
+
+
+def test_ctrl_c_stops_the_workers_and_the_next_run_goes_on(fleet: Fleet) -> None:
+    _three(fleet)
+    with fleet.start("--jobs", "2") as driver:
+        fleet.until_called("first", "second")
+        workers = fleet.calls("first") + fleet.calls("second")
+        driver.send_signal(signal.SIGINT)
+        _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "Interrupted: 1 of 3 models done" in errors and "Traceback" not in errors and len(errors.splitlines()) == 1
+    assert all(map(gone, workers))
+    assert fleet.artefacts() == ["done"] and list(fleet.out.glob(".*")) == []
+    assert fleet.statuses() == {"done": "proven", "first": "waiting", "second": "waiting"}
+    _go(fleet)
+    assert fleet.run(jobs=2).exit_code == 0
+    assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 2, 2]
+
+
+def test_exit_codes_and_the_report(fleet: Fleet) -> None:
+    fleet.add("wrong", "fail")
+    with fleet.start() as driver:
+        output, errors = driver.communicate(timeout=60)
+    assert (driver.returncode, errors) == (1, "")
+    assert "wrong: failed" in output and "1 model: 1 failed." in output
+    page = fleet.folder / "page.html"
+    words = [sys.executable, HERE / "driver.py", "fleet", "report", fleet.plan, "-o", page]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
+    assert page.read_text() == (fleet.state / "report.html").read_text()
+    fleet.plan.write_text(fleet.plan.read_text() + "quantise = 'int8'\n")
+    with fleet.start() as driver:
+        _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 2 and len(errors.splitlines()) == 1
+    assert f"{fleet.plan}:4: [[model]] 1" in errors and "Did you mean quantize?" in errors
+
+
+@pytest.mark.parametrize("bytes_left", [10, 600])
+def test_a_disk_that_fills_under_the_journal(fleet: Fleet, bytes_left: int) -> None:
+    """The driver's files may not grow past a size; what it cannot write down it does not go on with."""
+    fleet.add("one")
+    fleet.add("two")
+    fleet.run(jobs=1)
+    fleet.add("three")
+    fleet.add("four")
+    journal = fleet.state / "journal.jsonl"
+    before = journal.read_bytes()
+    filler = b'{"event": "note", "words": "%s"}\n' % (b"x" * 60_000)
+    journal.write_bytes(before + filler)
+    limit = len(before + filler) + bytes_left
+    words = [sys.executable, HERE / "driver.py", "fleet", "run", fleet.plan, "--out", fleet.url]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, preexec_fn=full)
+    assert done.returncode == 2 and "journal.jsonl cannot be written" in done.stderr, done
+    assert len(done.stderr.splitlines()) == 1
+    assert list(fleet.out.glob(".*")) == []
+    assert fleet.run().exit_code == 0  # there is space again
+    assert [len(fleet.calls(name)) for name in ("one", "two")] == [1, 1]
+    assert fleet.artefacts() == ["four", "one", "three", "two"]
