@@ -210,7 +210,7 @@ class AskedModule:
     def afford(self, feeds: Arrays) -> None:
         """Raise TooLargeError for inputs whose outputs the memory of the proof does not hold."""
         sizes = self.sizes | sizes_of(self.interface, feeds)
-        numbers = sum(prod(tensor.concrete(sizes)) for tensor in self.interface.outputs)
+        numbers = sum(prod(_about(axis, sizes) for axis in tensor.shape) for tensor in self.interface.outputs)
         self.memory.afford("these sizes", numbers * HELD)
 
     def attempt(self, case: str, feeds: Arrays, ask: Callable[[], Case]) -> Case:
@@ -224,6 +224,12 @@ class AskedModule:
             return Case(case, 0.0, 0.0, None, REFUSED)
         except TrueportError as error:
             return Case(case, None, 0.0, shown(feeds), str(error))
+
+
+def _about(axis: int | str, sizes: Mapping[str, int]) -> int:
+    """The length of an axis; of one that is no sum of dimensions, such as a window's, that of all of them together."""
+    known = all(part in sizes for part in terms(axis))
+    return evaluate(axis, sizes) if known else sum(sizes.values())
 
 
 def shown(feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
