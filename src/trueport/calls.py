@@ -77,6 +77,7 @@ def arguments_of(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[
         args, kwargs = (), dict(inputs)
     else:
         args, kwargs = (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
@@ -121,7 +122,8 @@ def call_of(tree: tuple[tuple[Any, ...], dict[str, Any]], result: Any) -> tuple[
                 f"The input {name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which is no tensor",
                 "Give tensors, in tuples, lists or dicts; put @trueport.state on a class that holds some.",
             )
-    names = output_names(result)
+    # A graph has each name once.
+    names = tuple(f"output_{name}" if name in leaves else name for name in output_names(result))
     if not any(names):
         raise SourceError("The module gives out no tensor", "Return what is to be exported.")
     tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}

@@ -69,7 +69,7 @@ def tensor_of(array: Any) -> torch.Tensor:
 
     if isinstance(array, torch.Tensor):
         return array
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

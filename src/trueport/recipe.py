@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -65,7 +66,22 @@ def place(model: Any) -> tuple[Path | None, str]:
 
 
 def _read(file: Path, name: str) -> Recipe:
-    module = _imported(file)
+    with _beside(file):
+        return _made(_imported(file), file, name)
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[None]:
+    """What lies beside the file can be imported, as when Python runs it."""
+    folder = str(file.absolute().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _made(module: ModuleType, file: Path, name: str) -> Recipe:
     made = getattr(module, name, None)
     if made is None:
         here = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
@@ -73,7 +89,7 @@ def _read(file: Path, name: str) -> Recipe:
         raise SourceError(f"{file} has no {name}", f"{known} Give FILE.py:NAME, a function that returns {FORM}.")
     try:
         made = made() if callable(made) and not _is_module(made) else made
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(f"{name} in {file}", file, error) from error
     if _is_module(made):
         return Recipe(made)
@@ -92,7 +108,7 @@ def _is_module(made: Any) -> bool:
 
 
 def _imported(file: Path) -> ModuleType:
-    """The file as a module; what lies beside it can be imported, as when Python runs it."""
+    """The file as a module."""
     if not file.is_file():
         raise SourceError(f"There is no file {file}", "Give FILE.py:NAME.")
     # Under its own name, and known by it: source is found, and classes can be copied.
@@ -101,20 +117,17 @@ def _imported(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     if not getattr(sys.modules.get(file.stem, module), MARK, file.stem not in sys.modules):
         raise SourceError(f"{file.name} has the name of a module that is imported, {file.stem}", "Rename the file.")
-    sys.path.insert(0, str(file.absolute().parent))
     sys.modules[file.stem] = module
     setattr(module, MARK, True)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(file.stem, None)
         raise _failed(str(file), file, error) from error
-    finally:
-        sys.path.remove(str(file.absolute().parent))
     return module
 
 
-def _failed(what: str, file: Path, error: Exception) -> SourceError:
+def _failed(what: str, file: Path, error: BaseException) -> SourceError:
     """The error with its line in the user's file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == file.absolute()]

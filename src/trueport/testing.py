@@ -31,6 +31,8 @@ def assert_exportable(
     from trueport.rewrite.watch import call_with
 
     samples = inputs if isinstance(inputs, list) else [inputs]
+    if not samples:
+        raise AssertionError("There are no sample inputs: give a tuple or a dict of tensors, or a list of such")
     examined = examine(module, samples[0])
     findings = [*examined.findings, *(examined.specialised if dynamic else ())]
     if findings or examined.program is None:

@@ -52,12 +52,13 @@ def test_memory(pair, artefact, memory: str):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory from Linux")
-def test_mapped_weights_take_no_memory_of_their_own(tmp_path: Path):
-    """Neither when the folder is opened nor when it runs."""
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_mapped_weights_take_no_memory_of_their_own(tmp_path: Path, stored: torch.dtype):
+    """Neither when the folder is opened nor when it has run; a half under float32 is cast anew in every run."""
     config = zoo.build("llama").config
     config.vocab_size, config.hidden_size, config.tie_word_embeddings = 120_000, 128, True
     with torch.random.fork_rng():
-        type(zoo.build("llama"))(config).save_pretrained(tmp_path / "checkpoint")
+        type(zoo.build("llama"))(config).to(stored).save_pretrained(tmp_path / "checkpoint")
     trueport.export(tmp_path / "checkpoint", tmp_path / "out", weights="link", tokenizer=None, proof=False)
     weights, grown, answers = 120_000 * 128 * 4, {}, []
     for memory in ("map", "fast"):

@@ -15,10 +15,20 @@ from trueport.interface import Interface
 FEW = 4
 """A float input of at most so many different values, such as a mask, takes no others."""
 
+KEPT = 4096
+"""Numbers of a sample that the manifest keeps, at most."""
+
 
 def draws_of(feeds: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
-    """How to draw each input: ``{"low", "high"}``, ``{"choices"}`` or ``{"mean", "deviation"}``."""
-    return {name: _draw_of(tensor) for name, tensor in feeds.items()}
+    """How to draw each input, ``{"low", "high"}``, ``{"choices"}`` or ``{"mean", "deviation"}``; a small sample too."""
+    small = sum(tensor.numel() for tensor in feeds.values()) <= KEPT
+    return {name: _draw_of(tensor) | ({"sample": _listed(tensor)} if small else {}) for name, tensor in feeds.items()}
+
+
+def _listed(tensor: torch.Tensor) -> list[Any]:
+    """The values in a row; what JSON has no number for as a word."""
+    numbers = (tensor.double() if tensor.is_floating_point() else tensor).flatten().tolist()
+    return [number if abs(number) < float("inf") else str(number) for number in numbers]
 
 
 def _draw_of(tensor: torch.Tensor) -> dict[str, Any]:
@@ -51,21 +61,42 @@ class Drawn:
     def __init__(self, interface: Interface, draws: Mapping[str, Mapping[str, Any]], seed: int) -> None:
         self.interface, self.draws, self.seed = interface, draws, seed
 
-    def draw(self, case: str, sizes: Mapping[str, int], extreme: str = "") -> dict[str, np.ndarray]:
+    def draw(
+        self, case: str, sizes: Mapping[str, int], extreme: str = "", *, factor: float = 1.0
+    ) -> dict[str, np.ndarray]:
         """Inputs by name.
 
         Args:
             case: its name.
             sizes: of every dimension.
             extreme: ``low``, ``high`` or ``zero`` in place of random values.
+            factor: of the random floats that may be anything.
         """
         rng = np.random.default_rng([self.seed, zlib.crc32(case.encode())])
-        return {
-            tensor.name: self._array(rng, self.draws.get(tensor.name, {}), tensor.concrete(sizes), extreme).astype(
-                numpy_dtype(tensor.dtype)
-            )
-            for tensor in self.interface.inputs
-        }
+        drawn = {}
+        for tensor in self.interface.inputs:
+            draw = self.draws.get(tensor.name, {})
+            array = self._array(rng, draw, tensor.concrete(sizes), extreme)
+            drawn[tensor.name] = (array * factor if "mean" in draw else array).astype(numpy_dtype(tensor.dtype))
+        return drawn
+
+    @property
+    def scales(self) -> bool:
+        """Whether an input takes any float."""
+        return any("mean" in self.draws.get(tensor.name, {}) for tensor in self.interface.inputs)
+
+    def sample(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray] | None:
+        """The sample itself at the sizes at which it was traced; None where it was too large to be kept."""
+        kept = {}
+        for tensor in self.interface.inputs:
+            values = self.draws.get(tensor.name, {}).get("sample")
+            shape = tensor.concrete(sizes)
+            if values is None or len(values) != int(np.prod(shape)):
+                return None
+            dtype = numpy_dtype(tensor.dtype)
+            numbers = [float(value) for value in values] if dtype.kind not in "iub" else values
+            kept[tensor.name] = np.array(numbers).astype(dtype).reshape(shape)
+        return kept
 
     def _array(
         self, rng: np.random.Generator, draw: Mapping[str, Any], shape: tuple[int, ...], extreme: str

@@ -36,6 +36,8 @@ LOADED = 2
 """An artefact that is opened fast takes its weights' bytes about so often: as files, and folded and prepacked."""
 RELEASED = 0.5
 """Of the limit: past it the pages of mapped files are given back to the system."""
+FEW = 0.125
+"""Of the limit: fewer mapped pages than that are left, as what is given back is read again at once."""
 SECONDS = 0.005
 """Between two looks at the process's memory."""
 HELD = 32
@@ -146,7 +148,7 @@ class Memory:
         while not done.wait(SECONDS):
             total, shared = resident()
             self.peak, self.peak_anonymous = max(self.peak, total), max(self.peak_anonymous, total - shared)
-            if total > self.limit * RELEASED:
+            if total > self.limit * RELEASED and shared > self.limit * FEW:
                 release(self.places)
 
 

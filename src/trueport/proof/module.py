@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from trueport.proof.subject import Session
 
 Arrays = dict[str, np.ndarray]
+FACTORS = (-1.0, 0.01, 100.0)
+"""What drawn floats are multiplied by too: a branch on a value may be taken by no draw of the sample's own size."""
+REFUSED = "the original itself refuses this input"
 SHOWN = 512
 """A worst input of more elements is told by its shape."""
 
@@ -64,6 +67,14 @@ class Original:
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """All inputs to all outputs, float64 or as they are."""
         return to_arrays(self._run(self.call, self._tensors(feeds)))
+
+    def takes(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        """Whether the original does not refuse these."""
+        try:
+            self.run(feeds)
+        except OriginalError:
+            return False
+        return True
 
     def step(self, feeds: Mapping[str, np.ndarray], state: Any) -> tuple[Arrays, Any]:
         """Plain inputs and a state (None is the one before the first step) to plain outputs and the next state."""
@@ -181,6 +192,10 @@ class AskedModule:
                 continue
             if wanted.dtype.kind not in "f":
                 error, budget = float((value != wanted).sum()), 0.0
+            elif np.isinf(wanted).any() and not np.array_equal(value[np.isinf(wanted)], wanted[np.isinf(wanted)]):
+                return Case(
+                    case, None, 0.0, shown(feeds), f"{name} is infinite in the original, and something else here"
+                )
             else:
                 real = np.isfinite(wanted)
                 difference = np.abs(np.where(real, value.astype(np.float64), 0.0) - np.where(real, wanted, 0.0))
@@ -206,7 +221,7 @@ class AskedModule:
         except TooLargeError as error:
             return Case(case, 0.0, 0.0, None, error.problem, left_out=True)
         except OriginalError:
-            return Case(case, 0.0, 0.0, None, "the original itself refuses this input")
+            return Case(case, 0.0, 0.0, None, REFUSED)
         except TrueportError as error:
             return Case(case, None, 0.0, shown(feeds), str(error))
 
@@ -226,7 +241,14 @@ def tolerance_of(
     """The noise floor on inputs like those of the proof, and the original that tells the truth."""
     if own is None:
         return modelled(dtype, depth), None
-    feeds = [drawn.draw(f"floor {number}", sizes) for number in range(3)]
+    sample = drawn.sample(sizes)
+    feeds = [drawn.draw(f"floor {number}", sizes) for number in range(3)] + ([] if sample is None else [sample])
+    feeds = [each for each in feeds if own.takes(each)]
+    if not feeds:
+        raise OriginalError(
+            "The original refuses every input that is drawn as the sample's kind: there is nothing to compare",
+            "Give a sample of a few thousand numbers at most: it is then compared itself.",
+        )
     exact: Original = wide_original(lambda copied: own.exact(copied=copied), lambda wide: wide.run(feeds[0]), memory)
     words = PRECISE
     try:
@@ -242,12 +264,23 @@ def tolerance_of(
     for each, runs in zip(feeds, fine, strict=True):
         rough = own.run(each)
         for run in runs:
-            for name, value in run.items():
-                if value.dtype.kind == "f" and value.size:
-                    scale = float(np.nanmax(np.abs(value))) or 1.0
-                    error = float(np.nan_to_num(np.abs(rough[name] - value)).max())
-                    floors[name] = max(floors.get(name, 0.0), error / scale)
+            floors = _larger(floors, _floors(rough, run))
     return measured(floors, dtype, depth, words), exact
+
+
+def _floors(rough: Arrays, fine: Arrays) -> dict[str, float]:
+    """How far each output of the original lies from a finer run's, relative to its largest finite number."""
+    floors = {}
+    for name, value in fine.items():
+        if value.dtype.kind == "f" and value.size:
+            real = np.isfinite(value) & np.isfinite(rough[name])
+            scale = float(np.abs(value[real]).max(initial=0.0)) or 1.0
+            floors[name] = float(np.abs(rough[name][real] - value[real]).max(initial=0.0)) / scale
+    return floors
+
+
+def _larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in {**one, **other}}
 
 
 def borders(asked: AskedModule) -> list[dict[str, int]]:
@@ -270,22 +303,40 @@ def borders(asked: AskedModule) -> list[dict[str, int]]:
 
 
 def ask_shapes(asked: AskedModule) -> Sequence[Case]:
-    """``shapes``: the whole graph against the original at every border."""
+    """``shapes``: the whole graph against the original on the sample, at every border, and on values of other sizes."""
     from trueport.proof.asked import NotApplicableError
 
     if asked.exact is None:
         raise NotApplicableError("needs the original: give against=MODULE")
     cases = []
+    sample = asked.drawn.sample(asked.sizes)
+    if sample is not None:
+        cases.append(_shape(asked, "the sample", sample))
     for sizes in borders(asked):
         name = ", ".join(f"{words.replace('_', ' ')} {size}" for words, size in sizes.items()) or "the sample's sizes"
-        feeds = asked.drawn.draw(name, sizes)
-
-        def ask(name: str = name, feeds: Arrays = feeds) -> Case:
-            truth = asked.exact.run(feeds)  # type: ignore[union-attr]
-            return asked.compare(name, feeds, asked.session.run(feeds), truth)
-
-        cases.append(asked.attempt(name, feeds, ask))
+        cases.append(_shape(asked, name, asked.drawn.draw(name, sizes)))
+    usual = asked.together({name: asked.fits(name, size) for name, size in asked.sizes.items()})
+    for factor in FACTORS if asked.drawn.scales else ():
+        name = f"values times {factor:g}"
+        cases.append(_shape(asked, name, asked.drawn.draw(name, usual, factor=factor), own_floor=True))
+    if all(case.note == REFUSED for case in cases):
+        cases.append(
+            Case("every input", None, 0.0, None, "the original refuses all that was asked: nothing was compared")
+        )
     return cases
+
+
+def _shape(asked: AskedModule, name: str, feeds: Arrays, *, own_floor: bool = False) -> Case:
+    """One case; ``own_floor`` allows what the original's own dtype costs on just these inputs."""
+
+    def ask() -> Case:
+        assert asked.exact is not None and asked.own is not None
+        truth, tolerance = asked.exact.run(feeds), asked.tolerance
+        if own_floor:
+            tolerance = replace(tolerance, floors=_larger(tolerance.floors, _floors(asked.own.run(feeds), truth)))
+        return replace(asked, tolerance=tolerance).compare(name, feeds, asked.session.run(feeds), truth)
+
+    return asked.attempt(name, feeds, ask)
 
 
 def ask_finite(asked: AskedModule) -> Sequence[Case]:

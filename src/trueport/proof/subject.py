@@ -170,7 +170,7 @@ def _only(interface: Interface, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
     from trueport.dtypes import numpy_dtype
 
     return {
-        tensor.name: np.ascontiguousarray(feeds[tensor.name].astype(numpy_dtype(tensor.dtype), copy=False))
+        tensor.name: np.asarray(feeds[tensor.name].astype(numpy_dtype(tensor.dtype), copy=False), order="C")
         for tensor in interface.inputs
         if tensor.name in feeds
     }

@@ -55,6 +55,40 @@ def unchanged(pieces: Sequence[Callable[..., Any]], where: str, place: str = "th
             )
 
 
+@contextmanager
+def restored(root: Any) -> Iterator[list[torch.Tensor]]:
+    """Every list, dict, set and attribute that ``root`` reaches as it was; yields the tensors among them."""
+    before = [(seen, _contents(seen.owner)) for seen in _reached([root])]
+    tensors = {id(part): part for seen, _ in before for part in seen.parts.values() if isinstance(part, torch.Tensor)}
+    try:
+        yield list(tensors.values())
+    finally:
+        for seen, contents in before:
+            now = _parts(seen.owner)
+            if len(now) != len(seen.parts) or any(
+                key not in now or now[key] is not seen.parts[key] for key in seen.parts
+            ):
+                _refill(seen.owner, contents)
+
+
+def _contents(owner: Any) -> Any:
+    if isinstance(owner, (list, dict, set, deque)):
+        return owner.copy()
+    return dict(vars(owner)) if hasattr(owner, "__dict__") else None
+
+
+def _refill(owner: Any, contents: Any) -> None:
+    if isinstance(owner, (list, deque)):
+        owner.clear()
+        owner.extend(contents)
+    elif isinstance(owner, (dict, set)):
+        owner.clear()
+        owner.update(contents)
+    elif contents is not None:
+        vars(owner).clear()
+        vars(owner).update(contents)
+
+
 def _same(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, PLAIN) and type(one) is type(other) and one == other)
 

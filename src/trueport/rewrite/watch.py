@@ -8,7 +8,9 @@ the other way at every test, once: what stands in branches that the samples do n
 from __future__ import annotations
 
 import copy
+import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,10 +18,12 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from trueport.errors import SourceError
 from trueport.weights.linked import fake_mode_of
 
 Position = tuple[int, int]
@@ -179,37 +183,61 @@ def value_reads(model: nn.Module, samples: Sequence[Any], *, explore: bool = Tru
     return list(reads)
 
 
+_EXPORTING = threading.RLock()
+"""Two threads that put back what they found would leave torch's flags set."""
+
+
 @contextmanager
 def exporting() -> Iterator[None]:
     """What asks ``torch.compiler.is_exporting()`` is told so: it takes the way that the export takes."""
     flags = ("_is_exporting_flag", "_is_compiling_flag")
-    before = [getattr(torch.compiler, flag) for flag in flags]
-    for flag in flags:
-        setattr(torch.compiler, flag, True)
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            setattr(torch.compiler, flag, value)
+    with _EXPORTING:
+        before = [getattr(torch.compiler, flag) for flag in flags]
+        for flag in flags:
+            setattr(torch.compiler, flag, True)
+        try:
+            yield
+        finally:
+            for flag, value in zip(flags, before, strict=True):
+                setattr(torch.compiler, flag, value)
+
+
+COPIED = 2**28
+"""Bytes of parameters up to which they are kept too, against a forward that writes to them."""
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Attributes, buffers and random state of ``model`` as they were."""
-    dictionaries = ("_parameters", "_buffers", "_modules")
-    before = [(part, dict(vars(part)), {n: dict(vars(part)[n]) for n in dictionaries}) for part in model.modules()]
-    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
+    """Attributes, their contents, tensors and the random state of ``model`` as they were.
+
+    Raises:
+        SourceError: parameters too large to be kept were written to.
+    """
+    from trueport.rewrite.effects import restored
+
+    numbers, arrays = random.getstate(), np.random.get_state()
+    with restored(model) as reached, torch.random.fork_rng(devices=[]):
+        every = {id(tensor): tensor for tensor in (*reached, *model.buffers(), *model.parameters())}
+        large = sum(part.numel() * part.element_size() for part in model.parameters()) > COPIED
+        kept = [
+            (tensor, _version(tensor), None if large and isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+            for tensor in every.values()
+        ]
         try:
             yield
         finally:
-            for part, attributes, groups in before:
-                for name, group in groups.items():
-                    if vars(part)[name] != group or list(vars(part)[name]) != list(group):
-                        vars(part)[name].clear()
-                        vars(part)[name].update(group)
-                vars(part).clear()
-                vars(part).update(attributes)
-            for buffer, version, value in buffers:
-                if buffer._version != version:
-                    buffer.copy_(value)
+            random.setstate(numbers)
+            np.random.set_state(arrays)
+            written = [(tensor, value) for tensor, version, value in kept if _version(tensor) != version]
+            for tensor, value in written:
+                if value is None:
+                    raise SourceError(
+                        f"forward of {type(model).__name__} writes to its parameters", "Let it write to a copy."
+                    )
+                with torch.no_grad():
+                    tensor.copy_(value)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to; of one made in inference mode nobody knows."""
+    return -1 if tensor.is_inference() else tensor._version

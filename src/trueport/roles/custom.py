@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,21 +11,18 @@ import torch
 from torch import nn
 
 from trueport.calls import Call, arguments_of
-from trueport.errors import CaptureError, SourceError
+from trueport.errors import CaptureError, TrueportError
 from trueport.interface import PAST, Dimension, Interface, StatePair, Tensor, terms
 from trueport.roles.component import Component
+from trueport.roles.dimensions import LENGTH, Dynamic, chosen, own_dimensions, restored
 from trueport.roles.probing import FAILURES, Found, Probe, find_axes, longest, resized, smallest
 from trueport.roles.states import Stateful, stateful
 from trueport.roles.steps import splits
 
-BATCH, LENGTH = "batch_size", "sequence_length"
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23)
 """Lengths to trace at, where the sample's are 0, 1, or equal to another dimension's."""
 CLOSE = 1e-4
 """Relative difference below which two ways to compute one thing in float32 are the same way."""
-
-Dynamic = Mapping[str, Any]
-"""Input name to the axes that are to be dynamic: numbers, or a dict from number to a name or a ``torch.export.Dim``."""
 
 
 class CustomModule(nn.Module):
@@ -82,8 +79,31 @@ def describe(
     found = stateful(module, arguments_of(module, inputs), state)
     probe = Probe(lambda feeds: found.call.run(module, feeds))
     axes = find_axes(probe, found.feeds)
-    names, bounds = _chosen(dynamic, axes, found, probe)
-    axes = _restored(axes, names, found.feeds, probe)
+    names, bounds = chosen(dynamic, axes, found, probe)
+    try:
+        return _described(module, found, probe, axes, names, bounds)
+    except CaptureError:
+        # A cache of fixed length may run at any length too: then it begins as zeros of its own length, not as nothing.
+        fixed = {number: label for number, label in names.items() if number not in own_dimensions(axes, found)}
+        if fixed == names or dynamic is not None:
+            raise
+        try:
+            return _described(module, found, probe, axes, fixed, bounds)
+        except TrueportError:
+            pass
+        raise
+
+
+def _described(
+    module: nn.Module,
+    found: Stateful,
+    probe: Probe,
+    axes: Found,
+    names: Mapping[int, str],
+    bounds: Mapping[str, tuple[int | None, int | None]],
+) -> Described:
+    """The description where these dimensions are dynamic."""
+    axes = restored(axes, names, found.feeds, probe)
     interface = _interface(found, axes, names)
     interface = _ranged(module, probe, axes.feeds, interface, bounds)
     sizes = _trace_sizes(probe, axes.feeds, interface)
@@ -124,97 +144,6 @@ def _interface(found: Stateful, axes: Found, names: Mapping[int, str]) -> Interf
     used = dict.fromkeys(term for tensor in inputs for axis in tensor.shape for term in terms(axis))
     pairs = tuple(StatePair(given, gives, 0) for given, gives in found.pairs.items())
     return Interface(tuple(inputs), tuple(outputs), tuple(Dimension(name) for name in used), pairs)
-
-
-def _chosen(
-    dynamic: Dynamic | None, axes: Found, found: Stateful, probe: Probe
-) -> tuple[dict[int, str], dict[str, tuple[int | None, int | None]]]:
-    """Names of the dimensions that stay, by number, and the ranges that the user gave, by name."""
-    names = _names(axes, found)
-    if dynamic is None:
-        return names, {}
-    wanted: dict[int, str] = {}
-    ranges: dict[str, tuple[int | None, int | None]] = {}
-    for name, given in dynamic.items():
-        if name not in axes.feeds:
-            raise SourceError(f"dynamic= names {name}, which is no input", f"The inputs are {', '.join(axes.feeds)}.")
-        for axis, label in (given if isinstance(given, Mapping) else dict.fromkeys(_listed(given))).items():
-            numbers = axes.axes.get((name, axis))
-            if numbers is None:
-                length = axes.feeds[name].shape[axis] if axis < axes.feeds[name].ndim else 0
-                longer = resized(axes.feeds[name], _longer(axes.feeds[name].shape, axis)) if length else None
-                probe.refusal = "" if longer is not None else "there is no such axis"
-                if longer is not None:
-                    probe.runs({**axes.feeds, name: longer})
-                reason = probe.refusal or "it is bound to another axis"
-                raise SourceError(
-                    f"Axis {axis} of {name} cannot be dynamic: {reason}", "Take it out of dynamic=, or mend the module."
-                )
-            for number in numbers:
-                wanted[number] = names[number]
-            if label is not None and len(numbers) == 1:
-                wanted[numbers[0]] = label if isinstance(label, str) else str(label.__name__)
-                if not isinstance(label, str):
-                    ranges[wanted[numbers[0]]] = (getattr(label, "min", None), getattr(label, "max", None))
-    own = {number for (name, _), numbers in axes.axes.items() if name in found.pairs for number in numbers}
-    shared = {number for (name, _), numbers in axes.axes.items() if name not in found.pairs for number in numbers}
-    wanted |= {number: names[number] for number in own - shared if number not in wanted}
-    return wanted, ranges
-
-
-def _restored(axes: Found, names: Mapping[int, str], given: Mapping[str, torch.Tensor], probe: Probe) -> Found:
-    """Axes that stay constant at the sample's own length, where looking for dynamic ones made them longer."""
-    feeds = {}
-    for name, tensor in axes.feeds.items():
-        shape = list(given[name].shape)
-        for axis in range(tensor.ndim):
-            numbers = axes.axes.get((name, axis), ())
-            moving = [names[number] for number in numbers if number in names]
-            if moving and len(moving) < len(numbers):
-                raise SourceError(
-                    f"Axis {axis} of {name} is a sum of dimensions, of which dynamic= names {', '.join(moving)} alone",
-                    "Name the others too, or none of them.",
-                )
-            shape[axis] = tensor.shape[axis] if moving else shape[axis]
-        feeds[name] = resized(tensor, shape)
-    if not probe.runs(feeds):
-        raise SourceError(f"The module refuses the sample at lengths that dynamic= allows: {probe.refusal}")
-    return replace(axes, feeds=feeds)
-
-
-def _longer(shape: Iterable[int], axis: int) -> list[int]:
-    return [size + (index == axis) for index, size in enumerate(shape)]
-
-
-def _listed(axes: Any) -> Collection[int]:
-    return [axes] if isinstance(axes, int) else list(axes)
-
-
-def _names(axes: Found, found: Stateful) -> dict[int, str]:
-    """A name for each dimension: the batch is what plain inputs and state share, or what comes first."""
-    plain = [name for name in axes.feeds if name not in found.pairs]
-    first: dict[int, tuple[str, int]] = {}
-    for name in (*plain, *found.pairs):
-        for axis in range(axes.feeds[name].ndim):
-            for number in axes.axes.get((name, axis), ()):
-                if len(axes.axes[name, axis]) == 1:
-                    first.setdefault(number, (name, axis))
-    of_state = {n for (name, _), numbers in axes.axes.items() if name in found.pairs for n in numbers}
-    ours = [number for number in first if first[number][0] in plain]
-    batch = next((n for n in ours if n in of_state), None) if found.pairs else None
-    if batch is None and not of_state:
-        batch = next((number for number in ours if first[number][1] == 0), None)
-    names: dict[int, str] = {}
-    for number, (name, axis) in first.items():
-        if number == batch:
-            label = BATCH
-        elif number in ours:
-            label = LENGTH if LENGTH not in names.values() else f"{name.replace('.', '_')}_size_{axis}"
-        else:
-            label = f"{name.partition('.')[0]}_length"
-            label = label if label not in names.values() else f"{name.replace('.', '_')}_size_{axis}"
-        names[number] = label
-    return names
 
 
 def _ranged(
@@ -368,5 +297,5 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     if not one.is_floating_point():
         return bool(torch.equal(one, other))
-    scale = float(one.abs().max()) if one.numel() else 0.0
+    scale = float(one.abs().nan_to_num(0.0, 0.0).max()) if one.numel() else 0.0
     return bool(torch.allclose(one, other, rtol=CLOSE, atol=CLOSE * max(scale, 1e-6), equal_nan=True))

@@ -80,7 +80,8 @@ def splits(
     module: nn.Module, call: Call, interface: Interface, feeds: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
 ) -> str | None:
     """The dimension of the plain inputs along which the module's two runs equal its one; None where there is none."""
-    from trueport.roles.custom import BATCH, first_state, same
+    from trueport.roles.custom import first_state, same
+    from trueport.roles.dimensions import BATCH
 
     outputs = {tensor.name for tensor in interface.plain_outputs}
     plain = interface.fed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -200,7 +201,11 @@ def with_signature(call: Callable[[dict[str, Any], bool], Any], names: list[str]
         return call(inputs, return_dict)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind, default=None) for name in names]
+    # A tensor within a list is called mems.0, which only ** can give.
+    plain = [name for name in names if name.isidentifier() and not keyword.iskeyword(name)]
+    parameters = [inspect.Parameter(name, kind, default=None) for name in plain]
+    if len(plain) < len(names):
+        parameters.append(inspect.Parameter("inputs", inspect.Parameter.VAR_KEYWORD))
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return forward
 

@@ -35,7 +35,7 @@ def from_numpy(array: np.ndarray) -> Any:
     """An OrtValue of the array, bfloat16 included."""
     import onnxruntime
 
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
     if array.dtype.name == "bfloat16":
         return from_torch(tensor_of(array))
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,144 @@
+"""States in the forms in which people keep them, stepped as the module steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import trueport
+from trueport.errors import SourceError, TrueportError
+
+X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+
+
+class ConvCache(nn.Module):
+    """None is two zeros; a longer cache would run as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor, cache: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        x = x.transpose(1, 2)
+        cache = x.new_zeros(x.shape[0], 4, 2) if cache is None else cache
+        x = torch.cat([cache, x], 2)
+        return {"y": self.conv(x).transpose(1, 2), "cache": x[:, :, -2:]}
+
+
+class RunningMean(nn.Module):
+    """A second state axis that the inputs tell: its features."""
+
+    def forward(self, x: torch.Tensor, mean: torch.Tensor, count: torch.Tensor) -> dict[str, torch.Tensor]:
+        total = count + x.shape[1]
+        mean = (mean * count[:, None] + x.sum(1)) / total[:, None]
+        return {"y": x - mean[:, None], "mean_out": mean, "count_out": total}
+
+
+class Counter(nn.Module):
+    """A state without axes."""
+
+    def forward(self, x: torch.Tensor, n: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        n = torch.zeros((), dtype=torch.long) if n is None else n
+        return {"y": x + (n + torch.arange(x.shape[1]))[None, :, None], "n_out": n + x.shape[1]}
+
+
+class Cell(nn.Module):
+    """The answer is the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.cell(x, h)
+        return h, h
+
+
+def first(result: Any) -> torch.Tensor:
+    return next(iter(result.values())) if isinstance(result, dict) else result[0]
+
+
+CASES = [
+    pytest.param(ConvCache(), {"x": X}, None, ["cache"], id="a cache of fixed length"),
+    pytest.param(
+        RunningMean(),
+        {"x": X, "mean": torch.zeros(2, 4), "count": torch.zeros(2)},
+        {"mean_out": "mean", "count_out": "count"},
+        ["mean_out", "count_out"],
+        id="an axis that the inputs tell",
+    ),
+    pytest.param(Counter(), {"x": X}, {"n_out": "n"}, ["n_out"], id="no axis at all"),
+    pytest.param(Cell(), {"x": X[:, 0]}, {1: "h"}, [1], id="the answer is the state"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "inputs", "state", "keys"), CASES)
+@torch.no_grad()
+def test_steps_from_the_beginning_on(
+    module: nn.Module, inputs: dict[str, torch.Tensor], state: Any, keys: list[Any], tmp_path: Path
+) -> None:
+    module = module.eval()
+    trueport.export(module, tmp_path / "out", inputs=inputs, state=state)
+    loaded, carried, given = trueport.load(tmp_path / "out"), None, dict(inputs)
+    names = {"cache": "cache", "mean_out": "mean", "count_out": "count", "n_out": "n", 1: "h"}
+    for number in range(3):
+        x = X[:, 0] + number if isinstance(module, Cell) else X[:, : 3 - number] + number
+        outputs, carried = loaded.step({"x": x}, carried)
+        wanted = module(**{**given, "x": x})
+        torch.testing.assert_close(next(iter(outputs.values())), first(wanted), rtol=1e-4, atol=1e-5)
+        given |= {names[key]: wanted[key] for key in keys}
+    carried.take(torch.tensor([1, 0]))  # type: ignore[union-attr]
+
+
+class Denoise(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"x": x * t[:, None, None]}
+
+
+@pytest.mark.slow
+def test_an_output_called_as_an_input_is_no_state_where_nothing_else_is_given(tmp_path: Path) -> None:
+    trueport.export(Denoise().eval(), tmp_path / "out", inputs=(X, torch.tensor([0.5, 2.0])))
+    got = trueport.load(tmp_path / "out")(X, torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(got["output_x"], X * torch.tensor([0.5, 2.0])[:, None, None])
+
+
+class Nested(nn.Module):
+    def forward(self, parts: list[torch.Tensor], scale: torch.Tensor) -> torch.Tensor:
+        return (parts[0] + parts[1]) * scale
+
+
+def test_inputs_within_a_list_are_given_by_their_names(tmp_path: Path) -> None:
+    trueport.export(Nested().eval(), tmp_path / "out", inputs=([X, X * 2], torch.tensor(2.0)), proof=False)
+    got = trueport.load(tmp_path / "out")(**{"parts.0": X, "parts.1": X, "scale": torch.tensor(3.0)})
+    torch.testing.assert_close(got["output"], X * 6)
+
+
+class Running(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.largest.copy_(torch.maximum(self.largest, x.abs().max()))
+        return x / self.largest
+
+
+def test_a_buffer_that_a_call_changes_is_refused(tmp_path: Path) -> None:
+    module = Running().eval()
+    with pytest.raises(SourceError, match="writes to the buffer largest"):
+        trueport.export(module, tmp_path / "out", inputs=(X,))
+    assert float(module.largest) == 0
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "words"),
+    [({"input": {0: "n", 1: "n"}}, "to two dimensions"), ({"input": {0: "a + b"}}, "letters")],
+)
+def test_names_of_dimensions_are_checked(dynamic: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(TrueportError, match=words):
+        trueport.export(nn.Tanh().eval(), tmp_path / "out", inputs=(X,), dynamic=dynamic)
