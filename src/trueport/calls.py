@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from trueport.errors import SourceError
+from trueport.interface import DTYPES
 
 PLAIN = (bool, int, float, str)
 """What an argument may be besides a tensor and None: it becomes a constant of the export."""
@@ -114,6 +115,12 @@ def call_of(tree: tuple[tuple[Any, ...], dict[str, Any]], result: Any) -> tuple[
     entries: list[dict[str, Any]] = []
     for name, leaf in leaves.items():
         if isinstance(leaf, torch.Tensor):
+            dtype = str(leaf.dtype).removeprefix("torch.")
+            if dtype not in DTYPES:
+                raise SourceError(
+                    f"The input {name} is {dtype}; an artefact's tensors are {', '.join(DTYPES)}",
+                    "Take one of these, and convert it within forward.",
+                )
             entries.append({"input": name})
         elif leaf is None or isinstance(leaf, PLAIN):
             entries.append({"value": leaf})

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trueport.errors import CaptureError, SpecializationError
-from trueport.interface import Interface, Tensor, terms
+from trueport.interface import DTYPES, Interface, Tensor, terms
 from trueport.patches import exportable
 from trueport.rewrite.idle import drop_idle_slices
 from trueport.rewrite.source import original_place
@@ -226,6 +226,12 @@ def _output_tensors(interface: Interface, program: torch.export.ExportedProgram)
     results = []
     for tensor, node in zip(interface.outputs, output.args[0][-len(interface.outputs) :], strict=True):
         value = node.meta["val"]
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise CaptureError(
+                f"The output {tensor.name} is {dtype}; an artefact's tensors are {', '.join(DTYPES)}",
+                "Convert it before it is returned, with `.to(torch.int64)` say.",
+            )
         shape = tuple(_axis_name(length, names) for length in value.shape)
         if tensor.shape and len(tensor.shape) == len(shape):
             shape = tensor.shape

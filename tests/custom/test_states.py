@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import trueport
-from trueport.errors import SourceError, TrueportError
+from trueport.errors import CaptureError, LoweringError, SourceError, TrueportError
 
 X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -93,6 +94,74 @@ def test_steps_from_the_beginning_on(
         torch.testing.assert_close(next(iter(outputs.values())), first(wanted), rtol=1e-4, atol=1e-5)
         given |= {names[key]: wanted[key] for key in keys}
     carried.take(torch.tensor([1, 0]))  # type: ignore[union-attr]
+
+
+@trueport.state
+@dataclass
+class Kept:
+    keys: torch.Tensor
+    place: torch.Tensor
+
+
+class InClass(nn.Module):
+    """A state of the user's own class, found by calling twice."""
+
+    def forward(self, x: torch.Tensor, kept: Kept | None = None) -> tuple[torch.Tensor, Kept]:
+        if kept is None:
+            kept = Kept(x.new_zeros(x.shape[0], 0, 4), torch.zeros(x.shape[0], dtype=torch.long))
+        keys = torch.cat([kept.keys, x], 1)
+        return x + keys.mean(1, keepdim=True) + kept.place[:, None, None], Kept(keys, kept.place + x.shape[1])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_state_of_ones_own_class_is_found(tmp_path: Path) -> None:
+    module = InClass().eval()
+    trueport.export(module, tmp_path / "out", inputs={"x": X})
+    loaded, carried, kept = trueport.load(tmp_path / "out"), None, None
+    for _ in range(3):
+        outputs, carried = loaded.step({"x": X}, carried)
+        wanted, kept = module(X, kept)
+        torch.testing.assert_close(next(iter(outputs.values())), wanted, rtol=1e-4, atol=1e-5)
+
+
+class Counts(nn.Module):
+    """A Python number in the state."""
+
+    def forward(self, x: torch.Tensor, seen: list[Any] | None = None) -> tuple[torch.Tensor, list[Any]]:
+        tensor, count = (x * 0, 0) if seen is None else seen
+        return x + tensor + count, [x, count + 1]
+
+
+def test_a_number_in_a_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="something else than tensors"):
+        trueport.export(Counts().eval(), tmp_path / "out", inputs={"x": X})
+
+
+class Bytes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * 10).to(torch.uint8)
+
+
+def test_a_dtype_that_no_artefact_has_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="output is uint8"):
+        trueport.export(Bytes().eval(), tmp_path / "out", inputs=(X,))
+    with pytest.raises(SourceError, match="input is int8"):
+        trueport.export(nn.Identity().eval(), tmp_path / "out", inputs=(X.to(torch.int8),))
+
+
+class Written(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += 1
+        return x * 2
+
+
+@pytest.mark.slow
+def test_an_input_that_is_written_to(tmp_path: Path) -> None:
+    trueport.export(Written().eval(), tmp_path / "onnx", inputs=(X,))
+    pytest.importorskip("executorch")
+    with pytest.raises(LoweringError, match="writes to its input"):
+        trueport.export(Written().eval(), tmp_path / "pte", inputs=(X,), to="executorch")
 
 
 class Denoise(nn.Module):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from trueport.patches import Patch
-    from trueport.source import Source
+    from trueport.roles import Component
 
 
 def patches(
     model: Annotated[
-        str | None, typer.Option("--for", help="A hub id or a folder: those that apply, and what happens without.")
+        str | None,
+        typer.Option("--for", help="A hub id, a folder or FILE.py:NAME: those that apply, and what comes without."),
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.")
@@ -28,14 +29,33 @@ def patches(
             _show(patch)
         return
     from trueport.quiet import quiet
-    from trueport.source import load_source
 
     with quiet():
-        source = load_source(model, tokenizer=None, trust_remote_code=trust_remote_code)
+        source = _source(model, trust_remote_code)
     modules = {type(module).__module__ for module in source.model.modules()}
     for patch in (patch for patch in registered() if patch.applies_to(modules)):
         _show(patch)
         typer.echo(f"    without it: {without(patch, source)}")
+
+
+def _source(model: str, trust_remote_code: bool) -> Any:
+    """A checkpoint, or a module of the user's own."""
+    from trueport.modules import module_source
+    from trueport.recipe import opened
+    from trueport.source import load_source
+
+    given = opened(model)
+    if isinstance(given.model, str):
+        return load_source(model, tokenizer=None, trust_remote_code=trust_remote_code)
+    return module_source(given.model, inputs=given.inputs, dynamic=given.dynamic, state=given.state)
+
+
+def _components(source: Any) -> list[Component]:
+    from trueport.roles import components
+
+    if source.role == "custom":
+        return [source.described.component]
+    return components(source.model, untrained=source.untrained)
 
 
 def _show(patch: Patch) -> None:
@@ -44,17 +64,16 @@ def _show(patch: Patch) -> None:
     typer.echo(f"    upstream: {patch.upstream}")
 
 
-def without(patch: Patch, source: Source) -> str:
+def without(patch: Patch, source: Any) -> str:
     """What capturing and lowering the model comes to when one patch is left out."""
     from trueport.capture import capture
     from trueport.errors import TrueportError
     from trueport.quiet import quiet
-    from trueport.roles import components
     from trueport.targets.onnx.lower import lower
 
     try:
         with quiet():
-            for component in components(source.model, untrained=source.untrained):
+            for component in _components(source):
                 lower(capture(component, skip=(patch.path,)))
     except TrueportError as error:
         return f"no export: {error.problem}"

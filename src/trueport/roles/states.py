@@ -65,6 +65,8 @@ def stateful(module: nn.Module, tree: Tree, state: Mapping[Any, str] | None) -> 
             f"{type(module).__name__} gives out {len(first.outputs)} values at first and {len(call.outputs)} with its state",
             "Return the same structure from every call.",
         )
+    for key, name in named.items():
+        _refuse_numbers(name, _part(result, key), _part(again, key))
     pairs: dict[str, str] = {}
     outputs, begun = list(call.outputs), list(first.outputs)
     for key, name in named.items():
@@ -129,6 +131,17 @@ def _places(result: Any, key: Any) -> list[int]:
     return [places[id(leaf)] for leaf in pytree.tree_leaves(_part(result, key)) if isinstance(leaf, torch.Tensor)]
 
 
+def _refuse_numbers(name: str, one: Any, other: Any) -> None:
+    """A number in a state that changes from call to call would be a constant of the graph."""
+    leaves = [pytree.tree_leaves(part) for part in (one, other)]
+    plain = [[leaf for leaf in part if not isinstance(leaf, torch.Tensor)] for part in leaves]
+    if pytree.tree_structure(one) != pytree.tree_structure(other) or plain[0] != plain[1]:
+        raise SourceError(
+            f"The state {name} holds something else than tensors that changes from call to call",
+            "Keep it as a tensor: torch.tensor(0), and count + x.shape[1].",
+        )
+
+
 def _declared(result: Any, state: Mapping[Any, str], tree: Tree) -> dict[Any, str]:
     if not isinstance(state, Mapping):
         raise SourceError(f"state= is a {type(state).__name__}", 'Give a dict such as {"mems_out": "mems"}.')
@@ -152,7 +165,8 @@ def _found(module: nn.Module, tree: Tree, result: Any) -> dict[Any, str]:
         named = {}
     for name in _absent(module, tree):
         for key in sorted(parts, key=lambda part: name not in part):
-            nested = isinstance(parts[key], (tuple, list, dict)) and bool(parts[key])
+            # A class with @trueport.state is a node to pytree as a list is.
+            nested = not pytree.tree_structure(parts[key]).is_leaf() and bool(pytree.tree_leaves(parts[key]))
             if key not in named and (name in key or nested) and _takes(module, tree, name, parts[key], result):
                 named[key] = name
                 break

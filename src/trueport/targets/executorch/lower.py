@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from trueport.targets.executorch.memory import check_arena, measure
 from trueport.targets.executorch.rewrites import prepared
 
 if TYPE_CHECKING:
-    from executorch.exir import ExecutorchProgramManager
+    from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
 
     from trueport.targets.executorch.partition import Partitioner
 
@@ -98,6 +98,7 @@ def to_program(
                 # first dynamic axis a constant.
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
+        _refuse_written(edge, programs)
         return edge.to_executorch(
             ExecutorchBackendConfig(
                 # Together with elided views, writes in place give wrong values (Gemma 3 under the portable kernels).
@@ -107,9 +108,21 @@ def to_program(
                 external_constants=(lambda node: STEM) if beside else False,
             )
         )
+    except LoweringError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise LoweringError(f"ExecuTorch cannot lower {', '.join(programs)}: {reason}") from error
+
+
+def _refuse_written(edge: EdgeProgramManager, names: Iterable[str]) -> None:
+    for name in names:
+        written = edge.exported_program(name).graph_signature.user_inputs_to_mutate
+        if written:
+            raise LoweringError(
+                f"{name} writes to its input {', '.join(written.values())}, which an ExecuTorch program gives out too",
+                "Write to a copy: x = x.clone().",
+            )
 
 
 def partitioner_of(backend: str, kernels: Sequence[str] | None = None) -> Partitioner | None:
