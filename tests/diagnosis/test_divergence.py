@@ -19,7 +19,7 @@ from tests.conftest import Exported
 from tests.proof.test_planted_faults import FILES, Edit
 from trueport.cli import app
 from trueport.diagnosis import Divergence
-from trueport.errors import TrueportError
+from trueport.errors import ArtifactError, TrueportError
 
 Plant = Callable[[Edit], str]
 aten = torch.ops.aten
@@ -252,6 +252,17 @@ def test_a_fault_in_a_program_is_found_inside_its_delegates_too(
     (found,) = trueport.diagnose(tmp_path / "out", against=zoo.build("bert")).divergences  # type: ignore[union-attr]
     assert kind in found.kind and found.origin.module == modules[0] and "modeling_bert.py:" in found.origin.line
     assert any(words in reason for reason in found.reasons), found.reasons
+
+
+@pytest.mark.slow
+def test_a_graph_that_cannot_run_is_one_sentence_with_its_node(copied: Exported) -> None:
+    folder = copied("bert")
+    edit = Edit(folder / "onnx/model.onnx")
+    node = [each for each in edit.all("Transpose") if len(each.attributes["perm"].as_ints()) == 4][0]
+    node.attributes["perm"] = ir.AttrInt64s("perm", [2, 3, 0, 1])
+    edit.save()
+    with pytest.raises(ArtifactError, match=r"cannot run model\.onnx at all: .*node"):
+        trueport.diagnose(folder, against=zoo.build("bert"))
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _component(**changes):
         (lambda f: edit(f, _component(file="../model.onnx")), "points out of its folder"),
         (lambda f: edit(f, lambda m: m["source"].update(role="seq2seq")), "says seq2seq and has no component encoder"),
         (lambda f: (f / "onnx/model.onnx").unlink(), "lacks onnx/model.onnx"),
-        (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "ONNX Runtime cannot open model.onnx"),
+        (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "model.onnx is not an ONNX file"),
         (lambda f: (f / "config.json").write_text("["), "config.json cannot be read"),
         (lambda f: (f / "generation_config.json").write_text("["), "generation_config.json cannot be read"),
     ],

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.diagnosis.divergence.flow import Flow, Operation, Origin
+from trueport.errors import ArtifactError
 
 SHOWN = 8
 """A constant of more elements is told by its shape."""
@@ -140,9 +141,13 @@ class Opened:
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        self.runtime = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.path = path
+        try:
+            self.runtime = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise self._broken(error) from error
         self.inputs = {value.name for value in self.runtime.get_inputs()}
 
     def values(
@@ -155,9 +160,21 @@ class Opened:
         wanted = list(self.names if names is None else names)
         for start in range(0, len(wanted), AT_ONCE):
             some = wanted[start : start + AT_ONCE]
-            for name, value in zip(some, self.runtime.run_with_ort_values(some, given), strict=True):
+            try:
+                results = self.runtime.run_with_ort_values(some, given)
+            except Exception as error:
+                raise self._broken(error) from error
+            for name, value in zip(some, results, strict=True):
                 if value.is_tensor():
                     yield name, to_numpy(value)
+
+    def _broken(self, error: Exception) -> ArtifactError:
+        """A graph that stops somewhere has no result to be compared; the runtime's words name the node."""
+        reason = " ".join(str(error).split())[:300]
+        return ArtifactError(
+            f"ONNX Runtime cannot run {self.path.name} at all: {reason}",
+            "Its nodes do not fit together: look at the inputs of the one that is named, or export again.",
+        )
 
 
 def jittered(path: Path, place: Path, seed: int) -> Path:
