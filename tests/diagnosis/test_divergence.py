@@ -258,7 +258,7 @@ def test_a_fault_in_a_program_is_found_inside_its_delegates_too(
 def test_a_graph_that_cannot_run_is_one_sentence_with_its_node(copied: Exported) -> None:
     folder = copied("bert")
     edit = Edit(folder / "onnx/model.onnx")
-    node = [each for each in edit.all("Transpose") if len(each.attributes["perm"].as_ints()) == 4][0]
+    node = next(each for each in edit.all("Transpose") if len(each.attributes["perm"].as_ints()) == 4)
     node.attributes["perm"] = ir.AttrInt64s("perm", [2, 3, 0, 1])
     edit.save()
     with pytest.raises(ArtifactError, match=r"cannot run model\.onnx at all: .*node"):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.errors import TrueportError
+from trueport.errors import ArtifactError
 
 if TYPE_CHECKING:
     import onnx
@@ -29,7 +29,7 @@ MAKERS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """Operators that make a tensor of any size, and which input says the size."""
 
 
-class GraphError(TrueportError):
+class GraphError(ArtifactError):
     """An ONNX file that cannot be read, or must not be."""
 
 
