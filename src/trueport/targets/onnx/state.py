@@ -27,7 +27,7 @@ class State:
 
     Attributes:
         values: OrtValues by input name.
-        rows: the axis of the batch by input name; what is not named has no rows.
+        rows: the axis of the batch by input name; 0 where none is named.
     """
 
     def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None) -> None:
@@ -41,8 +41,8 @@ class State:
         index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
         values = dict(self.values)
         for name, tensor in self.tensors().items():
-            if name in self.rows:
-                values[name] = from_torch(tensor.index_select(self.rows[name], index))
+            if tensor.ndim:  # a counter is every row's
+                values[name] = from_torch(tensor.index_select(self.rows.get(name, 0), index))
         return self._of(values)
 
     def _of(self, values: dict[str, Any]) -> State:
