@@ -30,7 +30,9 @@ class Carried:
     def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> Carried:
         """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
         index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        return Carried({n: t.index_select(self.rows.get(n, 0), index) for n, t in self.values.items()}, self.rows)
+        return Carried(
+            {n: t.index_select(self.rows.get(n, 0), index) if t.ndim else t for n, t in self.values.items()}, self.rows
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """By input name."""
