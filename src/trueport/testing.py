@@ -16,7 +16,7 @@ def assert_exportable(
         module: in eval mode.
         inputs: sample inputs, a tuple or a dict of tensors, every size 2 or more; or a list of such, of which the first is
             traced and all are compared.
-        dynamic: whether every dimension must stay dynamic.
+        dynamic: whether every dimension must stay dynamic of which the module takes other lengths.
         rtol: relative tolerance of the comparison.
         atol: absolute tolerance of the comparison.
 

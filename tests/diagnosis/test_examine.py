@@ -111,13 +111,36 @@ def test_value_reads_and_rewrites_are_shown() -> None:
     assert_exportable(Reads().eval(), [(X,), (-X,), (X[:2],)])
 
 
+class Unrolled(nn.Module):
+    """Takes any number of rows, and is traced for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        for index in range(x.shape[0]):
+            y = y + x[index]
+        return y
+
+
 def test_a_dimension_that_becomes_constant_is_named_with_its_line() -> None:
-    found = examine(Constant().eval(), (X,))
-    assert len(found.specialised) == 2
-    assert line(Constant, "torch.ones(3, 4)") in str(found.specialised[0])
+    found = examine(Unrolled().eval(), (X,))
+    (constant,) = found.specialised
+    assert line(Unrolled, "range(x.shape[0])") in str(constant) and not found.exportable
+    (static,) = found.static
+    assert "axis 1" in static.problem
     with pytest.raises(AssertionError, match="axis 0 of input x becomes the constant 3"):
-        assert_exportable(Constant().eval(), (X,))
-    assert_exportable(Constant().eval(), (X,), dynamic=False)
+        assert_exportable(Unrolled().eval(), (X,))
+    assert_exportable(Unrolled().eval(), (X,), dynamic=False)
+
+
+def test_a_dimension_of_which_the_module_takes_no_other_length_stands_in_nobodys_way() -> None:
+    found = examine(Constant().eval(), (X,))
+    assert found.exportable and len(found.static) == 2
+    assert line(Constant, "torch.ones(3, 4)") in str(found.static[0])
+    assert_exportable(nn.Linear(4, 3).eval(), [(X,), (X[:2],)])
 
 
 def test_the_module_is_as_it_was() -> None:

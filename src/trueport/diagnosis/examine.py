@@ -27,7 +27,8 @@ class Examination:
     """What was found about a module.
 
     ``reads`` are the lines that read tensor values; ``rewritten`` those that the context rewrites; ``specialised`` the
-    input dimensions that become constant; ``unknown`` the classes that pytree does not know; ``patches`` the paths
+    input dimensions that become constant though the module takes other lengths, ``static`` those of which it takes no
+    other; ``unknown`` the classes that pytree does not know; ``patches`` the paths
     that apply; ``findings`` what prevents the export, in words. ``program`` is the exported program, where there is one.
     """
 
@@ -35,6 +36,7 @@ class Examination:
     reads: list[str] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     specialised: list[Finding] = field(default_factory=list)
+    static: list[Finding] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     patches: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -42,8 +44,8 @@ class Examination:
 
     @property
     def exportable(self) -> bool:
-        """Whether torch.export takes the module, under the context."""
-        return self.program is not None and not self.findings
+        """Whether torch.export takes the module, under the context, for all the sizes that the module takes."""
+        return self.program is not None and not self.findings and not self.specialised
 
     def lines(self) -> list[str]:
         """The examination in words, a line for each thing."""
@@ -52,6 +54,7 @@ class Examination:
         lines += [f"  reads a tensor's value: {read}" for read in self.reads]
         lines += [f"  rewritten: {site}" for rewrite in self.rewrites for site in rewrite.sites]
         lines += [f"  constant dimension: {finding}" for finding in self.specialised]
+        lines += [f"  static dimension: {finding}" for finding in self.static]
         lines += [f"  unknown to pytree: {name}; put @trueport.state on it" for name in self.unknown]
         lines += [f"  patch: {path}: {why}" for path, why in self.patches.items()]
         return [*lines, *(f"  {finding.kind}: {finding}" for finding in self.findings)]
@@ -73,7 +76,7 @@ def examine(
         inputs: sizes of 2 and more, so that torch does not take them for constants.
         name: how the report calls it; its class by default.
         names: of the inputs, for the report.
-        dynamic: the axes of each input that are to be dynamic; all by default.
+        dynamic: the axes of each input that are to be dynamic; by default those that the module takes at other lengths.
         targets: those whose operators are asked for.
     """
     result = Examination(name or type(module).__name__)
@@ -144,6 +147,7 @@ def _export(
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     wanted = set(program.graph_signature.user_inputs)
     tensors = [node for node in placeholders if node.name in wanted and isinstance(node.meta.get("val"), torch.Tensor)]
+    served = _served(module, inputs) if dynamic is None else set[tuple[str, int]]()
     for index, node in enumerate(tensors):
         for axis, length in enumerate(node.meta["val"].shape):
             if isinstance(length, torch.SymInt) and not length.node.expr.is_number:
@@ -153,8 +157,28 @@ def _export(
             lines = [entry.line for entry in seen if entry.value == int(length) and entry.line]
             label = names[index] if index < len(names) else node.name
             problem = f"axis {axis} of input {label} becomes the constant {int(length)}"
+            where = lines[0] if lines else ""
+            if dynamic is None and (node.name, axis) not in served:
+                result.static.append(Finding("static dimension", where, problem, "The module takes no other length."))
+                continue
             mend = "Compute from the tensor's own shape there, or declare the axis static."
-            result.specialised.append(Finding("constant dimension", lines[0] if lines else "", problem, mend))
+            result.specialised.append(Finding("constant dimension", where, problem, mend))
+
+
+def _served(module: nn.Module, inputs: Any) -> set[tuple[str, int]]:
+    """Axes by the names of torch's placeholders that the module takes at other lengths, found by running it."""
+    from trueport.calls import arguments_of, call_of
+    from trueport.rewrite.watch import preserved
+    from trueport.roles.probing import Probe, find_axes
+
+    with torch.no_grad(), preserved(module):
+        try:
+            tree = arguments_of(module, inputs)
+            call, feeds = call_of(tree, module(*tree[0], **tree[1]))
+            found = find_axes(Probe(lambda given: call.run(module, given)), feeds)
+        except TrueportError:  # classes of the caller's own: their axes are not known here
+            return set()
+    return {(name.replace(".", "_"), axis) for name, axis in found.axes}
 
 
 def _takes_any(module: nn.Module) -> bool:
