@@ -64,6 +64,26 @@ def test_a_fault_in_a_branch_that_the_sample_does_not_take_is_found(tmp_path: Pa
     assert [case.case for case in failed.cases if case.failed] == ["values times 100"]
 
 
+class Far(nn.Module):
+    """A branch that nothing which is drawn takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.abs().max() > 1e6:
+            x = x / 2
+        return x * 3
+
+
+def test_a_branch_that_no_input_takes_is_told(tmp_path: Path) -> None:
+    trueport.export(Far().eval(), tmp_path / "out", inputs=(torch.randn(3, 4),))
+    content = json.loads((tmp_path / "out" / "proof.json").read_text())
+    assert content["verdict"] == "proven"
+    assert any("test_branches.py:" in note and "was not compared" in note for note in content["notes"]), content[
+        "notes"
+    ]
+    trueport.export(Far().eval(), tmp_path / "both", inputs=(torch.randn(3, 4) * 1e6,))
+    assert not json.loads((tmp_path / "both" / "proof.json").read_text()).get("notes")
+
+
 class Sorted(nn.Module):
     """Takes no drawn input: they are not sorted."""
 

@@ -15,6 +15,7 @@ from trueport.calls import Call
 from trueport.dtypes import numpy_dtype
 from trueport.errors import TrueportError
 from trueport.interface import PAST, Interface, evaluate, terms
+from trueport.proof.branches import one_way
 from trueport.proof.draws import Drawn
 from trueport.proof.memory import ANY, HELD, Memory, TooLargeError
 from trueport.proof.reference import OriginalError, jittered, wide_copy, wide_original
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from trueport.proof.subject import Session
 
 Arrays = dict[str, np.ndarray]
-FACTORS = (-1.0, 0.01, 100.0)
+SCALED = {f"values times {factor:g}": factor for factor in (-1.0, 0.01, 100.0)}
 """What drawn floats are multiplied by too: a branch on a value may be taken by no draw of the sample's own size."""
 REFUSED = "the original itself refuses this input"
 SHOWN = 512
@@ -314,22 +315,27 @@ def ask_shapes(asked: AskedModule) -> Sequence[Case]:
 
     if asked.exact is None:
         raise NotApplicableError("needs the original: give against=MODULE")
-    cases = []
-    sample = asked.drawn.sample(asked.sizes)
-    if sample is not None:
-        cases.append(_shape(asked, "the sample", sample))
-    for sizes in borders(asked):
-        name = ", ".join(f"{words.replace('_', ' ')} {size}" for words, size in sizes.items()) or "the sample's sizes"
-        cases.append(_shape(asked, name, asked.drawn.draw(name, sizes)))
-    usual = asked.together({name: asked.fits(name, size) for name, size in asked.sizes.items()})
-    for factor in FACTORS if asked.drawn.scales else ():
-        name = f"values times {factor:g}"
-        cases.append(_shape(asked, name, asked.drawn.draw(name, usual, factor=factor), own_floor=True))
+    given = _given(asked)
+    cases = [_shape(asked, name, feeds, own_floor=name in SCALED) for name, feeds in given.items()]
     if all(case.note == REFUSED for case in cases):
         cases.append(
             Case("every input", None, 0.0, None, "the original refuses all that was asked: nothing was compared")
         )
-    return cases
+    assert asked.own is not None
+    return [*cases, *one_way(asked.own.run, given.values())]
+
+
+def _given(asked: AskedModule) -> dict[str, Arrays]:
+    """The inputs of ``shapes`` by the names of the cases."""
+    sample = asked.drawn.sample(asked.sizes)
+    given = {} if sample is None else {"the sample": sample}
+    for sizes in borders(asked):
+        name = ", ".join(f"{words.replace('_', ' ')} {size}" for words, size in sizes.items()) or "the sample's sizes"
+        given[name] = asked.drawn.draw(name, sizes)
+    usual = asked.together({name: asked.fits(name, size) for name, size in asked.sizes.items()})
+    for name, factor in SCALED.items() if asked.drawn.scales else ():
+        given[name] = asked.drawn.draw(name, usual, factor=factor)
+    return given
 
 
 def _shape(asked: AskedModule, name: str, feeds: Arrays, *, own_floor: bool = False) -> Case:

@@ -110,7 +110,7 @@ class Watch(TorchFunctionMode):
 def _model_frame(frame: FrameType | None) -> FrameType | None:
     """The innermost frame outside torch and this package; None beyond the model's own call."""
     homes = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    while frame is not None and frame.f_code is not _run_once.__code__:
+    while frame is not None and frame.f_code is not run_once.__code__:
         name = frame.f_code.co_filename
         if not name.startswith(homes) and not name.startswith("<frozen"):
             return frame
@@ -128,14 +128,14 @@ def _position(frame: FrameType) -> tuple[Position, Position]:
 def _outermost(frame: FrameType) -> CodeType:
     """The code that has a function of its own: a comprehension's or a nested function's is part of another's."""
     code, outer = frame.f_code, frame.f_back
-    while outer is not None and outer.f_code is not _run_once.__code__:
+    while outer is not None and outer.f_code is not run_once.__code__:
         if code in outer.f_code.co_consts:
             code = outer.f_code
         outer = outer.f_back
     return code
 
 
-def _run_once(call: Callable[[], Any]) -> Any:
+def run_once(call: Callable[[], Any]) -> Any:
     return call()
 
 
@@ -160,7 +160,7 @@ def value_reads(model: nn.Module, samples: Sequence[Any], *, explore: bool = Tru
     def run(sample: Any, forced: list[bool]) -> None:
         with Watch(reads, forced) as watch:
             try:
-                _run_once(lambda: call_with(model, sample))
+                run_once(lambda: call_with(model, sample))
             finally:
                 answers = watch.answers
                 for number, (read, answer) in enumerate(answers):
