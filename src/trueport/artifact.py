@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trueport.errors import ArtifactError
+from trueport.processes import is_alive
 from trueport.progress import Meter
 
 MANIFEST = "trueport.json"
@@ -239,20 +240,8 @@ def _sweep(out: Path) -> None:
     """Remove staging folders of processes that are gone."""
     for path in out.parent.glob(f".{out.name}.trueport-*"):
         pid = path.name.rsplit("-", 1)[-1]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and (int(pid) == os.getpid() or not is_alive(int(pid))):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _sync(folder: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from trueport.pages import templates_of
 from trueport.words import clean, component_view, listed, model_name, of_target, program_words, size_words
 
 ORT_CLASSES = {
@@ -28,17 +28,8 @@ NUMPY_DTYPES = {"float32", "float16", "float64", "int64", "int32", "bool"}
 
 def card(manifest: Mapping[str, Any], proof: Mapping[str, Any] | None) -> str:
     """The content of README.md: what the folder is, its verdict, how to run it, its interface, its files."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     manifest = clean(manifest)
-    environment = Environment(  # Markdown: escaping is per construct, by the filters below
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates_of(__file__, escaped=False)  # Markdown: escaping is per construct, by the filters below
     environment.filters |= {"code": code_span, "plain": plain, "cell": plain}
     source, components = manifest.get("source", {}), manifest.get("components", {})
     task = str(source.get("task") or manifest.get("task") or "")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trueport.errors import StorageError, TrueportError
+from trueport.processes import is_alive
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
@@ -131,7 +132,7 @@ def _take(fcntl: Any, descriptor: int, plan: Path) -> None:
             return
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace")
-        alive = holder.isdigit() and _alive(int(holder))
+        alive = holder.isdigit() and is_alive(int(holder))
         if alive or time.monotonic() > end:
             who = f"process {holder}" if alive else f"the workers of process {holder}, which is gone"
             raise TrueportError(f"{plan} is being run by {who}", "Wait for its end, or give another --state and --out.")
@@ -153,13 +154,3 @@ def is_locked(state: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -14,6 +14,7 @@ from trueport.fleet.job import RIGHT
 from trueport.fleet.limits import time_words
 from trueport.fleet.plan import Plan
 from trueport.fleet.storage import Store
+from trueport.pages import templates_of
 from trueport.words import clean, count_words, size_words
 
 RESULTS, REPORT = "results.jsonl", "report.html"
@@ -109,16 +110,7 @@ def words(row: Mapping[str, Any]) -> str:
 
 def html(name: str, found: Sequence[Mapping[str, Any]], *, beside: bool = False) -> str:
     """The report: a page that stands alone, the same bytes for the same results; ``beside`` the artefacts or elsewhere."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates_of(__file__, escaped=True)
     name, found = clean(name), clean(found)
     return environment.get_template("report.html").render(
         name=name,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trueport.pages import templates_of
 from trueport.words import clean, component_view, count_words, listed, model_name, number, program_words, size_words
 
 if TYPE_CHECKING:
@@ -187,17 +187,8 @@ def table(proof: Mapping[str, Any]) -> Table:
 
 def html(proof: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """The content of report.html: no script, nothing loaded from anywhere, the same bytes for the same proof."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     proof, manifest = clean(proof), clean(manifest)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates_of(__file__, escaped=True)
     source = manifest.get("source", {})
     return environment.get_template("report.html").render(
         name=model_name(manifest),
