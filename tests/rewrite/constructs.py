@@ -459,7 +459,7 @@ CASES = (
     Case(KeptBool, "not", (ONES, UP, DOWN)),
     Case(SumOfBools, "bool()", (ONES, UP, DOWN)),
     Case(GuardedDivision, "and", (ONES * 9, UP, DOWN, ONES * 0)),
-    Case(HalfNumber, "float()", (ONES, UP), executorch=SIZE),
+    Case(HalfNumber, "float()", (ONES, UP)),
     Case(ListsWithTwoNames, "if", (ONES, DOWN)),
     Case(TryFinally, "if", (ONES, UP, DOWN)),
     Case(ReadLater, "if", (ONES, UP, DOWN)),
