@@ -110,7 +110,8 @@ class Asked:
             for shape in self.outputs.values()
         ]
         heads = int(getattr(self.config, "num_attention_heads", 0) or 0)
-        stepwise = self.exact is None or getattr(self.exact.model.config, "_attn_implementation", "") != "sdpa"
+        told = getattr(getattr(self.exact, "model", None), "config", None)  # graphs in its place tell nothing
+        stepwise = getattr(told, "_attn_implementation", "") != "sdpa"
         scores = heads * length * (SCORES + (EAGER if stepwise else 0))
         self.memory.afford(f"{batch.size} x {length} tokens", batch.size * length * (sum(widths) * HELD + scores))
 
