@@ -25,6 +25,9 @@ SLOW = pytest.mark.slow
 OPERATORS = {
     "bool()": {"Cast"}, "float()": {"Cast"}, "while": {"Loop"}, "for": {"Scan", "Loop"}, "list comprehension": {"Scan"},
 }  # fmt: skip
+few_are_fast = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=str(case), marks=() if str(case) in FAST else SLOW) for case in CASES]
+)
 
 
 def built(case: Case) -> torch.nn.Module:
@@ -49,7 +52,7 @@ def equal(got: Any, wanted: Any) -> None:
         torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
-@every_case
+@few_are_fast
 @torch.no_grad()
 def test_it_is_found_by_running_one_sample(case: Case) -> None:
     found = find(built(case), (case.inputs[0].clone(),))
@@ -67,7 +70,7 @@ def test_rewritten_it_still_computes_the_same_in_python(case: Case) -> None:
         equal([model(x.clone()) for x in case.inputs], wanted)
 
 
-@every_case
+@few_are_fast
 @torch.no_grad()
 def test_the_program_takes_every_branch(case: Case) -> None:
     model, module = built(case), program(case).module()
@@ -75,9 +78,7 @@ def test_the_program_takes_every_branch(case: Case) -> None:
         equal(module(x.clone()), model(x.clone()))
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=str(case), marks=() if str(case) in FAST else SLOW) for case in CASES]
-)
+@few_are_fast
 @torch.no_grad()
 def test_onnx_takes_every_branch(case: Case) -> None:
     with warnings.catch_warnings():

@@ -47,6 +47,7 @@ class Live:
         self.now -= size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [streamed.PIECE, 512])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "gpt_oss", "bloom"])
 def test_the_same_values_as_a_copy(name: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:

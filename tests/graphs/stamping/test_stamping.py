@@ -222,6 +222,7 @@ UNLIKE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["equal", "zeros", *UNLIKE])
 def test_what_is_not_equal_is_traced_and_told(how: str, tmp_path: Path) -> None:
     """Each of these is the same at both ends of the stack, or equal in structure: a guess would be wrong in silence."""
@@ -260,6 +261,7 @@ def spoil_edge(graph: Any, nodes: list[Any]) -> None:
     nodes[-1].replace_input_with(0, early.outputs[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [spoil_operator, spoil_weight, spoil_edge])
 def test_a_graph_whose_layers_differ_is_not_stamped(
     spoil: Callable[[Any, list[Any]], None], monkeypatch: pytest.MonkeyPatch
