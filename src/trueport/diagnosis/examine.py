@@ -28,8 +28,8 @@ class Examination:
 
     ``reads`` are the lines that read tensor values; ``rewritten`` those that the context rewrites; ``specialised`` the
     input dimensions that become constant though the module takes other lengths, ``static`` those of which it takes no
-    other; ``unknown`` the classes that pytree does not know; ``patches`` the paths
-    that apply; ``findings`` what prevents the export, in words. ``program`` is the exported program, where there is one.
+    other; ``unknown`` the classes that pytree does not know; ``patches`` the paths that apply; ``findings`` what prevents
+    the export, in words. ``program`` is the exported program, where there is one.
     """
 
     name: str

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One function: where it stands, the constructs in it that read tensor values, its source before and after."""
+    """One function: where it stands, the constructs in it that read tensor values, its source before and after.
+
+    ``functions`` run ``old`` and are to run ``code``, and so is what ``makers`` make when they run.
+    """
 
     file: str
     line: int

@@ -146,5 +146,5 @@ def exchanged(
             maker.__code__ = maker.__code__.replace(co_consts=tuple(constants))
         yield
     finally:
-        for function, old in before:
-            function.__code__ = old
+        for function, code in before:
+            function.__code__ = code

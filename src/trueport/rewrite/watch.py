@@ -136,6 +136,7 @@ def _outermost(frame: FrameType) -> CodeType:
 
 
 def run_once(call: Callable[[], Any]) -> Any:
+    """``call()``; the frame up to which reads are the model's."""
     return call()
 
 
