@@ -123,7 +123,7 @@ def test_every_spelling_of_one_mask_is_the_same() -> None:
         {"mask": np.where(flat, 0, -np.inf)},
         {"mask": np.where(flat, 0, -65504).astype(np.float16)},
         {"mask": np.where(flat, 0, -10000.0), "hidden_at": -10000.0},
-        {"bias": np.where(flat, 0, -np.inf)},
+        {"bias": np.where(flat, 0, -np.inf)[:, None, None]},
     ):
         np.testing.assert_array_equal(reference(q, k, v, **spelling), wanted)
 
@@ -161,6 +161,14 @@ def test_no_score_reaches_a_hidden_key() -> None:
     assert np.abs(reference(q * 1e4, k * 1e4, v, mask=mask)).max() < 10
 
 
+def test_a_bias_broadcasts_from_the_right() -> None:
+    """As many rows as queries: two axes were read as (batch, keys), three as (batch, queries, keys)."""
+    q, k, v = operands(4, 4, 4, 4, 4, 4)
+    bias = np.random.default_rng(4).normal(size=(4, 4, 4))
+    for given, full in ((bias[0], bias[None, :1]), (bias, bias[None])):
+        np.testing.assert_array_equal(reference(q, k, v, bias=given), reference(q, k, v, bias=full))
+
+
 def test_visible_keys_with_past_and_window() -> None:
     seen = visible_keys(1, 2, 5, causal=True, window=2, past=3)
     np.testing.assert_array_equal(seen[0, 0], [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]])
@@ -175,6 +183,11 @@ def test_visible_keys_with_past_and_window() -> None:
         ({"mask": np.ones((1, 4), complex)}, "neither boolean nor additive"),
         ({"lengths": [1.5]}, "not 1 integers"),
         ({"rows": "nan"}, "no policy"),
+        ({"window": 0}, "window of 0"),
+        ({"causal": True, "past": 5}, "5 of 4 keys"),
+        ({"causal": True, "past": -1}, "-1 of 4 keys"),
+        ({"mask": np.full((1, 4), np.nan)}, "NaN"),
+        ({"bias": np.zeros((3, 4))}, "bias of shape"),
         ({"past": (np.zeros((1, 3, 1, 5)), np.zeros((1, 3, 1, 6)))}, "dimension|do not fit"),
     ],
 )

@@ -51,8 +51,12 @@ def visible_keys(
         bool (batch, heads or 1, queries, keys).
 
     Raises:
-        MaskError: a shape or a dtype that is none of these.
+        MaskError: a shape or a dtype that is none of these, NaN in a mask, a window or a past that cannot be.
     """
+    if window is not None and window < 1:
+        raise MaskError(f"A window of {window} sees nothing", "A window of 1 sees its own position alone.")
+    if (causal or window is not None) and not 0 <= past <= keys:
+        raise MaskError(f"{past} of {keys} keys cannot be past", "keys= includes the past.")
     found = np.ones((batch, 1, queries, keys), dtype=bool)
     j = np.arange(keys)
     own = past + np.arange(queries)[:, None]
@@ -69,13 +73,15 @@ def visible_keys(
         found &= j > own - window
     if mask is not None:
         array = four_axes(mask, batch, queries, keys)
+        if not is_boolean(array) and np.isnan(array.astype(np.float64)).any():
+            raise MaskError("An additive mask holds NaN, which neither shows a key nor hides it")
         seen = array != 0 if is_boolean(array) else array > threshold(array.dtype, hidden_at)
         found = found & seen
     return found
 
 
 def four_axes(mask: Any, batch: int, queries: int, keys: int) -> np.ndarray:
-    """The mask, or a bias, as (batch or 1, heads or 1, queries or 1, keys or 1)."""
+    """The mask as (batch or 1, heads or 1, queries or 1, keys or 1)."""
     array = np.asarray(mask)
     if array.ndim == 2:
         array = array[:, None, None, :]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.attention.masks import MaskError, four_axes, is_boolean, visible_keys
+from trueport.attention.masks import AXES, MaskError, four_axes, is_boolean, visible_keys
 
 POLICIES = ("zeros", "uniform", "as-model")
 """What a query that sees no key gives."""
@@ -52,7 +52,8 @@ def reference(
             is added to its score.
         past: earlier keys and values (batch, key heads, past, size), which go in front; or how many of the keys are
             past already. Without it query 0 stands at key 0.
-        bias: added to the scores, broadcast to (batch, heads, queries, keys); it hides nothing unless it is -inf.
+        bias: added to the scores, broadcast to (batch, heads, queries, keys) from the right as NumPy does, so that two
+            axes are (queries, keys); it hides nothing unless it is -inf.
         scale: ``1 / sqrt(size)`` unless given.
         softcap: 0 for none.
         rows: what a query gives that sees no key. ``zeros``: zeros. ``uniform``: the mean of all values, padding and
@@ -80,7 +81,7 @@ def reference(
         past=before, hidden_at=hidden_at,
     )  # fmt: skip
     if bias is not None:
-        added = four_axes(bias, batch, queries, keys).astype(np.float64)
+        added = _broadcast(bias, scores.shape)
         seen = seen & (added != -np.inf)
         scores = scores + np.where(added == -np.inf, 0.0, added)
     additive = None
@@ -118,6 +119,18 @@ def _operands(query: Any, key: Any, value: Any, past: Any) -> tuple[np.ndarray, 
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or heads % key_heads:
         raise MaskError(f"query {q.shape}, key {k.shape} and value {v.shape} do not fit", "See the axes in the help.")
     return q, np.repeat(k, heads // key_heads, axis=1), np.repeat(v, heads // key_heads, axis=1), before
+
+
+def _broadcast(bias: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The bias in float64, of a shape that broadcasts to the scores'."""
+    added = np.asarray(bias).astype(np.float64)
+    try:
+        return np.broadcast_to(added, shape)
+    except ValueError as error:
+        raise MaskError(
+            f"A bias of shape {added.shape} does not fit scores of shape {shape}",
+            f"It is broadcast to {AXES} from the right.",
+        ) from error
 
 
 def _softmax(scores: np.ndarray, *, nan: bool = False) -> np.ndarray:
