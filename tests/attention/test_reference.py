@@ -165,8 +165,8 @@ def test_a_bias_broadcasts_from_the_right() -> None:
     """As many rows as queries: two axes were read as (batch, keys), three as (batch, queries, keys)."""
     q, k, v = operands(4, 4, 4, 4, 4, 4)
     bias = np.random.default_rng(4).normal(size=(4, 4, 4))
-    for given, full in ((bias[0], bias[None, :1]), (bias, bias[None])):
-        np.testing.assert_array_equal(reference(q, k, v, bias=given), reference(q, k, v, bias=full))
+    for short, full in ((bias[0], bias[None, :1]), (bias, bias[None])):
+        np.testing.assert_array_equal(reference(q, k, v, bias=short), reference(q, k, v, bias=full))
 
 
 def test_visible_keys_with_past_and_window() -> None:

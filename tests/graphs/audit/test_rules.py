@@ -64,6 +64,17 @@ def graph(body: str, inputs: str = MASK, constants: str = "float fill = {-10000.
     return f"{HEAD}g ({QKV}, {inputs}) {OUT}\n<{constants}>\n{{\n{body}}}"
 
 
+def weighted(masking: str, constants: str) -> str:
+    """A graph whose weights say that scores spread by thousands."""
+    return (
+        f"{HEAD}g (float[batch, length, 2] x, float[batch, length, 2] v, bool[batch, 1, length] attention_mask)\n"
+        "=> (float[batch, length, 2] y)\n"
+        f"<float[2, 2] wq = {{90.0, -80.0, 110.0, 70.0}}, float[2, 2] wk = {{90.0, 100.0, -80.0, 120.0}}, {constants}>\n"
+        "{\nq = MatMul (x, wq)\nk = MatMul (x, wk)\nkt = Transpose <perm = [0, 2, 1]> (k)\nscores = MatMul (q, kt)\n"
+        f"{masking}{END}}}"
+    )
+
+
 VARIANTS = {
     # One Where and one sum, as GPT-2's exports of the TorchScript days.
     "chosen, then added": (
@@ -107,6 +118,55 @@ VARIANTS = {
         "right-padding-only",
         HEAD + "g (float[b, s, 4] x, float[4, 12] w, float[12] c, int32[b] mask_index) => (float[b, s, 4] y)\n"
         "{ y = com.microsoft.Attention <num_heads = 2> (x, w, c, mask_index) }",
+    ),
+    "a weak fill on strong scores": (
+        "reachable-fill",
+        weighted("c = Cast <to = 1> (attention_mask)\ninv = Sub (one, c)\nm = Mul (inv, fill)\nmasked = Add (scores, m)\n",
+                 "float fill = {-100.0}, float one = {1.0}"),
+    ),
+    "a negated fill": (
+        "reachable-fill",
+        weighted("n = Not (attention_mask)\nc = Cast <to = 1> (n)\ninv = Mul (c, fill)\nm = Neg (inv)\n"
+                 "masked = Add (scores, m)\n", "float fill = {10000.0}"),
+    ),
+    "a computed fill": (
+        "reachable-fill",
+        weighted("ten = Sqrt (fill)\nlow = Mul (ten, part)\nm = Where (attention_mask, zero, low)\n"
+                 "masked = Add (scores, m)\n", "float fill = {10000.0}, float part = {-100.0}, float zero = {0.0}"),
+    ),
+    "a fill in an If": (
+        "reachable-fill",
+        weighted("m = If (all) <then_branch = t () => (float[batch, 1, length] z) {z = Where (attention_mask, zero, zero)}, "
+                 "else_branch = e () => (float[batch, 1, length] f) {f = Where (attention_mask, zero, fill)}>\n"
+                 "masked = Add (scores, m)\n", "float fill = {-10000.0}, float zero = {0.0}, bool all = {0}"),
+    ),
+    "a cap behind the mask": (
+        "reachable-fill",
+        graph(SCORES + "a = Where (attention_mask, scores, fill)\nd = Div (a, cap)\nt = Tanh (d)\nmasked = Mul (t, cap)\n"
+              + END, constants="float fill = {-3.4e38}, float cap = {30.0}"),
+    ),
+    "masks counted before the fill": (
+        "summed-masks",
+        graph("c = Cast <to = 1> (attention_mask)\na = Sub (one, c)\nn = Not (causal)\nb = Cast <to = 1> (n)\n"
+              "hidden = Add (a, b)\nm = Mul (hidden, fill)\n" + SCORES + "masked = Add (scores, m)\n" + END,
+              f"{MASK}, {CAUSAL}", "float fill = {-10000.0}, float one = {1.0}"),
+    ),
+    "a logarithm of the mask": (
+        "nan-rows",
+        graph("c = Cast <to = 1> (attention_mask)\nm = Log (c)\n" + SCORES + "masked = Add (scores, m)\n" + END),
+    ),
+    "a fill past float16": (
+        "nan-rows",
+        graph("m = Where (attention_mask, zero, fill)\nn = Cast <to = 10> (m)\n" + SCORES
+              + "masked = Add (scores, n)\n" + END, constants="float fill = {-3.4e38}, float zero = {0.0}")
+        .replace("float[batch", "float16[batch"),
+    ),
+    "keys compared with lengths": (
+        "right-padding-only",
+        HEAD + f"g (int64[batch, length] attention_mask, int64[length] counted, {QKV}) {OUT}\n"
+        "<int64[1] axis = {1}, int64[2] axes = {1, 2}, float low = {-3.4e38}>\n{\n"
+        "n = ReduceSum <keepdims = 1> (attention_mask, axis)\nbefore = Less (counted, n)\n"
+        "seen = Unsqueeze (before, axes)\n" + SCORES + "masked = Where (seen, scores, low)\n" + END + "}",
     ),
     "stored triangle": (
         "baked-length",
@@ -174,6 +234,21 @@ RIGHT = {
         "a = Where (causal, zero, low)\nm = Where (attention_mask, zero, low)\nboth = Add (a, m)\n" + SCORES
         + "sum = Add (scores, both)\nmasked = Max (sum, low)\n" + END,
         f"{MASK}, {CAUSAL}", "float low = {-3.4e38}, float zero = {0.0}",
+    ),
+    "scores that are capped before the mask": weighted(
+        "d = Div (scores, cap)\nt = Tanh (d)\nc = Mul (t, cap)\nmasked = Where (attention_mask, c, fill)\n",
+        "float fill = {-10000.0}, float cap = {30.0}",
+    ),
+    "a mask behind the softmax": graph(
+        "c = Cast <to = 1> (attention_mask)\n" + SCORES + "w = Softmax <axis = -1> (scores)\nm = Mul (w, c)\n"
+        "sum = ReduceSum <keepdims = 1> (m, axis)\nweights = Div (m, sum)\ny = MatMul (weights, v)\n",
+        constants="int64[1] axis = {3}",
+    ),
+    "masks counted, then limited": graph(
+        "c = Cast <to = 1> (attention_mask)\na = Sub (one, c)\nn = Not (causal)\nb = Cast <to = 1> (n)\n"
+        "two = Add (a, b)\nhidden = Min (two, one)\nm = Mul (hidden, fill)\n" + SCORES
+        + "masked = Add (scores, m)\n" + END,
+        f"{MASK}, {CAUSAL}", "float fill = {-10000.0}, float one = {1.0}",
     ),
     "-inf in the future alone": graph(
         SCORES + "a = Where (causal, scores, inf)\nmasked = Where (attention_mask, a, low)\n" + END,

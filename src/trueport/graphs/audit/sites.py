@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from trueport.graphs.audit.terms import FILL_FROM, Fills, Term
+from trueport.graphs.audit.terms import Fills, Term
 from trueport.graphs.audit.view import uncast
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ class Site:
         scores: the MatMul of queries and keys; None for an operator.
         terms: the masks between scores and softmax, the last one first; for an operator those in its bias.
         clamped: whether summed masks are clipped from below.
+        bound: the largest score where masks meet scores that were capped by tanh; None where they were not.
     """
 
     node: ir.Node
     scores: ir.Node | None = None
     terms: tuple[Term, ...] = ()
     clamped: bool = False
+    bound: float | None = None
 
     @property
     def fused(self) -> bool:
@@ -101,6 +103,8 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
     """Walk from the softmax up to the product of two computed matrices."""
     terms: list[Term] = []
     clamped = False
+    bound: float | None = None
+    cap = 1.0
     value = softmax.inputs[0]
     for _ in range(200):
         node = value.producer() if value is not None else None
@@ -110,26 +114,43 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
         if kind in ("MatMul", "FusedMatMul", "Einsum", "Gemm"):
             if any(view.is_weight(operand) for operand in inputs):
                 return None
-            return Site(softmax, node, _uncovered(terms), clamped)
+            return Site(softmax, node, _uncovered(terms), clamped, bound)
         if kind == "Where":
             scalars = [view.scalar(branch) for branch in inputs[1:3]]
-            filled = [s is not None and s <= FILL_FROM for s in scalars]
+            filled = [s is not None and s <= fills.limit(inputs[0]) for s in scalars]
             if filled[0] == filled[1]:
                 return None
             assert inputs[0] is not None
-            terms.append(Term(node, inputs[0], float(scalars[filled.index(True)] or 0), True, hides=filled[0]))
+            fill = float(scalars[filled.index(True)] or 0)
+            fill = fill if bound is None else max(fill, -bound)
+            terms.append(Term(node, inputs[0], fill, True, hides=filled[0]))
             value = inputs[1 + filled.index(False)]
         elif kind in ("Add", "Sub", "Mul", "Div"):
+            before = len(terms)
             value = _through(view, fills, node, terms)
+            if bound is not None:
+                # What is added before the tanh weighs no more behind it than the cap.
+                terms[before:] = [replace(term, fill=max(term.fill, -bound)) for term in terms[before:]]
+            cap *= _factor(view, node)
         elif kind in ("Max", "Clip"):
             # A limit from below after the sum makes all hidden keys alike.
             clamped = clamped or not terms
             value = inputs[0]
         elif kind in KEEPS:
+            bound = abs(cap) if kind == "Tanh" else bound
             value = inputs[0]
         else:
             return None
     return None
+
+
+def _factor(view: View, node: ir.Node) -> float:
+    """What a Mul or a Div by one number multiplies scores by."""
+    if node.op_type not in ("Mul", "Div"):
+        return 1.0
+    numbers = [number for number in map(view.scalar, node.inputs) if number is not None]
+    factor = numbers[0] if numbers else 1.0
+    return factor if node.op_type == "Mul" or factor == 0 else 1 / factor
 
 
 def _uncovered(terms: list[Term]) -> tuple[Term, ...]:
@@ -186,7 +207,7 @@ def summands(fills: Fills, term: Term) -> list[Term]:
         if node is not None and node.op_type == "Add" and all(fills.of(value) is not None for value in node.inputs):
             waiting += [Term(node, value, fills.of(value) or 0.0) for value in node.inputs[::-1] if value is not None]
         else:
-            found.append(part)
+            found.append(replace(part, times=fills.times(part.value)))
     return found
 
 

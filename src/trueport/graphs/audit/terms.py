@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit.view import inner_graphs, narrowed, uncast
+
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
 FILL_FROM = -500.0
 """The weakest number that is taken for a fill; biases of real models are smaller."""
+MASK_FILL_FROM = -20.0
+"""The weakest where a mask input decides: exp(-20) is 2e-9."""
+DECISIONS = {"Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
+"""Operators that give true or false."""
 PASS = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten",
         "Slice", "Gather", "Trilu", "Pad", "GatherND", "Split"}  # fmt: skip
 """Operators whose result holds some of their first input's elements, zeros apart."""
@@ -25,9 +32,10 @@ class Term:
     Attributes:
         node: the Add or Sub that adds it, or the Where that chooses.
         value: what is added; the condition where ``node`` is a Where.
-        fill: what a hidden key gets, at most ``FILL_FROM``.
+        fill: what a hidden key gets, at most ``FILL_FROM``, or ``MASK_FILL_FROM`` where a mask input decides.
         chosen: whether the fill replaces the score instead of being added to it.
         hides: of a Where, whether a true condition hides.
+        times: how many masks the value counts before the fill is multiplied in.
     """
 
     node: ir.Node
@@ -35,6 +43,7 @@ class Term:
     fill: float
     chosen: bool = False
     hides: bool = False
+    times: int = 1
 
 
 class Fills:
@@ -67,9 +76,17 @@ class Fills:
         kind, inputs = node.op_type, list(node.inputs)
         if kind in PASS:
             whole = self.view.scalar(inputs[0]) if kind == "Trilu" else None
-            return whole if whole is not None and whole <= FILL_FROM else self.of(inputs[0], depth)
+            inner = whole if whole is not None and whole <= FILL_FROM else self.of(inputs[0], depth)
+            return inner if inner is None else narrowed(node, inner)
         if kind == "Where":
-            return self._chosen(inputs[1:3], depth)
+            return self._chosen(inputs[1:3], self.limit(inputs[0]), depth)
+        if kind == "If":
+            place = list(node.outputs).index(value)
+            return self._chosen([graph.outputs[place] for graph in inner_graphs(node)], FILL_FROM, depth)
+        if kind == "Neg":
+            return self.positive(inputs[0])
+        if kind == "Log" and id(inputs[0]) in self.view.masked:
+            return self._logarithm(inputs[0])
         if kind in ("Add", "Min"):
             parts = [self.of(term, depth) for term in inputs]
             fills = [fill for fill in parts if fill is not None]
@@ -92,25 +109,46 @@ class Fills:
             return min(fills) if fills and zeros else None
         return None
 
-    def _chosen(self, branches: list[ir.Value | None], depth: int) -> float | None:
-        """A Where between a fill and zero, or between a fill and another mask term."""
-        scalars = [self.view.scalar(branch) for branch in branches]
-        fills = [scalar for scalar in scalars if scalar is not None and scalar <= FILL_FROM]
+    def limit(self, decider: ir.Value | None) -> float:
+        """The weakest number that is a fill where ``decider`` says which keys get it."""
+        return MASK_FILL_FROM if id(decider) in self.view.masked else FILL_FROM
+
+    def _logarithm(self, value: ir.Value | None) -> float:
+        """``log(mask)`` is -inf where the mask is 0; ``log(mask + 1e-45)`` is not."""
+        node = value.producer() if value is not None else None
+        if node is not None and node.op_type in ("Add", "Max", "Clip"):
+            for number in map(self.view.scalar, node.inputs):
+                if number is not None and 0 < number < 1:
+                    return math.log(number)
+        return -math.inf
+
+    def _chosen(self, branches: list[ir.Value | None], limit: float, depth: int) -> float | None:
+        """A Where between a fill and zero, or between a fill and another mask term; an If in the same way."""
+        scalars = [self._number(branch) for branch in branches]
+        fills = [scalar for scalar in scalars if scalar is not None and scalar <= limit]
         for scalar, branch in zip(scalars, branches, strict=True):
             if scalar is None:
                 inner = self.of(branch, depth)
                 if inner is None:
                     return None
                 fills.append(inner)
-            elif scalar > FILL_FROM and scalar != 0:
+            elif scalar > limit and scalar != 0:
                 return None
         return min(fills, default=None)
+
+    def _number(self, value: ir.Value | None) -> float | None:
+        """One number, also where a Where chooses between equal ones."""
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type != "Where":
+            return self.view.scalar(value)
+        first, second = (self.view.scalar(branch) for branch in node.inputs[1:3])
+        return first if first == second else None
 
     def _product(self, inputs: list[ir.Value | None], depth: int) -> float | None:
         """``(1 - mask) * fill``, ``(mask - 1) * -fill``, or a mask term times something from 0 to 1."""
         for scaled, other in (inputs, inputs[::-1]):
             factor = self.view.scalar(scaled)
-            if factor is None or abs(factor) < -FILL_FROM:
+            if factor is None or abs(factor) < -self.limit(other):
                 continue
             node = other.producer() if other is not None else None
             if node is not None and node.op_type in ("MatMul", "FusedMatMul", "Einsum", "Gemm", "Gather"):
@@ -131,8 +169,42 @@ class Fills:
             node = node.inputs[0].producer()
         if node is None or node.op_type != "Mul":
             return None
-        factors = [self.view.scalar(factor) for factor in node.inputs]
-        return next((-factor for factor in factors if factor is not None and factor >= -FILL_FROM), None)
+        for scaled, other in (node.inputs, node.inputs[::-1]):
+            factor = self.view.scalar(scaled)
+            if factor is not None and factor >= -self.limit(other):
+                return -factor
+        return None
+
+    def times(self, value: ir.Value) -> int:
+        """How many masks a product adds up before it multiplies them by the fill: ``((1 - a) + (1 - b)) * fill``."""
+        node = value.producer()
+        if node is None or node.op_type != "Mul":
+            return 1
+        for scaled, other in (node.inputs, node.inputs[::-1]):
+            if self.view.scalar(scaled) is not None and other is not None:
+                inner = uncast(other).producer()
+                if inner is not None and inner.op_type == "Add":
+                    return len(inner.inputs) if all(map(self._decision, inner.inputs)) else 1
+        return 1
+
+    def _decision(self, value: ir.Value | None) -> bool:
+        """Whether a value is 0 or 1: a condition, a mask input, or 1 less one of these."""
+        for _ in range(8):
+            if value is None:
+                return False
+            value = uncast(value)
+            node = value.producer()
+            if node is None:
+                return value.is_graph_input() and id(value) in self.view.masked
+            if node.op_type in DECISIONS or (node.op_type == "Trilu" and self.view.scalar(node.inputs[0]) == 1):
+                return True
+            if node.op_type == "Sub" and self.view.scalar(node.inputs[0]) == 1:
+                value = node.inputs[1]
+            elif node.op_type in PASS:
+                value = node.inputs[0]
+            else:
+                return False
+        return False
 
     def inside(self, value: ir.Value | None, depth: int = 0) -> list[Term]:
         """Mask terms that a bias holds already: ``position bias + mask``."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import math
+import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,11 @@ MASK_NAME = re.compile(r"(^|[._/])(\w*attention_mask|\w*padding_mask|input_mask|
 """How exporters name the inputs that say what is padding."""
 SAME = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten"}
 """Operators that keep every element's value."""
+ARITHMETIC: dict[str, Callable[..., float]] = {
+    "Neg": operator.neg, "Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.truediv,
+    "Sqrt": math.sqrt, "Min": min, "Max": max,
+}  # fmt: skip
+"""Operators that are worked out where every operand is one number: fills that a graph computes."""
 LEARNED = {"LayerNormalization", "SkipLayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
            "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "Conv", "Gemm", "MatMulInteger",
            "MatMulNBits", "QLinearMatMul", "LSTM", "GRU", "DynamicQuantizeMatMul"}  # fmt: skip
@@ -37,6 +44,8 @@ ATTENTION = {"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttenti
              "PackedMultiHeadAttention", "PackedAttention", "SparseAttention", "LongformerAttention"}  # fmt: skip
 """Operators that are whole attentions."""
 
+HALF_LIMIT = 65519.0
+"""What float16 still rounds to its largest number."""
 EMBED_MASK = 7
 """The mask among EmbedLayerNormalization's inputs; its second output is the mask's sums (ContribOperators.md)."""
 
@@ -53,7 +62,7 @@ class View:
         self.model = model
         self.path = path
         self.nodes: list[ir.Node] = list(ir.traversal.RecursiveGraphIterator(model.graph))
-        self.parents = {id(graph): node for node in self.nodes for graph in _graphs(node)}
+        self.parents = {id(graph): node for node in self.nodes for graph in inner_graphs(node)}
         self._arrays: dict[int, np.ndarray | None] = {}
         self._steps = 0
 
@@ -97,8 +106,8 @@ class View:
         """Ids of the values that depend on any mask input."""
         return set().union(*self.masks.values()) if self.masks else set()
 
-    def dependents(self, values: Iterable[ir.Value]) -> set[int]:
-        """Ids of what is computed from ``values``, not looking through attention, weights and shapes."""
+    def dependents(self, values: Iterable[ir.Value], beyond: frozenset[str] = frozenset()) -> set[int]:
+        """Ids of what is computed from ``values``, not looking through attention, weights, shapes and ``beyond``."""
         seen: set[int] = set()
         waiting = list(values)
         while waiting:
@@ -111,9 +120,9 @@ class View:
             for use in uses:
                 if use.node.op_type == "EmbedLayerNormalization" and use.idx == EMBED_MASK:
                     waiting += use.node.outputs[1:2]
-                elif not self.stops(use.node):
+                elif not self.stops(use.node) and use.node.op_type not in beyond:
                     waiting += use.node.outputs
-                    waiting += [inner for graph in _graphs(use.node) for inner in graph.inputs]
+                    waiting += [inner for graph in inner_graphs(use.node) for inner in graph.inputs]
             if value.is_graph_output() and value.graph is not None and id(value.graph) in self.parents:
                 waiting += self.parents[id(value.graph)].outputs
         return seen
@@ -155,7 +164,7 @@ class View:
             yield node
             if not self.stops(node):
                 waiting += [value for value in node.inputs if value is not None]
-                waiting += [value for graph in _graphs(node) for value in graph.outputs]
+                waiting += [value for graph in inner_graphs(node) for value in graph.outputs]
 
     def array(self, value: ir.Value | None) -> np.ndarray | None:
         """A constant's content: an initializer's, or a Constant node's; None for what is computed, or huge."""
@@ -165,24 +174,34 @@ class View:
             self._arrays[id(value)] = _content(value)
         return self._arrays[id(value)]
 
-    def scalar(self, value: ir.Value | None) -> float | None:
-        """The one number that all elements have, through casts, expansions and ConstantOfShape; None for others."""
-        for _ in range(16):
-            array = self.array(value)
-            if array is not None:
-                if array.size and array.dtype.kind in "fiub" and (array == array.flat[0]).all():
-                    return float(array.flat[0])
+    def scalar(self, value: ir.Value | None, depth: int = 0) -> float | None:
+        """The one number that all elements have, through casts, expansions and arithmetic; None for others."""
+        array = self.array(value)
+        if array is not None:
+            if array.size and array.dtype.kind in "fiub" and (array == array.flat[0]).all():
+                return float(array.flat[0])
+            return None
+        node = value.producer() if value is not None else None
+        if node is None or depth > 16:
+            return None
+        if node.op_type == "ConstantOfShape":
+            attribute = node.attributes.get("value")
+            return 0.0 if attribute is None else float(attribute.as_tensor().numpy().flat[0])
+        if node.op_type in SAME:
+            whole = self.scalar(node.inputs[0], depth + 1)
+            return whole if whole is None else narrowed(node, whole)
+        if node.op_type not in ARITHMETIC:
+            return None
+        operands: list[float] = []
+        for operand in node.inputs:
+            number = self.scalar(operand, depth + 1)
+            if number is None:
                 return None
-            node = value.producer() if value is not None else None
-            if node is None:
-                return None
-            if node.op_type == "ConstantOfShape":
-                attribute = node.attributes.get("value")
-                return 0.0 if attribute is None else float(attribute.as_tensor().numpy().flat[0])
-            if node.op_type not in SAME:
-                return None
-            value = node.inputs[0]
-        return None
+            operands.append(number)
+        try:
+            return float(ARITHMETIC[node.op_type](*operands))
+        except (ArithmeticError, ValueError, TypeError):
+            return None
 
     def module(self, node: ir.Node) -> str:
         """The path of the module that a node comes from: by metadata, or by a name like ``/layer.0/attention/Add_1``."""
@@ -236,7 +255,8 @@ class View:
         return {}
 
 
-def _graphs(node: ir.Node) -> list[ir.Graph]:
+def inner_graphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs inside a node: an If's branches, a Loop's body."""
     found: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -253,6 +273,14 @@ def uncast(value: ir.Value) -> ir.Value:
     ):
         value = node.inputs[0]
     return value
+
+
+def narrowed(node: ir.Node, number: float) -> float:
+    """A number behind ``node``: what is past float16's limit is infinite behind a Cast to it."""
+    to = node.attributes.get("to") if node.op_type == "Cast" else None
+    if to is None or int(to.value) != ir.DataType.FLOAT16.value or abs(number) <= HALF_LIMIT:
+        return number
+    return math.copysign(math.inf, number)
 
 
 def _all_ones(shape: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.terms import FILL_FROM
+from trueport.graphs.audit.terms import MASK_FILL_FROM
 from trueport.graphs.repair.builder import Builder
 from trueport.graphs.repair.probe import Probe, detached
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 KEEPS_LAYOUT = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Max", "Clip", "Tanh", "Min"}
 """Operators on the way to the softmax that leave every score at its place."""
-HIDDEN = FILL_FROM / 2
-"""A mask term is 0 or at most ``FILL_FROM``: what lies below this hides."""
+HIDDEN = MASK_FILL_FROM / 2
+"""A mask term is 0 or at most ``MASK_FILL_FROM``: what lies below this hides."""
 
 
 def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from trueport.graphs.audit.norms import chance, score_spread
 from trueport.graphs.audit.rule import Rule
 from trueport.graphs.audit.rules.summed_masks import ABSORBS, filter_value
+from trueport.graphs.audit.terms import MASK_FILL_FROM
 from trueport.words import number
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
         fill = weakest_fill(site)
         if fill is None or fill <= ABSORBS:
             continue
+        if site.bound is not None and fill + 2 * site.bound < MASK_FILL_FROM:
+            continue  # no score behind its tanh comes near
         spread = score_spread(view, site)
         if spread is None:
             if fill >= WEAK:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -12,8 +13,10 @@ from trueport.graphs.audit.view import EMBED_MASK, uncast
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.report import Finding
+    from trueport.graphs.audit.sites import Site
     from trueport.graphs.audit.view import View
 
+COMPARES = {"Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
 COUNTS = {"ReduceSum", "ReduceMax"}
 """What makes lengths out of a mask."""
 
@@ -22,6 +25,8 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Lengths in the place of masks; rotary embedding inside GroupQueryAttention with positions per row."""
     for site in view.sites:
         node = site.node
+        if not site.fused or node.domain == "":
+            yield from _compared(rule, view, site)
         if not site.fused or node.domain != "com.microsoft":
             continue
         if node.op_type == "GroupQueryAttention":
@@ -32,6 +37,23 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
             yield rule.finding(
                 view, node, f"{node.op_type} gets lengths ({mask.name}), which say nothing of left padding and holes"
             )
+
+
+def _compared(rule: Rule, view: View, site: Site) -> Iterator[Finding]:
+    """A mask of which only the sums along the keys reach the layer, and are compared with counted keys."""
+    inputs = [value for value in view.model.graph.inputs if value.name in view.masks]
+    direct = view.dependents(inputs, beyond=frozenset(COUNTS)) if inputs else set()
+    reaching = [value for value in site.mask_values() if id(value) in view.masked]
+    if not reaching or any(id(value) in direct for value in reaching):
+        return
+    for compare in view.backwards(reaching):
+        if compare.op_type not in COMPARES or not any(id(value) in view.masked for value in compare.inputs):
+            continue
+        if any(value is not None and counted(view, value) is not None for value in compare.inputs):
+            words = "keys are compared with the mask's sums, which say nothing of left padding and holes"
+            mend = "Hide the keys where the mask itself is 0; `trueport repair` does not, as such a layer has no mask."
+            yield replace(rule.finding(view, site.node, words), mend=mend, repairable=False)
+            return
 
 
 def is_lengths(view: View, mask: ir.Value) -> bool:
@@ -53,7 +75,7 @@ def counted(view: View, mask: ir.Value) -> ir.Value | None:
             return node.inputs[EMBED_MASK] if len(node.inputs) > EMBED_MASK and value is node.outputs[1] else None
         if node.op_type in COUNTS and node.inputs[0] is not None:
             return uncast(node.inputs[0])
-        if node.op_type not in ("Cast", "Identity", "Reshape", "Squeeze"):
+        if node.op_type not in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
             return None
         value = node.inputs[0]
     return None

@@ -22,7 +22,7 @@ DEFAULT_FILL = -10000.0
 def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Two or more fills at one layer, or a padding mask beside ``unidirectional`` in ONNX Runtime's own operators."""
     for site in view.sites:
-        fills = [term.fill for term in site.terms]
+        fills = [term.fill for term in site.terms for _ in range(term.times)]
         if adds_its_own(site):
             fill = filter_value(site)
             fills = [fill, fill]
