@@ -354,18 +354,32 @@ def _check_shapes(proto: onnx.ModelProto, graphs: list[Body], path: Path) -> Non
                 raise GraphError(f"{path.name}: {value.name} is declared with {count:,} elements or more")
     for nodes, tensors in graphs:
         named = {tensor.name: tensor for tensor in tensors}
+        written: dict[str, list[int]] = {}
         for node in nodes:
-            if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].HasField("t"):
-                named[node.output[0]] = node.attribute[0].t
+            if node.op_type == "Constant" and node.output and node.attribute:
+                if node.attribute[0].HasField("t"):
+                    named[node.output[0]] = node.attribute[0].t
+                else:
+                    written[node.output[0]] = [*node.attribute[0].ints, node.attribute[0].i]
         for node in nodes:
-            slot = MAKERS.get(node.op_type)
-            if slot is None or len(node.input) <= slot or node.input[slot] not in named:
+            if node.op_type != "Range" and node.op_type not in MAKERS:
                 continue
-            count = 1
-            for size in _small_integers(named[node.input[slot]]):
-                count *= max(size, 1)
+            known = [_small_integers(named[name]) if name in named else written.get(name, ()) for name in node.input]
+            count = _made(node.op_type, known)
             if count > MAX_MADE:
                 raise GraphError(f"{path.name}: node {node.name or node.output[0]} makes {count:,} elements")
+
+
+def _made(kind: str, known: list[Any]) -> int:
+    """Elements of what a node makes, as far as its constant inputs tell."""
+    if kind == "Range":
+        if len(known) != 3 or not all(known) or not known[2][0]:
+            return 0
+        return (int(known[1][0]) - int(known[0][0])) // int(known[2][0])
+    count = 1
+    for size in known[MAKERS[kind]] if len(known) > MAKERS[kind] else ():
+        count *= max(size, 1)
+    return count
 
 
 def _small_integers(tensor: Any) -> list[int]:

@@ -8,6 +8,12 @@ import onnx_ir as ir
 
 LIGHT = 256
 """Elements up to which a constant's content may matter to a shape."""
+MOST_WORKED_OUT = 1 << 16
+"""Numbers that the inference may work out for one value; shapes have a dozen, positions some thousand."""
+MOST_AXES = 64
+"""More than any tensor has."""
+WORKED_OUT = {"Add", "Cast", "Concat", "Gather", "Mul", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze"}
+"""Operators, Shape and Range apart, whose content ONNX's inference works out (``has_data_propagation_function``)."""
 LIMIT = 50_000
 """Nodes of the largest graph that is inferred."""
 
@@ -34,7 +40,7 @@ def infer(model: ir.Model) -> tuple[dict[str, Shape], dict[str, int]]:
         for value, tensor in held.items():
             value.const_value = tensor
     try:
-        inferred = shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = shape_inference.infer_shapes(proto, data_prop=_most_worked_out(model) <= MOST_WORKED_OUT)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return {}, {}
     graph = inferred.graph
@@ -47,6 +53,45 @@ def infer(model: ir.Model) -> tuple[dict[str, Shape], dict[str, int]]:
         if value.type.tensor_type.HasField("shape")
     }
     return shapes, {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+def _most_worked_out(model: ir.Model) -> int:
+    """Numbers of the largest value whose content the inference would work out: it keeps them all, one by one."""
+    sizes: dict[int, int] = {}
+    most = 0
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        held = [sizes.get(id(value), _held(value)) for value in node.inputs if value is not None]
+        size = 0
+        if node.op_type == "Range":
+            size = _counted(node)
+        elif node.op_type == "Constant":
+            size = LIGHT
+        elif node.op_type == "Shape":
+            size = MOST_AXES
+        elif node.op_type in WORKED_OUT and held:
+            size = sum(held) if node.op_type == "Concat" else max(held)
+        sizes.update({id(value): size for value in node.outputs})
+        most = max(most, size)
+        if most > MOST_WORKED_OUT:
+            return most
+    return most
+
+
+def _held(value: ir.Value) -> int:
+    """Numbers of a stored tensor that the inference sees."""
+    return value.const_value.size if value.const_value is not None and value.const_value.size <= LIGHT else 0
+
+
+def _counted(node: ir.Node) -> int:
+    """How many numbers a Range over constants gives; 0 for other ranges, which the inference does not work out."""
+    ends: list[float] = []
+    for value in node.inputs:
+        tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+        if tensor is None or tensor.size != 1 or isinstance(tensor, ir.ExternalTensor):
+            return 0
+        ends.append(float(tensor.numpy().flat[0]))
+    start, limit, step = ends
+    return max(int((limit - start) / step), 0) if len(ends) == 3 and step else 0
 
 
 def _axis(axis: Any, symbols: set[str]) -> int | str | None:
