@@ -41,6 +41,8 @@ def load(path: str | Path) -> ir.Model:
     """
     import onnx_ir as ir
 
+    from trueport.graphs.links import readable
+
     path = Path(path)
     proto = check(path)
     try:
@@ -48,6 +50,7 @@ def load(path: str | Path) -> ir.Model:
     except Exception as error:
         raise GraphError(f"{path.name} is not a valid ONNX graph: {_one_line(error)}", "Export it again.") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
+    readable(model)
     return model
 
 

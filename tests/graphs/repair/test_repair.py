@@ -154,11 +154,15 @@ def test_lengths_become_the_raw_mask(tmp_path: Path) -> None:
     assert np.abs(run(path, x=moved, attention_mask=mask) - run(path, x=x, attention_mask=mask))[mask == 1].max() > 0.1
 
 
-def test_weights_in_a_file_go_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_weights_in_a_file_go_along(linked: bool, tmp_path: Path) -> None:
+    """Hard links included, which onnx-ir refuses to read and ``export --weights link`` makes."""
     model = onnx.parser.parse_model(OPERATORS["unidirectional"])
     for tensor in model.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, tmp_path / "graph.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    if linked:
+        (tmp_path / "checkpoint").hardlink_to(tmp_path / "weights")
     (tmp_path / "out").mkdir()
     done = repair(tmp_path / "graph.onnx", tmp_path / "out" / "fixed.onnx")
     assert done.proof is not None and done.proof.proven

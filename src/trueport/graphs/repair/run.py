@@ -16,6 +16,7 @@ from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.audit import Report, audit
 from trueport.graphs.audit.report import Finding
 from trueport.graphs.audit.run import explained
+from trueport.graphs.links import outside
 from trueport.words import count_words
 
 if TYPE_CHECKING:
@@ -199,10 +200,9 @@ def _watched(model: ir.Model, probes: Sequence[Probe]) -> list[ir.Value]:
 def _save(view: View, original: Path, place: Path, further: list[ir.Value]) -> None:
     """Write the graph, with further outputs; its weights beside it where the original's are."""
     model = view.model
-    outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values())
     count = len(model.graph.outputs)
     model.graph.outputs.extend(further)
     try:
-        ir.save(model, place, external_data=f"{place.name}_data" if outside else None)
+        ir.save(model, place, external_data=f"{place.name}_data" if outside(model) else None)
     finally:
         del model.graph.outputs[count:]
