@@ -65,6 +65,15 @@ def test_what_fits_is_held_with_its_largest_place(dtype: str):
     assert "largest where" in case.note
 
 
+def test_scores_inside_an_attention_are_seen():
+    """PyTorch keeps them in float32 and stays finite; ONNX's Attention in float16 gave NaN, and no layer was named."""
+    layer = "encoder.layer.1.attention.self"
+    model = converted(larger("bert", 300, f"{layer}.query", f"{layer}.key"), "float16")
+    (case,) = ranges.ask(asked_of(model, "encoder", ("last_hidden_state",)))
+    assert case.failed and case.error is not None and case.error > 65504
+    assert f"{layer} scores" in case.note and "its tokens begin" in case.note
+
+
 def test_the_clamp_of_t5_is_told_and_excused():
     model = converted(larger("t5", 500, *CLAMPED), "float16")
     (case,) = ranges.ask(asked_of(model, "seq2seq", ("logits",)))

@@ -79,7 +79,8 @@ class TestHeadline:
 
     def test_failed_says_where_and_by_how_much(self) -> None:
         assert headline(PROOFS["failed"]) == (
-            "Not proven: padding fails: left 3 of 12, batch 3: error 3.7 against a budget of 2.1e-5."
+            "Not proven: padding fails: left 3 of 12, batch 3: error 3.7 against a budget of 2.1e-5 "
+            "(row 1, position 4 of logits)."
         )
 
     def test_without_the_original_it_says_so(self) -> None:

@@ -106,7 +106,8 @@ def _shortfall(clause: Mapping[str, Any], case: Mapping[str, Any]) -> str:
         return _tokens(error)
     # An error just over its budget would read as equal to it at two digits.
     digits = next((d for d in range(2, 9) if number(error, d) != number(budget, d)), 9)
-    return f"error {number(error, digits)} against a budget of {number(budget, digits)}"
+    note = f" ({case['note']})" if case.get("note") else ""
+    return f"error {number(error, digits)} against a budget of {number(budget, digits)}{note}"
 
 
 def headline(proof: Mapping[str, Any]) -> str:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from trueport.proof.asked import Asked, NotApplicableError
@@ -18,10 +20,14 @@ from trueport.proof.result import Case
 from trueport.weights.streamed import streamed
 
 HALF = (torch.float16, torch.bfloat16)
+SHOWN = 8
+"""Tokens of the input that overflows that are shown; proof.json has all."""
 FILLS = torch.finfo(torch.float32).min / 2
 """What lies below hides a key from a softmax: a fill value in the dtype's own limits, no activation."""
+SCORES = "scores"
+"""What queries and keys give inside PyTorch's attention, which keeps it in float32 and ONNX's operator does not."""
 Place = tuple[str, str, int]
-"""A module's path, whether it is what the module ``takes`` or ``gives``, and which tensor of these."""
+"""A module's path, whether it is what the module ``takes`` or ``gives`` or what it ``scores``, and which tensor of these."""
 Seen = Callable[[Place, torch.Tensor], None]
 
 
@@ -61,9 +67,9 @@ def ask(asked: Asked) -> list[Case]:
     row = first.batch.take([first.row])
     note = (
         f"{_words(over[0])} {first.size:.4g}, the first of {len(over)} places past {name}'s {limit:.6g}; "
-        "give --dtype float32" + (" or bfloat16" if dtype == torch.float16 else "")
+        "give --dtype float32" + (" or bfloat16" if dtype == torch.float16 else "") + f"; {_tokens(row)}"
     )
-    if _is_finite(asked.own, row):
+    if over[0][1] != SCORES and _is_finite(asked.own, row):
         note = f"{_words(over[0])} {first.size:.4g}, past {name}'s {limit:.6g}, which the original itself clamps"
         return [Case(f"{name} range", 0.0, limit, row.to_json(), note)]
     return [Case(f"{name} range", first.size, limit, row.to_json(), note)]
@@ -117,20 +123,55 @@ def _watched(model: torch.nn.Module, seen: Seen) -> Iterator[None]:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel():
                 seen((path, way, index), tensor.detach())
 
+    running: list[str] = []
     handles = []
     for path, module in model.named_modules():
         if path:
-            taking = lambda _m, args, kwargs, path=path: tell(path, "takes", (args, kwargs))  # noqa: E731
-            giving = lambda _m, _a, output, path=path: tell(path, "gives", output)  # noqa: E731
+
+            def taking(_module: Any, args: Any, kwargs: Any, path: str = path) -> None:
+                running.append(path)
+                tell(path, "takes", (args, kwargs))
+
+            def giving(_module: Any, _args: Any, output: Any, path: str = path) -> None:
+                running.pop()
+                tell(path, "gives", output)
+
             handles += [
                 module.register_forward_pre_hook(taking, with_kwargs=True),
                 module.register_forward_hook(giving),
             ]
     try:
-        yield
+        with _Scores(lambda scores: tell(running[-1] if running else "", SCORES, scores)):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Scores(TorchFunctionMode):
+    """Tells of the scores of every attention that runs inside."""
+
+    def __init__(self, tell: Callable[[torch.Tensor], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            query, key = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("query", "key")))
+            scale = kwargs.get("scale") or query.shape[-1] ** -0.5
+            if query.ndim > 3:
+                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            self.tell((query.float() * scale @ key.float().mT).to(query.dtype))
+        return func(*args, **kwargs)
+
+
+def _tokens(row: Batch) -> str:
+    """The row's first tokens, in words; nothing where its input is no text."""
+    ids = np.asarray(row.to_json().get("input_ids", [])).reshape(-1)
+    if ids.dtype.kind not in "iu" or not ids.size:
+        return "the input is in the proof"
+    return f"its tokens begin {' '.join(map(str, ids[:SHOWN]))}"
 
 
 def _is_finite(own: Reference, batch: Batch) -> bool:
