@@ -143,7 +143,7 @@ def test_buffers_that_are_not_bound_as_outputs_are_copied(sessions, whole: np.nd
 
 @pytest.mark.parametrize("first", [1, 8])
 def test_buffers_of_several_lengths_are_refused(first: int, sessions) -> None:
-    """One mask is widened for all layers: ONNX Runtime's Attention takes it for no other length, nor spreads a length of 1."""
+    """One mask is widened for all layers: Attention takes it for no other length, nor spreads a length of 1."""
     session = sessions[1]
     given = feeds(0, 1)
     for index, pair in enumerate(session.interface.state):
