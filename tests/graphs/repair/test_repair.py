@@ -140,6 +140,51 @@ def test_operators(name: str, rows: str, tmp_path: Path) -> None:
     assert len(done.proof.layers) == 1
 
 
+STANDARD_HEAD = (
+    HEAD + "g (float[batch, length, %s] q, float[batch, length, 4] k, int64[batch, %s] attention_mask%s) => (%s)\n"
+)
+STANDARD_MASK = (
+    "{\nc = Cast <to = 1> (attention_mask)\ninv = Sub (one, c)\nm = Mul (inv, fill)\nrow = Unsqueeze (m, axes)\n"
+    "z = Shape <start = 1, end = 2> (q)\nshape = Concat <axis = 0> (i, i, z, i)\nwide = Expand (row, shape)\n"
+)
+STANDARD_STORED = (
+    "<float one = {1.0}, float zero = {0.0}, float fill = {-10.0}, int64[2] axes = {1, 2}, int64[1] i = {1}, "
+    "int64 i0 = {0}, int64 i1 = {1}>\n"
+)
+TRIANGLE = (
+    "size = Squeeze (z)\nj = Range (i0, size, i1)\ncolumn = Unsqueeze (j, i)\n"
+    "after = Greater (j, column)\nd = Where (after, low, zero)\nboth = Add (wide, d)\n"
+)
+STANDARD = {
+    "a weak fill and a past": (
+        STANDARD_HEAD % ("4", "total_length", ", float[batch, 2, past_length, 2] past_k, "
+                         "float[batch, 2, past_length, 2] past_v",
+                         "float[batch, length, 4] y, float[batch, 2, total_length, 2] nk, "
+                         "float[batch, 2, total_length, 2] nv")
+        + STANDARD_STORED.replace("-10.0", "-25.0") + STANDARD_MASK
+        + "y, nk, nv = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1, scale = 9.0> "
+        "(q, k, k, wide, past_k, past_v)\n}"
+    ),
+    "a sum, a bias and grouped heads": (
+        STANDARD_HEAD % ("8", "length", ", float[1, 4, length, length] bias", "float[batch, length, 8] y")
+        + STANDARD_STORED.replace("-10.0", "-10000.0").replace("<float", "<float low = {-10000.0}, float", 1)
+        + STANDARD_MASK + TRIANGLE
+        + "all = Add (bias, both)\ny = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, k, all)\n}"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_the_mask_of_onnx_attention(name: str, tmp_path: Path) -> None:
+    """The operator stays; what its mask hides gets -inf. Rows without keys are zeros, or it is left and said so."""
+    path = saved(STANDARD[name], tmp_path)
+    done = mended(path, rows="zeros")
+    assert sum(layer.wrong_before for layer in done.proof.layers) > 0 and len(done.proof.layers) == 1
+    assert "Attention" in [node.op_type for node in onnx.load(tmp_path / "fixed.onnx").graph.node]
+    left = repair(path, tmp_path / "uniform.onnx")
+    assert not left.mended and ["--rows zeros" in reason for reason in left.left.values()] == [True]
+
+
 def test_lengths_become_the_raw_mask(tmp_path: Path) -> None:
     """Left padding and holes count from then on."""
     path = saved(OPERATORS["lengths of a mask"], tmp_path)

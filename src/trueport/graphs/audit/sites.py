@@ -26,8 +26,6 @@ KEEPS = {"Identity", "Cast", "CastLike", "Reshape", "Unsqueeze", "Squeeze", "Tra
          "Dropout", "Flatten", "Expand", "Pad"}  # fmt: skip
 """Operators on the way from scores to softmax that hide nothing."""
 
-MOST_TERMS = 16
-"""Masks of one layer that are told apart."""
 MOST_DECIDED = 512
 """Values of one condition that are looked at."""
 DECIDES = {"And", "Not", "Identity", "Cast", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
@@ -90,7 +88,7 @@ def find_sites(view: View) -> list[Site]:
             fill = fills.of(bias)
             terms = fills.inside(bias)
             if fill is not None and bias is not None:
-                terms = summands(fills, Term(node, bias, fill))
+                terms = fills.summands(Term(node, bias, fill))
             found.append(Site(node, None, tuple(terms)))
         elif node.op_type == "Softmax" and node.inputs:
             site_ = _decomposed(view, fills, node)
@@ -182,7 +180,7 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
         for operand, other in ((first, second), (second, first)):
             fill = fills.of(operand)
             if fill is not None and operand is not None:
-                terms += summands(fills, Term(node, operand, fill))
+                terms += fills.summands(Term(node, operand, fill))
                 return other
     if view.scalar(second) is not None or node.op_type == "Div":
         return first
@@ -195,20 +193,6 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
                 terms += fills.inside(other)
             return scores
     return None
-
-
-def summands(fills: Fills, term: Term) -> list[Term]:
-    """A term that is itself a sum of masks, taken apart; of endless sums the first ``MOST_TERMS``."""
-    found: list[Term] = []
-    waiting = [term]
-    while waiting and len(found) < MOST_TERMS:
-        part = waiting.pop()
-        node = part.value.producer()
-        if node is not None and node.op_type == "Add" and all(fills.of(value) is not None for value in node.inputs):
-            waiting += [Term(node, value, fills.of(value) or 0.0) for value in node.inputs[::-1] if value is not None]
-        else:
-            found.append(replace(part, times=fills.times(part.value)))
-    return found
 
 
 def _has_product(view: View, value: ir.Value | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,8 @@ FILL_FROM = -500.0
 """The weakest number that is taken for a fill; biases of real models are smaller."""
 MASK_FILL_FROM = -20.0
 """The weakest where a mask input decides: exp(-20) is 2e-9."""
+MOST_TERMS = 16
+"""Masks of one layer that are told apart."""
 DECISIONS = {"Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
 """Operators that give true or false."""
 PASS = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten",
@@ -219,9 +221,24 @@ class Fills:
         for term in node.inputs:
             fill = self.of(term)
             if fill is not None and term is not None:
-                found.append(Term(node, term, fill))
+                found += self.summands(Term(node, term, fill))
             else:
                 found += self.inside(term, depth + 1)
+        return found
+
+    def summands(self, term: Term) -> list[Term]:
+        """A term that is itself a sum of masks, taken apart; of endless sums the first ``MOST_TERMS``."""
+        found: list[Term] = []
+        waiting = [term]
+        while waiting and len(found) < MOST_TERMS:
+            part = waiting.pop()
+            node = part.value.producer()
+            if node is not None and node.op_type == "Add" and all(self.of(value) is not None for value in node.inputs):
+                waiting += [
+                    Term(node, value, self.of(value) or 0.0) for value in node.inputs[::-1] if value is not None
+                ]
+            else:
+                found.append(replace(part, times=self.times(part.value)))
         return found
 
 

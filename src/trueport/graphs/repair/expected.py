@@ -9,6 +9,7 @@ import numpy as np
 
 from trueport.attention import reference, visible_keys
 from trueport.attention.masks import four_axes
+from trueport.graphs.repair import standard
 from trueport.graphs.repair.probe import Probe
 from trueport.graphs.repair.terms import HIDDEN
 
@@ -23,6 +24,8 @@ def expected(probe: Probe, values: Values, rows: str) -> tuple[np.ndarray, float
         values: what its node read, and its masks, by name.
         rows: the policy of rows that see no key.
     """
+    if standard.is_standard(probe.original):
+        return standard.expected(probe, values)
     return _softmax(probe, values, rows) if probe.original.op_type == "Softmax" else _operator(probe, values, rows)
 
 

@@ -12,6 +12,7 @@ from trueport.graphs.audit.norms import score_spread
 from trueport.graphs.audit.rules.right_padding_only import counted
 from trueport.graphs.repair.builder import OLDEST, Builder
 from trueport.graphs.repair.probe import Probe, detached
+from trueport.graphs.repair.standard import is_standard, mend_attention
 from trueport.graphs.repair.terms import aligned, bound_factors, condition
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def mend_operator(view: View, site: Site, rows: str, precision: str) -> Probe | 
         What the proof looks at, or why the layer cannot be mended.
     """
     node = site.node
+    if is_standard(node):
+        return mend_attention(view, site, rows, precision)
     reason = _obstacle(view, site)
     if reason:
         return reason
