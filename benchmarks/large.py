@@ -86,7 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("what", nargs="?", choices=(*SERIES, "all", "none"), default="all")
     parser.add_argument("--tools", default=",".join(TOOLS), help="which of them, with commas; the others' results stay")
     parser.add_argument("--memory", type=float, default=10, help="GB at which a process is stopped")
-    parser.add_argument("--seconds", type=float, default=300, help="seconds at which it is stopped")
+    parser.add_argument("--seconds", type=float, default=180, help="seconds at which it is stopped")
     parser.add_argument("--disk", type=float, default=30, help="GB written at which it is stopped")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
     parser.add_argument("--docs", action="store_true", help="write the tables and charts into docs/large-models.md")
@@ -117,8 +117,10 @@ def _runs(name: str, tool: str, place: Path, limits: Limits) -> dict[str, measur
         checkpoint = place / f"{name}-{size}"
         if not checkpoint.exists():
             _make(name, size, checkpoint)
-        if not found:  # reads the libraries from the disk, and leaves their bytecode behind
-            _run(tool, checkpoint, place, limits)
+        if not found:  # a run that reads the libraries from the disk, and leaves their bytecode behind
+            if not (place / "warm").exists():
+                layers.make("llama", 2, place / "warm")
+            _run(tool, place / "warm", place, limits)
         found[size] = _run(tool, checkpoint, place, limits)
         print(f"{name} {size}, {tool}: {_cell(found[size])}", file=sys.stderr, flush=True)
     return found

@@ -1,5 +1,6 @@
-"""Python's cycle collector, which looks at everything that torch and transformers imported whenever an export makes a few
-hundred thousand objects: a fifth of an export's time, for cycles that are a few megabytes."""
+"""Python's cycle collector, which looks at everything that torch and transformers imported whenever a graph's objects have
+become many: a fifth of an export's time, for cycles of a few megabytes. ExecuTorch's lowering took 100 MiB more of a 0.1B
+model that way, and is left alone."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from trueport.artifact import (
     staged,
     write_json,
 )
-from trueport.collector import rare_collections
 from trueport.errors import ProofError, TrueportError
 from trueport.finishing import finish
 from trueport.options import check_options, chosen_fusions
@@ -41,7 +40,6 @@ SHARED = ("quantize", "weights")
 """What a target says of all its components at once; the manifest has it beside them."""
 
 
-@rare_collections()
 def export(
     model: str | Path | nn.Module,
     out: str | Path,
