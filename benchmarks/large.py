@@ -51,7 +51,7 @@ SHAPES = {"0.1B": "llama-0.1b", "1B": "llama-1b", "7B": "llama-7b", "70B": "llam
 SERIES = {
     "layers": Series("Llama, hidden 64", "layers", False, {str(n): n for n in (12, 24, 48, 80, 96)}),
     "parameters": Series(
-        "Llama, float32", "billion parameters", True, {"0.1B": 0.134, "1B": 1.1, "7B": 6.74, "70B": 69.0}
+        "Llama, float32", "parameters, billions", True, {"0.1B": 0.134, "1B": 1.1, "7B": 6.74, "70B": 69.0}
     ),
 }
 VALUES = {"memory": ("peak_gb", "GB", "Peak memory"), "seconds": ("seconds", "s", "Seconds")}
@@ -166,7 +166,7 @@ def _cell(run: measure.Run) -> str:
 
 def _section(name: str, runs: dict[str, dict[str, measure.Run]]) -> str:
     """The table, its charts, and how the figures stand to what issue 6 asks for."""
-    series = SERIES[name]
+    series, runs = SERIES[name], _ordered(runs)
     lines = [f"| {series.title}: {series.label} | {' | '.join(runs)} |", "|--:|" + "--:|" * len(runs)]
     for size in series.places:
         lines.append(f"| {size} | {' | '.join(_cell(own[size]) for own in runs.values())} |")
@@ -174,28 +174,29 @@ def _section(name: str, runs: dict[str, dict[str, measure.Run]]) -> str:
     return "\n".join(["", *lines, "", *_verdicts(name, runs), *pictures]) + "\n"
 
 
-def _verdicts(name: str, runs: dict[str, dict[str, measure.Run]]) -> list[str]:
-    def seconds(tool: str, size: str) -> float | None:
-        return runs.get(tool, {}).get(size, {}).get("seconds")
+def _ordered(runs: dict[str, dict[str, measure.Run]]) -> dict[str, dict[str, measure.Run]]:
+    """Those that were measured, in the tools' order: a tool has one colour in all charts."""
+    return {tool: runs[tool] for tool in TOOLS if tool in runs}
 
+
+def _verdicts(name: str, runs: dict[str, dict[str, measure.Run]]) -> list[str]:
+    """Ratios of two exports, after the imports and of the whole processes."""
     asked = {
         "layers": (
-            ("80 layers take {:.2f} of 12 layers' time", (OURS, "80"), (OURS, "12"), AIMS["layers"]),
-            ("at 80 layers Trueport takes {:.2f} of mobius-onnx's time", (OURS, "80"), (MOBIUS, "80"), AIMS["mobius"]),
+            ("80 layers to 12", (OURS, "80"), (OURS, "12"), AIMS["layers"]),
+            ("Trueport to mobius-onnx at 80 layers", (OURS, "80"), (MOBIUS, "80"), AIMS["mobius"]),
         ),
         "parameters": (
-            (
-                "with 12 layers and 0.1B Trueport takes {:.2f} of transformers.exporters' time",
-                (OURS, "0.1B"), (EXPORTERS, "0.1B"), AIMS["exporters"],
-            ),
+            ("Trueport to transformers.exporters at 0.1B", (OURS, "0.1B"), (EXPORTERS, "0.1B"), AIMS["exporters"]),
         ),
-    }  # fmt: skip
+    }
     words = []
-    for text, top, bottom, aim in asked[name]:
-        above, below = seconds(*top), seconds(*bottom)
-        if above is not None and below is not None:
-            words.append(f"{text.format(above / below)} (aim: {aim:g})")
-    return [f"After the imports, {'; '.join(words)}.", ""] if words else []
+    for text, *pair, aim in asked[name]:
+        above, below = (runs.get(tool, {}).get(size, {}) for tool, size in pair)
+        if "seconds" in above and "seconds" in below:
+            after, whole = (above[key] / below[key] for key in ("seconds", "all_seconds"))
+            words.append(f"{text} {after:.2f}, with the imports {whole:.2f} (aim: {aim:g})")
+    return [f"Time: {'; '.join(words)}.", ""] if words else []
 
 
 def _conditions(report: dict[str, Any]) -> str:
@@ -205,7 +206,7 @@ def _conditions(report: dict[str, Any]) -> str:
     loads = [run["load"] for run in every] or [0.0]
     imports = [run["import_seconds"] for run in every if "import_seconds" in run] or [0.0]
     return (
-        f"\n{machine['cores']} cores, {machine['memory_gib']} GiB, 2 threads; {versions}, mobius-onnx 0.1.0. One run each, "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, 2 threads; {versions}, mobius-onnx 0.1.0. One run each, "
         f"in a process of its own; load {min(loads):.1f} to {max(loads):.1f} at the starts. Seconds from the checkpoint on "
         f"the disk to the files on the disk, after the imports ({min(imports):.1f} to {max(imports):.1f} s more); resident "
         f"memory at most, mapped files included. Stopped at {report.get('limits', 'nothing')}; what is larger than what "
@@ -223,7 +224,7 @@ def _draw(report: dict[str, Any], folder: Path) -> None:
                     [(series.places[size], run[key]) for size, run in own.items() if "seconds" in run],
                     [series.places[size] for size, run in own.items() if "stopped" in run],
                 )
-                for tool, own in runs.items()
+                for tool, own in _ordered(runs).items()
             }
             picture = plot.chart(
                 f"{title} of an export ({series.title})",

@@ -154,11 +154,11 @@ def test_a_process_is_stopped_at_its_limit_and_one_that_fails_says_why(tmp_path:
 
 def test_what_is_too_large_is_in_the_table_in_words() -> None:
     runs = {
-        "12": {"seconds": 2.0, "peak_gb": 0.5}, "24": {"stopped": "10 GB", "peak_gb": 10.0}, "48": {"untried": "24"},
-        "80": {"error": "boom"}, "96": {"seconds": 3.0, "peak_gb": 0.5},
+        "12": {"seconds": 2.0, "all_seconds": 4.0, "peak_gb": 0.5}, "24": {"stopped": "10 GB", "peak_gb": 10.0},
+        "48": {"untried": "24"}, "80": {"error": "boom"}, "96": {"seconds": 3.0, "all_seconds": 5.0, "peak_gb": 0.5},
     }  # fmt: skip
     text = large._section("layers", {large.OURS: runs})
     for row in ("| 12 | 2.0 s, 0.50 GB |", "| 24 | stopped at 10 GB |", "| 48 | – |", "| 80 | failed: boom |"):
         assert row in text
     ours = {large.OURS: {"12": runs["12"], "80": runs["96"]}}
-    assert "80 layers take 1.50 of 12 layers' time (aim: 1.3)" in "".join(large._verdicts("layers", ours))
+    assert "80 layers to 12 1.50, with the imports 1.25 (aim: 1.3)" in "".join(large._verdicts("layers", ours))
