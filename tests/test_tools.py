@@ -134,11 +134,15 @@ def test_a_chart_places_points_and_names_its_lines() -> None:
 
 
 def test_the_share_of_the_bound() -> None:
-    """A step that reads 80 bytes of weights and 20 of cache, at 1000 a second, cannot take less than 0.1 s."""
-    found = bound.Found({"float": {4: 0.2, 9: 0.13}, "int8, fused": {4: 0.1, 9: 1.0}, "int4": {4: 0.1, 9: 1.0}},
-                        {"float": 80, "int8, fused": 30, "int4": 10}, 4, 1000.0)  # fmt: skip
-    assert found.share("float", 4) == pytest.approx(0.5) and found.share("float", 9) == pytest.approx(0.12 / 0.13)
-    assert found.share("int8, fused", 4) == pytest.approx(0.5)
+    """What reads 484 bytes of weights and 129 places of 4 bytes, at 1000 bytes a second, cannot take less than a second."""
+    steps = {"float": {128: 2.0, 4096: 20.0}, "int8": {128: 5.0, 4096: 50.0}, "int8, fused": {128: 1.25, 4096: 40.0},
+             "int4": {128: 1.0, 4096: 17.0}}  # fmt: skip
+    weights = {"float": 484, "int8": 184, "int8, fused": 184, "int4": 84}
+    found = bound.Found(steps, weights, 4, (500.0, 1000.0))
+    assert found.share("float", 128) == pytest.approx(0.5)
+    assert found.share("float", 4096) == pytest.approx((484 + 4097 * 4) / 1000 / 20)
+    text = bound.table("0.1B", found)
+    assert "| float | 0 | 0.5 | 0.50 |" in text and "int8 0.56 and 0.41 (aim: 0.7)" in text
 
 
 def test_a_process_is_stopped_at_its_limit_and_one_that_fails_says_why(tmp_path: Path) -> None:
