@@ -86,7 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("what", nargs="?", choices=(*SERIES, "all", "none"), default="all")
     parser.add_argument("--tools", default=",".join(TOOLS), help="which of them, with commas; the others' results stay")
     parser.add_argument("--memory", type=float, default=10, help="GB at which a process is stopped")
-    parser.add_argument("--seconds", type=float, default=180, help="seconds at which it is stopped")
+    parser.add_argument("--seconds", type=float, default=160, help="seconds at which it is stopped")
     parser.add_argument("--disk", type=float, default=30, help="GB written at which it is stopped")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
     parser.add_argument("--docs", action="store_true", help="write the tables and charts into docs/large-models.md")
