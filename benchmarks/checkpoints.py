@@ -21,6 +21,7 @@ def _llama(layers: int, hidden: int, heads: int, groups: int, inner: int, vocabu
 
 SHAPES: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "llama-0.1b": ("LlamaForCausalLM", "LlamaConfig", _llama(12, 768, 12, 12, 2048), "float32"),
+    "llama-0.3b": ("LlamaForCausalLM", "LlamaConfig", _llama(16, 1024, 16, 8, 4096), "float32"),
     "llama-1b": ("LlamaForCausalLM", "LlamaConfig", _llama(22, 2048, 32, 4, 5632), "float32"),
     "llama-3.2-1b": (
         "LlamaForCausalLM", "LlamaConfig",

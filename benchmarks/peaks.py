@@ -52,7 +52,7 @@ def _status(field: str) -> float:
     return 0.0
 
 
-def export(source: str, out: str, weights: str, dtype: str | None) -> dict[str, Any]:
+def export(source: str, out: str, weights: str, dtype: str | None, to: str) -> dict[str, Any]:
     """One export without a proof, in this process."""
     peaks = Peaks()
     import torch
@@ -63,7 +63,7 @@ def export(source: str, out: str, weights: str, dtype: str | None) -> dict[str, 
     torch.set_num_threads(2)
     peaks("export")
     start, cpu = time.perf_counter(), time.process_time()
-    trueport.export(source, out, weights=weights, dtype=dtype, tokenizer=None, proof=False, progress=peaks)
+    trueport.export(source, out, to=to, weights=weights, dtype=dtype, tokenizer=None, proof=False, progress=peaks)
     peaks("done")
     return {
         "seconds": time.perf_counter() - start,
@@ -105,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peaks", description=__doc__)
     parser.add_argument("--shapes", default="llama-1b,llama-7b,llama-70b,qwen3-8b,mixtral-8x7b-4-layers,t5-11b")
     parser.add_argument("--weights", default="link", help="auto, link or copy; only link takes no room")
+    parser.add_argument("--to", default="onnx", help="the target")
     parser.add_argument("--dtype", help="of the export; float32 by default")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
     parser.add_argument("--load", action="store_true", help="open what was exported as well, mapped and fast")
@@ -113,12 +114,14 @@ def main() -> int:
     given = parser.parse_args()
     if given.worker or given.loader:
         with redirect_stdout(sys.stderr):
-            result = load(*given.loader) if given.loader else export(*given.worker, given.weights, given.dtype)
+            result = load(*given.loader) if given.loader else export(
+                *given.worker, given.weights, given.dtype, given.to
+            )  # fmt: skip
         print(json.dumps(result))
         return 0
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         for name in given.shapes.split(","):
-            print(line(name, Path(place), given.weights, given.dtype), flush=True)
+            print(line(name, Path(place), given.weights, given.dtype, given.to), flush=True)
             for memory in ("map", "fast") if given.load else ():
                 print(f"  {memory}: {loaded(Path(place) / f'{name}.out', memory)}", flush=True)
             for folder in (name, f"{name}.out"):
@@ -139,10 +142,11 @@ def loaded(folder: Path, memory: str) -> str:
     )
 
 
-def line(name: str, place: Path, weights: str, dtype: str | None) -> str:
+def line(name: str, place: Path, weights: str, dtype: str | None, to: str) -> str:
     """One shape, measured, in words."""
-    size = make(name, place / name)
-    command = [sys.executable, "-m", "benchmarks.peaks", "--weights", weights, "--worker"]
+    # Of equal tensors ExecuTorch writes one.
+    size = make(name, place / name, values="executorch" in to)
+    command = [sys.executable, "-m", "benchmarks.peaks", "--weights", weights, "--to", to, "--worker"]
     command += [str(place / name), str(place / f"{name}.out")] + (["--dtype", dtype] if dtype else [])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     written = sum(p.stat().st_blocks * 512 for p in (place / f"{name}.out").rglob("*") if p.is_file())
