@@ -69,7 +69,6 @@ def main() -> None:
         for name in SERIES if given.what == "all" else () if given.what == "none" else (given.what,):
             for tool in given.tools.split(","):
                 report["runs"].setdefault(name, {})[tool] = _runs(name, tool, Path(place), limits)
-                report["limits"] = str(limits)
                 RESULTS.parent.mkdir(parents=True, exist_ok=True)
                 RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     words = [_conditions(report), *(_section(name, runs) for name, runs in report["runs"].items())]
@@ -151,7 +150,7 @@ def _run(tool: str, checkpoint: Path, place: Path, limits: Limits) -> measure.Ru
         result = watched(command, out, limits, environment=environment, folder=place)
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    return result | json.loads(result.pop("printed", "{}")) | {"load": load}
+    return result | json.loads(result.pop("printed", "{}")) | {"load": load, "limits": str(limits)}
 
 
 def _cell(run: measure.Run) -> str:
@@ -204,13 +203,14 @@ def _conditions(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     every = [run for runs in report["runs"].values() for own in runs.values() for run in own.values() if "load" in run]
     loads = [run["load"] for run in every] or [0.0]
+    limits = sorted({run["limits"] for run in every})
     imports = [run["import_seconds"] for run in every if "import_seconds" in run] or [0.0]
     return (
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, 2 threads; {versions}, mobius-onnx 0.1.0. One run each, "
         f"in a process of its own; load {min(loads):.1f} to {max(loads):.1f} at the starts. Seconds from the checkpoint on "
         f"the disk to the files on the disk, after the imports ({min(imports):.1f} to {max(imports):.1f} s more); resident "
-        f"memory at most, mapped files included. Stopped at {report.get('limits', 'nothing')}; what is larger than what "
-        "was stopped is not tried (–).\n"
+        f"memory at most, mapped files included. Limits: {' or '.join(limits)}; what is larger than what was stopped "
+        "is not tried (–).\n"
     )
 
 
