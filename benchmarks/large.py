@@ -209,7 +209,7 @@ def _conditions(report: dict[str, Any]) -> str:
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, 2 threads; {versions}, mobius-onnx 0.1.0. One run each, "
         f"in a process of its own; load {min(loads):.1f} to {max(loads):.1f} at the starts. Seconds from the checkpoint on "
         f"the disk to the files on the disk, after the imports ({min(imports):.1f} to {max(imports):.1f} s more); resident "
-        f"memory at most, mapped files included. Limits: {' or '.join(limits)}; what is larger than what was stopped "
+        f"memory at most, mapped files included. Limits: {'; or '.join(limits)}; what is larger than what was stopped "
         "is not tried (–).\n"
     )
 
