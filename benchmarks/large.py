@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trueport-large-", dir=given.folder) as place:
         for name in SERIES if given.what == "all" else () if given.what == "none" else (given.what,):
             for tool in given.tools.split(","):
-                report["runs"].setdefault(name, {})[tool] = _runs(name, tool, Path(place), limits)
-                RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                for found in _runs(name, tool, Path(place), limits):
+                    report["runs"].setdefault(name, {})[tool] = found
+                    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+                    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     words = [_conditions(report), *(_section(name, runs) for name, runs in report["runs"].items())]
     print("\n".join(words))
     _draw(report, RESULTS.parent)
@@ -105,13 +107,14 @@ def _saved() -> dict[str, Any]:
     return {"machine": machine, "runs": {}}
 
 
-def _runs(name: str, tool: str, place: Path, limits: Limits) -> dict[str, measure.Run]:
-    """One tool on the checkpoints of one series, the small ones first, until one does not fit."""
+def _runs(name: str, tool: str, place: Path, limits: Limits) -> Iterator[dict[str, measure.Run]]:
+    """One tool on the checkpoints of one series, the small ones first, until one does not fit; all so far, each time."""
     found: dict[str, measure.Run] = {}
     for size in SERIES[name].places:
         failed = next((at for at, run in found.items() if "stopped" in run or "error" in run), None)
         if failed is not None:
             found[size] = {"untried": failed}
+            yield found
             continue
         checkpoint = place / f"{name}-{size}"
         if not checkpoint.exists():
@@ -122,7 +125,7 @@ def _runs(name: str, tool: str, place: Path, limits: Limits) -> dict[str, measur
             _run(tool, place / "warm", place, limits)
         found[size] = _run(tool, checkpoint, place, limits)
         print(f"{name} {size}, {tool}: {_cell(found[size])}", file=sys.stderr, flush=True)
-    return found
+        yield found
 
 
 def _make(name: str, size: str, checkpoint: Path) -> None:
@@ -154,6 +157,8 @@ def _run(tool: str, checkpoint: Path, place: Path, limits: Limits) -> measure.Ru
 
 
 def _cell(run: measure.Run) -> str:
+    if not run:
+        return ""
     if "untried" in run:
         return "–"
     if "error" in run:
@@ -168,7 +173,7 @@ def _section(name: str, runs: dict[str, dict[str, measure.Run]]) -> str:
     series, runs = SERIES[name], _ordered(runs)
     lines = [f"| {series.title}: {series.label} | {' | '.join(runs)} |", "|--:|" + "--:|" * len(runs)]
     for size in series.places:
-        lines.append(f"| {size} | {' | '.join(_cell(own[size]) for own in runs.values())} |")
+        lines.append(f"| {size} | {' | '.join(_cell(own.get(size, {})) for own in runs.values())} |")
     pictures = [f"![{VALUES[value][2]} against {series.label}]({IMAGES}/{name}-{value}.svg)" for value in VALUES]
     return "\n".join(["", *lines, "", *_verdicts(name, runs), *pictures]) + "\n"
 
