@@ -43,7 +43,7 @@ format: setup ## let ruff fix and format what it can
 bench: setup ## run the benchmarks
 	$(PY) -m benchmarks $(ARGS)
 
-peers: setup ## make the environments of the peers that need other versions (.peers), for benchmarks.context
+peers: setup ## make the environments of the peers that run apart (.peers), for the benchmarks
 	@bash tools/peers.sh
 
 clean: ## remove caches, build products and out/

@@ -1,4 +1,4 @@
-"""Peers that need other versions of transformers: each in an environment of its own, which makes a graph here."""
+"""Peers in an environment of their own, with the versions that they need: each makes a graph here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.measure import ROOT, TIMEOUT
 VARIABLE = "TRUEPORT_PEERS"
 """Names the folder of the environments; without it they are where ``make peers`` puts them."""
 PLACE = ROOT / ".peers"
-OPTIMUM, GENAI = "optimum-onnx", "onnxruntime-genai"
+OPTIMUM, GENAI, MOBIUS = "optimum-onnx", "onnxruntime-genai", "mobius-onnx"
 COMMANDS = {
     OPTIMUM: (
         "-c",
@@ -25,6 +25,7 @@ COMMANDS = {
         "-m", "onnxruntime_genai.models.builder", "-m", "{checkpoint}", "-o", "{folder}", "-p", "fp32", "-e", "cpu",
         "-c", "{folder}/cache",
     ),
+    MOBIUS: ("-m", "mobius", "build", "--config", "{checkpoint}", "{folder}"),
 }  # fmt: skip
 """What each environment's Python is told."""
 
@@ -33,15 +34,25 @@ class MissingError(Exception):
     """A peer that is not installed, or that failed; the message is the reason, in a few words."""
 
 
+def python_of(peer: str) -> Path:
+    """The interpreter of a peer's environment.
+
+    Raises:
+        MissingError: there is none.
+    """
+    python = Path(os.environ.get(VARIABLE) or PLACE) / peer / "bin" / "python"
+    if not python.is_file():
+        raise MissingError("not installed (make peers)")
+    return python
+
+
 def graphs(peer: str, checkpoint: Path, folder: Path, task: str = "text-generation-with-past") -> list[Path]:
     """The ``.onnx`` files that a peer makes of a checkpoint, or has made there; the task is in optimum's words.
 
     Raises:
         MissingError: there is no environment for it, or it failed.
     """
-    python = Path(os.environ.get(VARIABLE) or PLACE) / peer / "bin" / "python"
-    if not python.is_file():
-        raise MissingError("not installed (make peers)")
+    python = python_of(peer)
     if paths := sorted(folder.rglob("*.onnx")):
         return paths
     command = [str(python), *(part.format(checkpoint=checkpoint, folder=folder, task=task) for part in COMMANDS[peer])]

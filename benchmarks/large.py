@@ -1,258 +1,245 @@
-"""Exports of large shapes without their weights: peak memory by phase, and seconds.
+"""Peak memory and seconds of an export against layers and against parameters, beside the peers.
 
-``python -m benchmarks.large [--shapes llama-1b,llama-70b] [--load]`` makes for each shape a checkpoint of sparse files, all
-zeros, which takes no room on the disk, exports it without a proof in a fresh process, and prints one line. ``--load``
-opens what was exported too.
+``python -m benchmarks.large [layers|parameters|all|none] [--tools trueport,mobius-onnx] [--memory 10] [--docs]``: Llamas
+of tiny width with 12 to 96 layers, and Llamas of 0.1 to 70 billion parameters whose checkpoints are sparse files, all zeros.
+Each tool exports each of them in a process of its own, mobius-onnx in its own environment (``make peers``), and is stopped
+past a limit; what is larger than that is not tried. Results are kept in out/benchmarks, drawn beside them, and with
+``--docs`` written into docs/large-models.md; ``none`` measures nothing. ``python -m benchmarks.peaks`` prints the memory
+by phase.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-import zlib
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GB = 1e9
-SHARD = 10 * 2**30
-"""Bytes of a shard, at most, where one tensor is not larger."""
+from benchmarks import checkpoints, context, environments, layers, measure, plot
+from benchmarks.exports import EXPORTERS, MOBIUS, OURS, TOOLS
+from benchmarks.watched import Limits, watched
+
+RESULTS = measure.ROOT / "out" / "benchmarks" / "large.json"
+PAGE = measure.ROOT / "docs" / "large-models.md"
+IMAGES = "images"
+"""Beside the page."""
 
 
-def _llama(layers: int, hidden: int, heads: int, groups: int, inner: int, vocabulary: int = 32_000) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups,
-        "intermediate_size": inner, "vocab_size": vocabulary, "max_position_embeddings": 4096,
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Series:
+    """Checkpoints in one order.
 
-
-SHAPES: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "llama-1b": ("LlamaForCausalLM", "LlamaConfig", _llama(22, 2048, 32, 4, 5632), "float32"),
-    "llama-3.2-1b": (
-        "LlamaForCausalLM", "LlamaConfig",
-        _llama(16, 2048, 32, 8, 8192, 128_256) | {
-            "tie_word_embeddings": True, "max_position_embeddings": 131_072, "head_dim": 64,
-            "rope_parameters": {
-                "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-            },
-        },
-        "bfloat16",
-    ),
-    "llama-7b": ("LlamaForCausalLM", "LlamaConfig", _llama(32, 4096, 32, 32, 11_008), "float16"),
-    "llama-70b": ("LlamaForCausalLM", "LlamaConfig", _llama(80, 8192, 64, 8, 28_672), "float32"),
-    "qwen3-8b": (
-        "Qwen3ForCausalLM", "Qwen3Config", _llama(36, 4096, 32, 8, 12_288, 151_936) | {"head_dim": 128}, "bfloat16",
-    ),
-    "mixtral-8x7b-4-layers": (  # what is fused is written: 32 layers would fill a small disk
-        "MixtralForCausalLM", "MixtralConfig",
-        _llama(4, 4096, 32, 8, 14_336) | {"num_local_experts": 8, "num_experts_per_tok": 2}, "bfloat16",
-    ),
-    "t5-11b": (
-        "T5ForConditionalGeneration", "T5Config",
-        {"vocab_size": 32_128, "d_model": 1024, "d_kv": 128, "d_ff": 65_536, "num_layers": 24, "num_heads": 128}, "float32",
-    ),
-}  # fmt: skip
-"""By name: class, config, its sizes, and the dtype of the checkpoint."""
-
-
-def make(name: str, folder: Path, *, dtype: str | None = None, values: bool = False) -> int:
-    """Write a checkpoint as the hub has it, with shards and an index; returns its bytes.
-
-    Args:
-        name: of the shape.
-        folder: where to.
-        dtype: of the checkpoint; the shape's own when None.
-        values: write random weights; else the files are sparse, all zeros.
+    Attributes:
+        title: of table and charts.
+        label: of the axis.
+        log: whether that axis goes in factors.
+        places: where each checkpoint stands on it, by how it is called.
     """
-    import torch
-    import transformers
-    from transformers.core_model_loading import revert_weight_conversion
 
-    kind, config_kind, sizes, own = SHAPES[name]
-    dtype = dtype or own
-    config = getattr(transformers, config_kind)(**sizes)
-    with torch.device("meta"):
-        model = getattr(transformers, kind)(config)
-    config.architectures, config.dtype = [kind], dtype
-    folder.mkdir(parents=True)
-    config.save_pretrained(folder)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    width = getattr(torch, dtype).itemsize
-    tensors = revert_weight_conversion(model, {k: v for k, v in model.state_dict().items() if k not in tied})
-    short = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
-    shards: list[dict[str, Any]] = [{}]
-    filled = 0
-    for key, tensor in tensors.items():
-        count = tensor.numel() * width
-        if filled and filled + count > SHARD:
-            shards.append({})
-            filled = 0
-        shards[-1][key] = {"dtype": short, "shape": list(tensor.shape), "data_offsets": [filled, filled + count]}
-        filled += count
-    places, total = {}, 0
-    for number, header in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        places |= dict.fromkeys(header, file)
-        text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
-        text += b" " * (-len(text) % 8)
-        with (folder / file).open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            end = max(entry["data_offsets"][1] for entry in header.values())
-            for key, entry in header.items() if values else ():  # in the order of their offsets
-                stream.write(_drawn(key, entry["shape"], getattr(torch, dtype)))
-            stream.truncate(8 + len(text) + end)
-            total += end
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return total
+    title: str
+    label: str
+    log: bool
+    places: dict[str, float]
 
 
-def _drawn(name: str, shape: list[int], dtype: Any) -> memoryview:
-    """Random weights at a scale at which attention is peaked and a wrong mask or position shows; norms near 1."""
-    import torch
-
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-    drawn = 1 + 0.1 * drawn if len(shape) == 1 else drawn * (1.5 / shape[-1] ** 0.5)
-    return memoryview(drawn.to(dtype).reshape(-1).view(torch.uint8).numpy())
-
-
-class Peaks:
-    """The most memory that this process had in each phase: the kernel's mark is set back where one begins."""
-
-    def __init__(self) -> None:
-        self.phases: dict[str, list[float]] = {}
-        self.name, self.since = "import", time.perf_counter()
-
-    def __call__(self, phase: str) -> None:
-        """A phase ends, the next begins."""
-        now = time.perf_counter()
-        peak, seconds = self.phases.get(self.name, [0.0, 0.0])
-        self.phases[self.name] = [max(peak, _high_water()), seconds + now - self.since]
-        self.name, self.since = phase, now
-        Path("/proc/self/clear_refs").write_text("5")
+SHAPES = {"0.1B": "llama-0.1b", "1B": "llama-1b", "7B": "llama-7b", "70B": "llama-70b"}
+SERIES = {
+    "layers": Series("Llama, hidden 64", "layers", False, {str(n): n for n in (12, 24, 48, 80, 96)}),
+    "parameters": Series(
+        "Llama, float32", "parameters, billions", True, {"0.1B": 0.134, "1B": 1.1, "7B": 6.74, "70B": 69.0}
+    ),
+}
+VALUES = {"memory": ("peak_gb", "GB", "Peak memory"), "seconds": ("seconds", "s", "Seconds")}
+"""What is drawn: its key, its unit, its name."""
+AIMS = {"layers": 1.3, "mobius": 2.0, "exporters": 0.3}
+"""Of 80 layers' time to 12 layers', of Trueport's to mobius-onnx's at 80 layers, to transformers.exporters' at 0.1B."""
 
 
-def _high_water() -> float:
-    """GB of resident memory at most since the mark was set back."""
-    return _status("VmHWM")
+def main() -> None:
+    """Measure, print, draw."""
+    given = _arguments()
+    report = _saved()
+    limits = Limits(given.memory, given.seconds, given.disk)
+    with tempfile.TemporaryDirectory(prefix="trueport-large-", dir=given.folder) as place:
+        for name in SERIES if given.what == "all" else () if given.what == "none" else (given.what,):
+            for tool in given.tools.split(","):
+                for found in _runs(name, tool, Path(place), limits):
+                    report["runs"].setdefault(name, {})[tool] = found
+                    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+                    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    words = [_conditions(report), *(_section(name, runs) for name, runs in report["runs"].items())]
+    print("\n".join(words))
+    _draw(report, RESULTS.parent)
+    if given.docs:
+        _draw(report, PAGE.parent / IMAGES)
+        for name, text in zip(("conditions", *report["runs"]), words, strict=True):
+            context.write(f"<!-- benchmarks.large {name} -->", [text], PAGE)
 
 
-def _status(field: str) -> float:
-    """GB, by the kernel's name."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / GB
-    return 0.0
-
-
-def export(source: str, out: str, weights: str, dtype: str | None) -> dict[str, Any]:
-    """One export without a proof, in this process."""
-    peaks = Peaks()
-    import torch
-    import transformers  # noqa: F401
-
-    import trueport
-
-    torch.set_num_threads(2)
-    peaks("export")
-    start, cpu = time.perf_counter(), time.process_time()
-    trueport.export(source, out, weights=weights, dtype=dtype, tokenizer=None, proof=False, progress=peaks)
-    peaks("done")
-    return {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu,
-        "peak_gb": max(peak for peak, _ in peaks.phases.values()),
-        "phases": peaks.phases,
-    }
-
-
-def load(folder: str, memory: str) -> dict[str, Any]:
-    """Seconds and anonymous memory of opening an artefact and of three tokens, in this process."""
-    import torch
-
-    import trueport
-    import trueport.runtime.loading
-
-    torch.set_num_threads(2)
-    before, start = anonymous(), time.perf_counter()
-    model = trueport.load(folder, memory=memory, threads=2)
-    opened, taken = time.perf_counter() - start, anonymous() - before
-    start = time.perf_counter()
-    model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, min_new_tokens=3, do_sample=False)
-    return {
-        "open_seconds": opened,
-        "anonymous_gb": taken,
-        "tokens_seconds": time.perf_counter() - start,
-        "after_gb": anonymous() - before,
-        "mapped_gb": _status("RssFile"),
-    }
-
-
-def anonymous() -> float:
-    """GB of this process in memory that are no pages of files."""
-    return _status("RssAnon")
-
-
-def main() -> int:
-    """Measure the shapes that were asked for; one line for each."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=__doc__)
-    parser.add_argument("--shapes", default="llama-1b,llama-7b,llama-70b,qwen3-8b,mixtral-8x7b-4-layers,t5-11b")
-    parser.add_argument("--weights", default="link", help="auto, link or copy; only link takes no room")
-    parser.add_argument("--dtype", help="of the export; float32 by default")
+    parser.add_argument("what", nargs="?", choices=(*SERIES, "all", "none"), default="all")
+    parser.add_argument("--tools", default=",".join(TOOLS), help="which of them, with commas; the others' results stay")
+    parser.add_argument("--memory", type=float, default=10, help="GB at which a process is stopped")
+    parser.add_argument("--seconds", type=float, default=160, help="seconds at which it is stopped")
+    parser.add_argument("--disk", type=float, default=30, help="GB written at which it is stopped")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
-    parser.add_argument("--load", action="store_true", help="open what was exported as well, mapped and fast")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--loader", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--docs", action="store_true", help="write the tables and charts into docs/large-models.md")
     given = parser.parse_args()
-    if given.worker or given.loader:
-        with redirect_stdout(sys.stderr):
-            result = load(*given.loader) if given.loader else export(*given.worker, given.weights, given.dtype)
-        print(json.dumps(result))
-        return 0
-    with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        for name in given.shapes.split(","):
-            print(line(name, Path(place), given.weights, given.dtype), flush=True)
-            for memory in ("map", "fast") if given.load else ():
-                print(f"  {memory}: {loaded(Path(place) / f'{name}.out', memory)}", flush=True)
-            for folder in (name, f"{name}.out"):
-                shutil.rmtree(Path(place) / folder, ignore_errors=True)
-    return 0
+    if unknown := set(given.tools.split(",")) - set(TOOLS):
+        parser.error(f"no such tool: {', '.join(sorted(unknown))}; there are {', '.join(TOOLS)}")
+    return given
 
 
-def loaded(folder: Path, memory: str) -> str:
-    """How an artefact opens, in words."""
-    command = [sys.executable, "-m", "benchmarks.large", "--loader", str(folder), memory]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"failed: {done.stderr.strip().splitlines()[-1][:300]}"
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+def _saved() -> dict[str, Any]:
+    """What earlier runs measured here with the same versions."""
+    machine = measure.machine()
+    if RESULTS.is_file():
+        before: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+        if all(before["machine"][key] == machine[key] for key in ("versions", "cores", "memory_gib")):
+            return before
+    return {"machine": machine, "runs": {}}
+
+
+def _runs(name: str, tool: str, place: Path, limits: Limits) -> Iterator[dict[str, measure.Run]]:
+    """One tool on the checkpoints of one series, the small ones first, until one does not fit; all so far, each time."""
+    found: dict[str, measure.Run] = {}
+    for size in SERIES[name].places:
+        failed = next((at for at, run in found.items() if "stopped" in run or "error" in run), None)
+        if failed is not None:
+            found[size] = {"untried": failed}
+            yield found
+            continue
+        checkpoint = place / f"{name}-{size}"
+        if not checkpoint.exists():
+            _make(name, size, checkpoint)
+        if not found:  # a run that reads the libraries from the disk, and leaves their bytecode behind
+            if not (place / "warm").exists():
+                layers.make("llama", 2, place / "warm")
+            _run(tool, place / "warm", place, limits)
+        found[size] = _run(tool, checkpoint, place, limits)
+        print(f"{name} {size}, {tool}: {_cell(found[size])}", file=sys.stderr, flush=True)
+        yield found
+
+
+def _make(name: str, size: str, checkpoint: Path) -> None:
+    if name == "layers":
+        layers.make("llama", int(size), checkpoint)
+    else:
+        checkpoints.make(SHAPES[size], checkpoint, dtype="float32")
+
+
+def _run(tool: str, checkpoint: Path, place: Path, limits: Limits) -> measure.Run:
+    try:
+        python = environments.python_of(MOBIUS) if tool == MOBIUS else Path(sys.executable)
+    except environments.MissingError as missing:
+        return {"error": str(missing)}
+    out, load = place / "out", os.getloadavg()[0]
+    # Bytecode is kept as any installed package's is, wherever the interpreter would put it.
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    paths = [str(measure.ROOT), *([str(measure.ROOT / "src")] if tool == OURS else [])]
+    environment = kept | {
+        "PYTHONPYCACHEPREFIX": str(place / "bytecode"), "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2",
+    }  # fmt: skip
+    command = [str(python), "-m", "benchmarks.exports", tool, str(checkpoint), str(out)]
+    try:
+        result = watched(command, out, limits, environment=environment, folder=place)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    return result | json.loads(result.pop("printed", "{}")) | {"load": load, "limits": str(limits)}
+
+
+def _cell(run: measure.Run) -> str:
+    if not run:
+        return ""
+    if "untried" in run:
+        return "–"
+    if "error" in run:
+        return f"failed: {run['error']}"
+    if "stopped" in run:
+        return f"stopped at {run['stopped']}"
+    return f"{run['seconds']:.1f} s, {run['peak_gb']:.2f} GB"
+
+
+def _section(name: str, runs: dict[str, dict[str, measure.Run]]) -> str:
+    """The table, its charts, and how the figures stand to what issue 6 asks for."""
+    series, runs = SERIES[name], _ordered(runs)
+    lines = [f"| {series.title}: {series.label} | {' | '.join(runs)} |", "|--:|" + "--:|" * len(runs)]
+    for size in series.places:
+        lines.append(f"| {size} | {' | '.join(_cell(own.get(size, {})) for own in runs.values())} |")
+    pictures = [f"![{VALUES[value][2]} against {series.label}]({IMAGES}/{name}-{value}.svg)" for value in VALUES]
+    return "\n".join(["", *lines, "", *_verdicts(name, runs), *pictures]) + "\n"
+
+
+def _ordered(runs: dict[str, dict[str, measure.Run]]) -> dict[str, dict[str, measure.Run]]:
+    """Those that were measured, in the tools' order: a tool has one colour in all charts."""
+    return {tool: runs[tool] for tool in TOOLS if tool in runs}
+
+
+def _verdicts(name: str, runs: dict[str, dict[str, measure.Run]]) -> list[str]:
+    """Ratios of two exports, after the imports and of the whole processes."""
+    asked = {
+        "layers": (
+            ("80 layers to 12", (OURS, "80"), (OURS, "12"), AIMS["layers"]),
+            ("Trueport to mobius-onnx at 80 layers", (OURS, "80"), (MOBIUS, "80"), AIMS["mobius"]),
+        ),
+        "parameters": (
+            ("Trueport to transformers.exporters at 0.1B", (OURS, "0.1B"), (EXPORTERS, "0.1B"), AIMS["exporters"]),
+        ),
+    }
+    words = []
+    for text, *pair, aim in asked[name]:
+        above, below = (runs.get(tool, {}).get(size, {}) for tool, size in pair)
+        if "seconds" in above and "seconds" in below:
+            after, whole = (above[key] / below[key] for key in ("seconds", "all_seconds"))
+            words.append(f"{text} {after:.2f}, with the imports {whole:.2f} (aim: {aim:g})")
+    return [f"Time: {'; '.join(words)}.", ""] if words else []
+
+
+def _conditions(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    every = [run for runs in report["runs"].values() for own in runs.values() for run in own.values() if "load" in run]
+    loads = [run["load"] for run in every] or [0.0]
+    limits = sorted({run["limits"] for run in every})
+    imports = [run["import_seconds"] for run in every if "import_seconds" in run] or [0.0]
     return (
-        f"open {found['open_seconds']:.2f} s, {found['anonymous_gb']:.2f} GB anonymous; three tokens "
-        f"{found['tokens_seconds']:.2f} s, then {found['after_gb']:.2f} GB anonymous, {found['mapped_gb']:.2f} GB mapped"
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, 2 threads; {versions}, mobius-onnx 0.1.0. One run each, "
+        f"in a process of its own; load {min(loads):.1f} to {max(loads):.1f} at the starts. Seconds from the checkpoint on "
+        f"the disk to the files on the disk, after the imports ({min(imports):.1f} to {max(imports):.1f} s more); resident "
+        f"memory at most, mapped files included. Limits: {'; or '.join(limits)}; what is larger than what was stopped "
+        "is not tried (–).\n"
     )
 
 
-def line(name: str, place: Path, weights: str, dtype: str | None) -> str:
-    """One shape, measured, in words."""
-    size = make(name, place / name)
-    command = [sys.executable, "-m", "benchmarks.large", "--weights", weights, "--worker"]
-    command += [str(place / name), str(place / f"{name}.out")] + (["--dtype", dtype] if dtype else [])
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    written = sum(p.stat().st_blocks * 512 for p in (place / f"{name}.out").rglob("*") if p.is_file())
-    if done.returncode:
-        return f"{name}: {size / GB:.1f} GB of weights: failed: {done.stderr.strip().splitlines()[-1][:300]}"
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    phases = ", ".join(f"{phase} {peak:.2f} GB {seconds:.1f} s" for phase, (peak, seconds) in found["phases"].items())
-    return (
-        f"{name}: {size / GB:.1f} GB of weights: peak {found['peak_gb']:.2f} GB, {found['seconds']:.1f} s "
-        f"({found['cpu_seconds']:.1f} s of CPU), {written / GB:.2f} GB on disk. {phases}"
-    )
+def _draw(report: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, runs in report["runs"].items():
+        series = SERIES[name]
+        for value, (key, unit, title) in VALUES.items():
+            lines = {
+                tool: plot.Line(
+                    [(series.places[size], run[key]) for size, run in own.items() if "seconds" in run],
+                    [series.places[size] for size, run in own.items() if "stopped" in run],
+                )
+                for tool, own in _ordered(runs).items()
+            }
+            picture = plot.chart(
+                f"{title} of an export ({series.title})",
+                (series.label, f"{title.lower()}, {unit}" if unit != "s" else "seconds"),
+                lines,
+                log=(series.log, True),
+                note="× stopped" if any(line.stopped for line in lines.values()) else "",
+            )
+            (folder / f"{name}-{value}.svg").write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,14 +18,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from benchmarks import large
+from benchmarks import checkpoints, peaks
 
 SHAPE = "llama-3.2-1b"
 SECONDS = 0.02
 """Between two looks at anonymous memory, for which the kernel keeps no mark."""
 
 
-class Sampled(large.Peaks):
+class Sampled(peaks.Peaks):
     """Peaks of all memory, which the kernel marks, and of anonymous memory, which is looked at now and then."""
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Sampled(large.Peaks):
 
     def _look(self) -> None:
         while True:
-            self.anonymous[self.name] = max(self.anonymous.get(self.name, 0.0), large.anonymous())
+            self.anonymous[self.name] = max(self.anonymous.get(self.name, 0.0), peaks.anonymous())
             time.sleep(SECONDS)
 
 
 def export(source: str, out: str, dtype: str | None, memory: str | None) -> dict[str, Any]:
     """One export with its proof, in this process."""
-    peaks = Sampled()
+    sampled = Sampled()
     import torch
     import transformers  # noqa: F401
 
@@ -50,10 +50,10 @@ def export(source: str, out: str, dtype: str | None, memory: str | None) -> dict
     torch.set_num_threads(2)
     artifact = trueport.export(
         source, out, weights="link", dtype=dtype, tokenizer=None, proof_memory=memory, allow_unproven=True,
-        progress=peaks,
+        progress=sampled,
     )  # fmt: skip
-    peaks("done")
-    phases = {name: (peak, peaks.anonymous.get(name, 0.0), spent) for name, (peak, spent) in peaks.phases.items()}
+    sampled("done")
+    phases = {name: (peak, sampled.anonymous.get(name, 0.0), spent) for name, (peak, spent) in sampled.phases.items()}
     assert artifact.proof is not None
     return {"verdict": artifact.verdict, "notes": artifact.proof["notes"], "phases": phases}
 
@@ -61,7 +61,7 @@ def export(source: str, out: str, dtype: str | None, memory: str | None) -> dict
 def main() -> int:
     """Measure, and print one line for each phase."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proven", description=__doc__)
-    parser.add_argument("--shape", default=SHAPE, choices=tuple(large.SHAPES))
+    parser.add_argument("--shape", default=SHAPE, choices=tuple(checkpoints.SHAPES))
     parser.add_argument("--checkpoint", default="float32", help="dtype of the checkpoint")
     parser.add_argument("--dtype", help="of the export; float32 by default")
     parser.add_argument("--memory", default="4GB", help="the proof's; 'all' for the default")
@@ -77,8 +77,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         source, out = Path(place) / given.shape, Path(place) / "out"
-        size = large.make(given.shape, source, dtype=given.checkpoint, values=True)
-        print(f"{given.shape}: {size / large.GB:.2f} GB of weights in {given.checkpoint}, proof memory {given.memory}")
+        size = checkpoints.make(given.shape, source, dtype=given.checkpoint, values=True)
+        print(f"{given.shape}: {size / peaks.GB:.2f} GB of weights in {given.checkpoint}, proof memory {given.memory}")
         command = [sys.executable, "-m", "benchmarks.proven", "--memory", given.memory, "--worker"]
         command += [str(source), str(out)] + (["--dtype", given.dtype] if given.dtype else [])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -87,7 +87,7 @@ def main() -> int:
             return 1
         _print(json.loads(done.stdout.strip().splitlines()[-1]))
         for way in ("map", "fast") if given.load else ():
-            print(f"{way}: {large.loaded(out, way)}", flush=True)
+            print(f"{way}: {peaks.loaded(out, way)}", flush=True)
     return 0
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import sys
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import measure, tables, worker
+from benchmarks import bound, large, measure, plot, tables, watched, worker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,3 +111,58 @@ def test_exportability_counts_each_way_and_weighs_the_context() -> None:
     page = tool.document(rows)
     assert "| torch.export.export | 0 | 0 | 0 | 1 |" in page and "**10.0 %**" in page
     assert "| bert | **no**: ValueError: ./a \\| b | yes | yes | 2.0 | 0.20 |" in page and str(ROOT) not in page
+
+
+def test_ticks_are_round_and_hold_every_value() -> None:
+    assert plot.ticks_of([12, 96], log=False) == [0, 20, 40, 60, 80, 100]
+    assert plot.ticks_of([0.134, 69], log=True) == [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    for values in ([3.0], [0.7, 8.0], [1.0, 1000.0], [5.0, 5.0]):
+        for log in (True, False):
+            ticks = plot.ticks_of(values, log=log)
+            assert len(ticks) > 1 and ticks[-1] >= max(values) and ticks[0] <= min(values) and ticks == sorted(ticks)
+
+
+def test_a_chart_places_points_and_names_its_lines() -> None:
+    lines = {"a & b": plot.Line([(1, 10), (100, 1000)]), "c": plot.Line([(10, 100)], stopped=[100])}
+    picture = ElementTree.fromstring(plot.chart("T <1>", ("x", "y, s"), lines, log=(True, True), note="× stopped"))
+    words = ["".join(element.itertext()) for element in picture.findall(".//{*}text")]
+    assert {"T <1>", "x", "y, s", "a & b", "c", "× stopped"} <= set(words)
+    first, second = [element.attrib["points"].split() for element in picture.findall(".//{*}polyline")]
+    bottom, right = plot.HEIGHT - plot.BOTTOM, plot.WIDTH - plot.RIGHT
+    assert first == [f"{plot.LEFT:.1f},{bottom:.1f}", f"{right:.1f},{plot.TOP:.1f}"]
+    assert second == [f"{(plot.LEFT + right) / 2:.1f},{(plot.TOP + bottom) / 2:.1f}"]
+
+
+def test_the_share_of_the_bound() -> None:
+    """What reads 484 bytes of weights and 129 places of 4 bytes, at 1000 bytes a second, cannot take less than a second."""
+    steps = {"float": {128: 2.0, 4096: 20.0}, "int8": {128: 5.0, 4096: 50.0}, "int8, fused": {128: 1.25, 4096: 40.0},
+             "int4": {128: 1.0, 4096: 17.0}}  # fmt: skip
+    weights = {"float": 484, "int8": 184, "int8, fused": 184, "int4": 84}
+    found = bound.Found(steps, weights, 4, (500.0, 1000.0))
+    assert found.share("float", 128) == pytest.approx(0.5)
+    assert found.share("float", 4096) == pytest.approx((484 + 4097 * 4) / 1000 / 20)
+    text = bound.table("0.1B", found)
+    assert "| float | 0 | 0.5 | 0.50 |" in text and "int8 0.56 and 0.41 (aim: 0.7)" in text
+
+
+def test_a_process_is_stopped_at_its_limit_and_one_that_fails_says_why(tmp_path: Path) -> None:
+    def run(code: str, limits: watched.Limits) -> dict[str, object]:
+        return watched.watched([sys.executable, "-c", code], tmp_path, limits, environment=os.environ, folder=tmp_path)
+
+    limits = watched.Limits(memory=0.2, seconds=60, disk=1)
+    assert run("b = b'x' * 10**9; input()", limits)["stopped"] == "0.2 GB"
+    assert run("import time; time.sleep(60)", watched.Limits(1, 0.1, 1))["stopped"] == "0.1 s"
+    assert run("raise SystemExit('no room')", limits)["error"] == "no room"
+    assert run("print('{}')", limits)["printed"] == "{}"
+
+
+def test_what_is_too_large_is_in_the_table_in_words() -> None:
+    runs = {
+        "12": {"seconds": 2.0, "all_seconds": 4.0, "peak_gb": 0.5}, "24": {"stopped": "10 GB", "peak_gb": 10.0},
+        "48": {"untried": "24"}, "80": {"error": "boom"}, "96": {"seconds": 3.0, "all_seconds": 5.0, "peak_gb": 0.5},
+    }  # fmt: skip
+    text = large._section("layers", {large.OURS: runs})
+    for row in ("| 12 | 2.0 s, 0.50 GB |", "| 24 | stopped at 10 GB |", "| 48 | – |", "| 80 | failed: boom |"):
+        assert row in text
+    ours = {large.OURS: {"12": runs["12"], "80": runs["96"]}}
+    assert "80 layers to 12 1.50, with the imports 1.25 (aim: 1.3)" in "".join(large._verdicts("layers", ours))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environments of the peers that need other versions than Trueport's, for benchmarks.context:
-# .peers/optimum-onnx and .peers/onnxruntime-genai. TRUEPORT_PEERS names another folder.
+# Makes the environments of the peers that run apart from Trueport's, for benchmarks.context, .large and .bound: optimum-onnx,
+# onnxruntime-genai and mobius-onnx below .peers. TRUEPORT_PEERS names another folder.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
@@ -25,3 +25,4 @@ environment() { # $1: its name; the rest: what is installed into it
 
 environment optimum-onnx "optimum-onnx==0.1.0" "transformers<4.58" "onnxruntime==1.31.1"
 environment onnxruntime-genai "onnxruntime-genai==0.18.0" "onnxruntime==1.31.1" onnx onnx-ir tqdm "transformers>=5.23,<6"
+environment mobius-onnx "mobius-onnx==0.1.0" "transformers>=5.23,<6"

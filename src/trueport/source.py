@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from trueport.assets import load_tokenizer, save_config, save_tokenizer
 from trueport.checkpoint import AGAIN, HUB_ID, check_weights, fetch, one_line, read_config, refuse, weights_digest
 from trueport.choice import architecture_of, check_code, check_inputs, choose, load_config
+from trueport.collector import rare_collections
 from trueport.dtypes import DTYPES, converted
 from trueport.quiet import quiet
 from trueport.tasks import (
@@ -124,6 +125,7 @@ class Source:
                 save_tokenizer(self.tokenizer, folder)
 
 
+@rare_collections()
 def load_source(
     model: str | Path | nn.Module,
     *,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trueport.collector import rare_collections
 from trueport.targets import Again, Arrays, Lowered
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class OnnxTarget:
 
             check_options(options["quantize"], options.get("calibration") is not None)
 
+    @rare_collections()
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write ``onnx/*.onnx`` and the data files they share; ``options``: ``opset``, ``weights``, ``meter``."""
         from trueport.targets.onnx.lower import DEFAULT_OPSET, lower

@@ -1,0 +1,208 @@
+"""``python -m benchmarks.bound [--quick] [--docs]``: decode steps of float, int8 and int4 folders against their bound.
+
+The bound is what a step has to read, weights and cache, over the bandwidth of this machine, which is measured between the
+steps. Llamas with random weights, one row, a step behind 128 and behind 4096 tokens: Trueport's folders as exported and with
+the fusions of ``--optimize cpu --caches in-place``, unproven, beside PyTorch and the graph of mobius-onnx (``make peers``).
+``--docs`` writes the tables into docs/large-models.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import context, environments, measure
+from benchmarks.contenders import THREADS, Contender, Graph, Ours, Static
+from benchmarks.fusions import fused
+from benchmarks.large import PAGE
+
+BEGIN = "<!-- benchmarks.bound -->"
+KINDS = ("float", "int8", "int4")
+AIMS = {"float": 0.9, "int8": 0.7, "int4": 0.6}
+"""Share of the bound: what issue 6 asks for."""
+LENGTHS = (128, 4096)
+MEBIBYTES = 1024
+PRODUCTS = {"MatMul", "Gemm", "MatMulNBits"}
+EAGER = "eager PyTorch, static cache"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama.
+
+    Attributes:
+        sizes: of its config.
+        plain: whether the folders without fusions are measured too.
+    """
+
+    sizes: dict[str, int]
+    plain: bool
+
+
+def _sizes(layers: int, hidden: int, heads: int, groups: int, inner: int, vocabulary: int) -> dict[str, int]:
+    return {
+        "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": groups,
+        "intermediate_size": inner, "vocab_size": vocabulary, "max_position_embeddings": 8192,
+    }  # fmt: skip
+
+
+SHAPES = {
+    "0.1B": Shape(_sizes(12, 768, 12, 12, 2048, 32_000), plain=True),
+    "0.5B": Shape(_sizes(24, 1280, 20, 4, 3456, 32_000), plain=False),
+}
+QUICK = {"tiny": Shape(_sizes(2, 64, 4, 2, 160, 320), plain=True)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of one shape.
+
+    Attributes:
+        steps: seconds by contender and length.
+        weights: bytes that a step multiplies with, by contender.
+        cache: bytes of keys and values behind one token.
+        bandwidths: bytes in a second, each time that it was measured.
+    """
+
+    steps: dict[str, dict[int, float]]
+    weights: dict[str, int]
+    cache: int
+    bandwidths: tuple[float, ...]
+
+    def share(self, name: str, length: int) -> float:
+        """Of the bound: 1 where a step takes no longer than reading does; the new token's own key counts too."""
+        read = self.weights[name] + (length + 1) * self.cache
+        return read / max(self.bandwidths) / self.steps[name][length]
+
+
+def main() -> None:
+    """Measure and print tables in Markdown."""
+    import torch
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bound", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tiny shape: does everything run?")
+    parser.add_argument("--turns", type=int, default=6, help="turns of eight steps at each length (default: 6)")
+    parser.add_argument("--shape", action="append", choices=tuple(SHAPES), help="only this one; repeatable")
+    parser.add_argument("--docs", action="store_true", help=f"write the tables into docs/{PAGE.name}")
+    given = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    words = [context.conditions(measure.machine(), given.turns)]
+    for name, shape in QUICK.items() if given.quick else SHAPES.items():
+        if not given.shape or name in given.shape:
+            with tempfile.TemporaryDirectory(prefix="trueport-bound-") as place:
+                words.append(table(name, _found(shape, Path(place), given.turns)))
+            print(words[-1], flush=True)
+    print(words[0])
+    if given.docs:
+        context.write(BEGIN, words, PAGE)
+
+
+def _found(shape: Shape, place: Path, turns: int) -> Found:
+    made, weights, config = _contenders(shape, place)
+    numbers, rates = _buffer(), []
+    steps = {name: dict.fromkeys(LENGTHS, float("inf")) for name in made}
+    for _ in range(turns):
+        for length in LENGTHS:
+            rates.append(bandwidth(numbers))
+            for name, milliseconds in context.turns_at(made, length, 1).items():
+                steps[name][length] = min(steps[name][length], milliseconds / 1e3)
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    return Found(steps, weights, cache, tuple(rates))
+
+
+def _contenders(shape: Shape, place: Path) -> tuple[dict[str, Contender], dict[str, int], Any]:
+    """In their sessions, the bytes of weights that a step of each reads, and the model's config."""
+    import torch
+    import transformers
+
+    import trueport
+    from trueport.graphs.fusions import FUSIONS
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**shape.sizes, tie_word_embeddings=True, pad_token_id=0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    made: dict[str, Contender] = {}
+    weights: dict[str, int] = {}
+    for kind in KINDS:
+        plain, merged = place / kind, place / f"{kind} fused"
+        trueport.export(model, plain, tokenizer=None, proof=False, quantize=None if kind == "float" else kind)
+        fused(plain, merged, FUSIONS)
+        for folder, name in ((plain, kind),) * shape.plain + ((merged, f"{kind}, fused"),):
+            made[name], weights[name] = Ours(folder), _weights(folder / "onnx/model.onnx")
+    made[EAGER], weights[EAGER] = Static(model), weights["float, fused"]
+    try:
+        model.save_pretrained(place / "checkpoint")
+        (path,) = environments.graphs(environments.MOBIUS, place / "checkpoint", place / "mobius")
+    except environments.MissingError as missing:
+        print(f"{environments.MOBIUS}: {missing}", flush=True)
+    else:
+        name = environments.MOBIUS
+        made[name], weights[name] = Graph(path, config, shared=False), weights["float, fused"]
+    return made, weights, config
+
+
+def table(title: str, found: Found) -> str:
+    """Markdown: tokens per second and shares of the bound, and how they stand to the aims."""
+    columns = [f"{length} tokens: tokens/s | share of the bound" for length in LENGTHS]
+    lines = [f"| {title} | weights read, MB | {' | '.join(columns)} |", "|---|" + "--:|" * (1 + 2 * len(LENGTHS))]
+    for name, times in found.steps.items():
+        figures = [f"{1 / times[length]:.1f} | {found.share(name, length):.2f}" for length in LENGTHS]
+        lines.append(f"| {name} | {found.weights[name] / 1e6:.0f} | {' | '.join(figures)} |")
+    verdicts = []
+    for kind, aim in AIMS.items():
+        own = [name for name in found.steps if name.split(",")[0] == kind]
+        shares = [max(found.share(name, length) for name in own) for length in LENGTHS]
+        verdicts.append(f"{kind} {' and '.join(f'{share:.2f}' for share in shares)} (aim: {aim:g})")
+    caches = " and ".join(f"{length * found.cache / 1e6:.0f}" for length in LENGTHS)
+    best, middle = (value / 1e9 for value in (max(found.bandwidths), statistics.median(found.bandwidths)))
+    remark = (
+        f"Cache read: {caches} MB. Bandwidth: {best:.1f} GB/s at best, which is the bound, {middle:.1f} in the middle. Best "
+        f"shares: {', '.join(verdicts)}.\n"
+    )
+    return "\n".join([*lines, "", remark])
+
+
+def _weights(path: Path) -> int:
+    """Bytes of the matrices that one row is multiplied with."""
+    from trueport.graphs.loading import load
+
+    products = [node for node in load(path).graph if node.op_type in PRODUCTS]
+    held = {
+        id(value): value.const_value.nbytes
+        for node in products
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+    }
+    # Stored the other way round and transposed as the session opens.
+    for node in products:
+        for value in node.inputs:
+            maker = None if value is None else value.producer()
+            if maker is not None and maker.op_type == "Transpose" and maker.inputs[0].const_value is not None:
+                held[id(maker.inputs[0])] = maker.inputs[0].const_value.nbytes
+    return sum(held.values())
+
+
+def _buffer() -> Any:
+    """More memory than any cache holds."""
+    import torch
+
+    return torch.ones(MEBIBYTES << 18)
+
+
+def bandwidth(numbers: Any) -> float:
+    """Bytes that all threads together read in a second, at best."""
+    best = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - begun)
+    return numbers.nbytes / best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Python's cycle collector, which looks at everything that torch and transformers imported whenever a graph's objects have
+become many: a fifth of an export's time, for cycles of a few megabytes. ExecuTorch's lowering took 100 MiB more of a 0.1B
+model that way, and is left alone."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FACTOR = 20
+"""How much rarer full collections are; young cycles are collected as ever."""
+_lock = threading.Lock()
+_within = 0
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Within, full collections are rarer. The setting is the process's: the first to come changes it, the last to go sets
+    it back."""
+    global _within, _before
+    with _lock:
+        if not _within:
+            _before = gc.get_threshold()
+            gc.set_threshold(*_before[:2], _before[2] * FACTOR)
+        _within += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _within -= 1
+            if not _within:
+                gc.set_threshold(*_before)
+
+
+_before = gc.get_threshold()

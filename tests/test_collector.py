@@ -1,0 +1,43 @@
+"""The collector's setting: rarer within, as before afterwards, whoever leaves first."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from trueport.collector import FACTOR, rare_collections
+
+
+@pytest.fixture(autouse=True)
+def before() -> Iterator[tuple[int, int, int]]:
+    found = gc.get_threshold()
+    yield found
+    gc.set_threshold(*found)
+
+
+def test_full_collections_are_rarer_within_and_as_before_after_an_error(before: tuple[int, int, int]) -> None:
+    with pytest.raises(KeyError), rare_collections():
+        assert gc.get_threshold() == (*before[:2], before[2] * FACTOR)
+        raise KeyError
+    assert gc.get_threshold() == before
+
+
+def test_two_at_once_set_it_back_once(before: tuple[int, int, int]) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with rare_collections():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with rare_collections():
+        thread.start()
+        assert inside.wait(10)
+    assert gc.get_threshold() == (*before[:2], before[2] * FACTOR)  # the other one is still within
+    leave.set()
+    thread.join()
+    assert gc.get_threshold() == before
