@@ -225,30 +225,44 @@ def test_refusals_before_any_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_at_any_moment_leaves_the_old_export(exported: Exported, tmp_path: Path) -> None:
-    """Ten exports over an earlier one, each killed a little later than the one before."""
-    out = tmp_path / "out"
+def test_sigkill_at_any_moment_leaves_the_old_export_and_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exports over an earlier one, each killed a little later than the one before, and one that goes on to the end."""
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    monkeypatch.setenv("TRUEPORT_CACHE", str(cache))
+    zoo.build("distilbert").save_pretrained(tmp_path / "checkpoint")
     code = (
-        "import sys, trueport; sys.path.insert(0, sys.argv[2]); from tests import zoo; print('go', flush=True);"
-        "trueport.export(zoo.build('distilbert'), sys.argv[1], tokenizer=None, force=True,"
+        "import sys, trueport; print('go', flush=True);"
+        "trueport.export(sys.argv[2], sys.argv[1], tokenizer=None, force=True, weights='copy', resume=True,"
         " progress=lambda phase: print(phase, flush=True))"
     )
-    trueport.export(zoo.build("distilbert"), out, tokenizer=None, proof=False)
+    command = [sys.executable, "-c", code, str(out), str(tmp_path / "checkpoint")]
+    trueport.export(tmp_path / "checkpoint", out, tokenizer=None, weights="copy", proof=False)
     before = list_files(out)
     draw = random.Random(0)
-    phases = ["load", "capture model", "lower model", "write", "assets", "prove shapes", "prove finite"]
+    phases = ["load", "capture model", "lower model", "weights", "assets", "prove shapes", "prove finite"]
+    finished = False
     for phase in phases:
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(out), str(ROOT)], stdout=subprocess.PIPE, text=True
-        ) as p:
+        seen: list[str] = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as p:
             assert p.stdout is not None
             for line in p.stdout:
-                if line.strip() == phase:
+                seen.append(line.strip())
+                if seen[-1] == phase:
                     break
-            time.sleep(draw.random() * 0.2)
+            time.sleep(0 if finished else draw.random() * 0.2)
             p.kill()
-        manifest = json.loads((out / MANIFEST).read_text())
-        assert manifest["files"] == list_files(out)
-        assert list_files(out) == before or manifest["proof"]["verdict"] == "proven"
-    trueport.export(zoo.build("distilbert"), out, tokenizer=None, proof=False, force=True)
+        assert ("capture model" in seen) == (phase != "load" and not finished), seen
+        finished = any(cache.glob("*.component"))
+        assert list_files(out) == before
+        assert json.loads((out / MANIFEST).read_text())["files"] == before
+    assert finished
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "capture model: taken from the interrupted export of " in done.stdout
+    assert os.listdir(cache) == []
     assert [name for name in os.listdir(tmp_path) if ".trueport-" in name] == []
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert manifest["proof"]["verdict"] == "proven"
+    # What was exported from end to end, before it all, has the same graph and the same weights.
+    assert {n: e for n, e in before.items() if "/" in n} == {n: e for n, e in list_files(out).items() if "/" in n}

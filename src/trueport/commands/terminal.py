@@ -78,3 +78,8 @@ def show(content: dict[str, Any] | None) -> None:
     console.print(headline(content), soft_wrap=True, markup=False)
     for note in clean(content.get("notes") or []):
         console.print(f"{note}.", soft_wrap=True, markup=False)
+
+
+def kept_words(error: BaseException) -> str:
+    """What an export that ended so has kept for another time (resume/shelf.py); empty where that is nothing."""
+    return str(getattr(error, "kept", ""))
