@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 import trueport
 from tests import zoo
-from trueport.artifact import MANIFEST, list_files
+from tests.conftest import EXAMPLES, Exported
+from trueport.artifact import MANIFEST
 from trueport.errors import ArtifactError
 from trueport.graphs.stamping.shorten import captured
 from trueport.roles import components
@@ -40,41 +42,41 @@ class Phases:
             raise self.error
 
 
-def run(folder: Path, out: str, phases: Phases, **options: Any) -> Path:
-    trueport.export(
-        folder, folder.parent / out, tokenizer=None, proof=False, weights="copy", progress=phases,
-        **{"resume": True} | options,
-    )  # fmt: skip
-    return folder.parent / out
+def run(out: Path, phases: Phases, **options: Any) -> None:
+    trueport.export(EXAMPLES / "t5-dates", out, proof=False, resume=True, progress=phases, **options)
 
 
 @pytest.mark.slow
-def test_no_component_is_captured_twice_and_the_bytes_are_the_same(tmp_path: Path, cache: Path) -> None:
+def test_no_component_is_captured_twice_and_the_bytes_are_the_same(
+    tmp_path: Path, cache: Path, exported: Exported
+) -> None:
     """Interrupted behind the encoder, and again, the disk full, behind the decoder."""
-    folder = tmp_path / "checkpoint"
-    zoo.build("t5").save_pretrained(folder)
+    out = tmp_path / "out"
     first, full = Phases("capture decoder"), Phases("assets", OSError(28, "full"))
     with pytest.raises(KeyboardInterrupt) as caught:
-        run(folder, "out", first)
+        run(out, first)
     assert caught.value.kept == "Finished, and kept for the same command: encoder."  # type: ignore[attr-defined]
-    assert sorted(os.listdir(tmp_path)) == ["cache", "checkpoint"] and len(os.listdir(cache)) == 1
+    assert os.listdir(tmp_path) == ["cache"] and len(os.listdir(cache)) == 1
     with pytest.raises(ArtifactError, match="No space left"):
-        run(folder, "out", full)
+        run(out, full)
     assert "capture encoder" in first.seen
     assert "capture encoder" not in full.seen and "capture decoder" in full.seen
     assert len(os.listdir(cache)) == 2
-    begun = Phases("capture encoder")
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, "out", begun, opset=22)  # another option: nothing of it is taken
+    for other in ({"opset": 22}, {"resume": False}):  # nothing of it is taken
+        with pytest.raises(KeyboardInterrupt):
+            trueport.export(EXAMPLES / "t5-dates", out, progress=Phases("capture encoder"), **{"resume": True} | other)
     last = Phases()
-    resumed = run(folder, "out", last)
+    run(out, last)
     taken = [f"capture {name}: taken from the interrupted export" for name in ("encoder", "decoder")]
     assert last.seen == ["load", *taken, "weights", "assets", "hash"]
     assert os.listdir(cache) == []
-    plain = run(folder, "plain", Phases(), resume=False)
-    assert list_files(resumed) == list_files(plain)
-    assert (resumed / MANIFEST).read_bytes() == (plain / MANIFEST).read_bytes()
-    assert os.listdir(cache) == []
+    resumed, plain = (json.loads((folder / MANIFEST).read_text()) for folder in (out, exported("t5-dates")))
+    others = {name for name, entry in plain["files"].items() if resumed["files"].get(name) != entry}
+    assert others == {"README.md", "proof.json", "report.html"}
+    written = ("files", "proof")
+    assert {k: v for k, v in resumed.items() if k not in written} == {
+        k: v for k, v in plain.items() if k not in written
+    }
 
 
 def lowered(name: str, folder: Path, dtype: torch.dtype, **sizes: int) -> tuple[Graph, Any]:
