@@ -32,6 +32,7 @@ def _llama(layers: int, hidden: int, heads: int, groups: int, inner: int, vocabu
 
 
 SHAPES: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "llama-0.3b": ("LlamaForCausalLM", "LlamaConfig", _llama(16, 1024, 16, 8, 4096), "float32"),
     "llama-1b": ("LlamaForCausalLM", "LlamaConfig", _llama(22, 2048, 32, 4, 5632), "float32"),
     "llama-3.2-1b": (
         "LlamaForCausalLM", "LlamaConfig",
@@ -150,7 +151,7 @@ def _status(field: str) -> float:
     return 0.0
 
 
-def export(source: str, out: str, weights: str, dtype: str | None) -> dict[str, Any]:
+def export(source: str, out: str, weights: str, dtype: str | None, to: str) -> dict[str, Any]:
     """One export without a proof, in this process."""
     peaks = Peaks()
     import torch
@@ -161,7 +162,7 @@ def export(source: str, out: str, weights: str, dtype: str | None) -> dict[str, 
     torch.set_num_threads(2)
     peaks("export")
     start, cpu = time.perf_counter(), time.process_time()
-    trueport.export(source, out, weights=weights, dtype=dtype, tokenizer=None, proof=False, progress=peaks)
+    trueport.export(source, out, to=to, weights=weights, dtype=dtype, tokenizer=None, proof=False, progress=peaks)
     peaks("done")
     return {
         "seconds": time.perf_counter() - start,
@@ -203,6 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=__doc__)
     parser.add_argument("--shapes", default="llama-1b,llama-7b,llama-70b,qwen3-8b,mixtral-8x7b-4-layers,t5-11b")
     parser.add_argument("--weights", default="link", help="auto, link or copy; only link takes no room")
+    parser.add_argument("--to", default="onnx", help="the target")
     parser.add_argument("--dtype", help="of the export; float32 by default")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
     parser.add_argument("--load", action="store_true", help="open what was exported as well, mapped and fast")
@@ -211,12 +213,14 @@ def main() -> int:
     given = parser.parse_args()
     if given.worker or given.loader:
         with redirect_stdout(sys.stderr):
-            result = load(*given.loader) if given.loader else export(*given.worker, given.weights, given.dtype)
+            result = load(*given.loader) if given.loader else export(
+                *given.worker, given.weights, given.dtype, given.to
+            )  # fmt: skip
         print(json.dumps(result))
         return 0
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         for name in given.shapes.split(","):
-            print(line(name, Path(place), given.weights, given.dtype), flush=True)
+            print(line(name, Path(place), given.weights, given.dtype, given.to), flush=True)
             for memory in ("map", "fast") if given.load else ():
                 print(f"  {memory}: {loaded(Path(place) / f'{name}.out', memory)}", flush=True)
             for folder in (name, f"{name}.out"):
@@ -237,10 +241,10 @@ def loaded(folder: Path, memory: str) -> str:
     )
 
 
-def line(name: str, place: Path, weights: str, dtype: str | None) -> str:
+def line(name: str, place: Path, weights: str, dtype: str | None, to: str) -> str:
     """One shape, measured, in words."""
     size = make(name, place / name)
-    command = [sys.executable, "-m", "benchmarks.large", "--weights", weights, "--worker"]
+    command = [sys.executable, "-m", "benchmarks.large", "--weights", weights, "--to", to, "--worker"]
     command += [str(place / name), str(place / f"{name}.out")] + (["--dtype", dtype] if dtype else [])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     written = sum(p.stat().st_blocks * 512 for p in (place / f"{name}.out").rglob("*") if p.is_file())
