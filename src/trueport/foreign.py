@@ -16,7 +16,8 @@ import numpy as np
 from trueport.errors import ArtifactError
 from trueport.graphs.loading import check
 from trueport.interface import Interface, StatePair
-from trueport.targets.onnx.session import OnnxSession, State
+from trueport.targets.onnx.session import OnnxSession
+from trueport.targets.onnx.state import Buffers, State
 
 FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "seq2seq": {
@@ -169,11 +170,11 @@ class RenamedSession(OnnxSession):
             self.interface = whole
 
     def _execute(
-        self, values: dict[str, Any], feeds: Mapping[str, Any], written: Mapping[str, str] | None = None
+        self, values: dict[str, Any], feeds: Mapping[str, Any], buffers: Buffers | None = None
     ) -> dict[str, Any]:
         raw = {self._raw[name]: value for name, value in values.items() if name in self._raw}
         told = {self._raw[name]: value for name, value in feeds.items() if name in self._raw}
-        return {self._names[name]: value for name, value in super()._execute(raw, told, written).items()}
+        return {self._names[name]: value for name, value in super()._execute(raw, told, buffers).items()}
 
     def _following(self, results: Mapping[str, Any]) -> State:
         return State({pair.input: results[pair.output] for pair in self.interface.state if pair.output in results})

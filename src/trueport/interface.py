@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -181,9 +182,10 @@ class Interface:
                     raise ValueError(f"{tensor.name} has an axis {axis!r}, and there is no dimension {min(unknown)}")
 
 
-def terms(axis: int | str) -> list[str]:
+@functools.cache
+def terms(axis: int | str) -> tuple[str, ...]:
     """The dimension names that an axis adds up; empty for an integer."""
-    return [] if isinstance(axis, int) else [term.strip() for term in axis.split("+")]
+    return () if isinstance(axis, int) else tuple(term.strip() for term in axis.split("+"))
 
 
 def float_dtype_of(interfaces: Iterable[Interface]) -> str:

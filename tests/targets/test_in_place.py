@@ -139,3 +139,16 @@ def test_buffers_that_are_not_bound_as_outputs_are_copied(sessions, whole: np.nd
     caches = {name: value.numpy().copy() for name, value in state.values.items()}
     outputs = sessions[1].run(feeds(12, 13) | caches)
     assert near(outputs["logits"], whole[:, 12:13])
+
+
+@pytest.mark.parametrize("first", [1, 8])
+def test_buffers_of_several_lengths_are_refused(first: int, sessions) -> None:
+    """One mask is widened for all layers: Attention takes it for no other length, nor spreads a length of 1."""
+    session = sessions[1]
+    given = feeds(0, 1)
+    for index, pair in enumerate(session.interface.state):
+        shape = [3, *(size if isinstance(size, int) else 6 for size in session.interface.input(pair.input).shape[1:])]
+        shape[pair.axis] = first if index < 2 else 6
+        given[pair.input] = np.zeros(shape, np.float32)
+    with pytest.raises(RunError, match="refuses"):
+        session.run(given)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
@@ -80,15 +81,60 @@ def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: st
         layers = layers_of(before)[0]
         replaced = {layer.node.outputs[0].name for layer in layers}
         quantise(graph, lambda place: form)
-        assert operators(graph).count("MatMulNBits") == len(layers)
-        assert {n.outputs[0].name for n in graph.model.graph if n.op_type == "MatMulNBits"} == replaced
-        kept = [describe(n) for n in graph.model.graph if n.op_type != "MatMulNBits"]
+        products = [node for node in graph.model.graph if node.op_type == "MatMulNBits"]
+        cuts = [node for product in products for node in product.outputs[0].consumers() if node.op_type == "Split"]
+        assert len(products) == len({layer.node.inputs[0].name for layer in layers})
+        results = [value for product in products for value in product.outputs if not set(value.consumers()) & set(cuts)]
+        assert {value.name for value in (*results, *(v for cut in cuts for v in cut.outputs))} == replaced
+        kept = [describe(node) for node in graph.model.graph if node not in products and node not in cuts]
         was = [describe(n) for n in before.model.graph if n.outputs[0].name not in replaced]
         gone = [node for node in was if node not in kept]
         assert all(node[0] in ("Transpose", "Cast") for node in gone), "only what moved a weight went"
         assert [node for node in was if node in kept] == kept
         masked = descends(before, "attention_mask")
         assert masked and all(node in kept for node in masked)
+
+
+def test_a_shared_matrix_is_stored_once_and_the_rest_is_one_product():
+    """x A, x B and x C are one product, (x A) A is none of them: A is used twice, and stays by itself."""
+    rng = np.random.default_rng(0)
+    tensors = [ir.tensor(rng.standard_normal((64, 64)).astype(np.float32), name=name) for name in "ABC"]
+    a, b, c = (
+        ir.Value(name=t.name, type=ir.TensorType(t.dtype), shape=ir.Shape([64, 64]), const_value=t) for t in tensors
+    )
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", 64]))
+    nodes = [ir.node("MatMul", [x, weight], name=f"n{i}") for i, weight in enumerate((a, b, c))]
+    nodes.append(ir.node("MatMul", [nodes[0].outputs[0], a], name="n3"))
+    for index, node in enumerate(nodes):
+        node.outputs[0].name = f"y{index}"
+    outputs = [node.outputs[0] for node in nodes]
+    whole = ir.Graph([x], outputs, nodes=nodes, initializers=[a, b, c], opset_imports={"": 21})
+    made = Graph("model", "model", ir.Model(whole, ir_version=10), None, weights=frozenset("ABC"))  # type: ignore[arg-type]
+    alone = Graph("model", "model", made.model.clone(), None, weights=frozenset("ABC"))  # type: ignore[arg-type]
+    quantise(made, lambda place: "int8")
+    assert [node.op_type for node in made.model.graph] == ["MatMulNBits"] * 2 + ["Split", "MatMulNBits"]
+    packed = [v for v in made.model.graph.initializers.values() if str(v.name).endswith("_int8")]
+    assert sorted(str(value.name) for value in packed) == ["A_int8", "B+C_int8"]
+    for node in alone.model.graph:  # each with an input of its own, so that none is packed
+        if node.name in ("n1", "n2"):
+            node.replace_input_with(0, _copied(node))
+    quantise(alone, lambda place: "int8")
+    assert [node.op_type for node in alone.model.graph].count("Split") == 0
+    given = {"x": rng.standard_normal((5, 64)).astype(np.float32)}
+    first, second = (
+        onnxruntime.InferenceSession(ir.to_proto(graph.model).SerializeToString()).run(None, given)
+        for graph in (made, alone)
+    )
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True)), "bit for bit"
+
+
+def _copied(node: ir.Node) -> ir.Value:
+    """The node's first input through an operator that changes nothing."""
+    same = ir.node("Identity", [node.inputs[0]])
+    same.outputs[0].type, same.outputs[0].shape = node.inputs[0].type, node.inputs[0].shape  # type: ignore[union-attr]
+    assert node.graph is not None
+    node.graph.insert_before(node, same)
+    return same.outputs[0]
 
 
 @TRACED_LONG

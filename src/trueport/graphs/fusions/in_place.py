@@ -46,8 +46,16 @@ def write_in_place(model: ir.Model, interface: Interface) -> tuple[Interface, st
                 layers.append(node)
             elif attribute(node, "start", 0) == pair.axis:
                 node.outputs[0].replace_all_uses_with(past)
-    for node in dict.fromkeys(layers):
-        _scatter(model, node, starts)
+    order = {node: index for index, node in enumerate(graph)}
+    hidden: dict[ir.Value, ir.Value] = {}
+    for node in sorted(dict.fromkeys(layers), key=order.__getitem__):
+        mask = _mask(node)
+        assert mask is not None
+        if mask not in hidden:  # all buffers are of one length: the first layer's mask is every layer's
+            hidden[mask] = _widened(
+                Builder(model, node, f"in_place/{_name(node)}"), mask, inputs[interface.state[0].input]
+            )
+        _scatter(model, node, starts, hidden[mask])
     model.opset_imports[""] = max(OPSET, model.opset_imports[""])
     return _buffered(interface), ""
 
@@ -103,10 +111,27 @@ def _buffered(interface: Interface) -> Interface:
     )
 
 
-def _scatter(model: ir.Model, node: ir.Node, starts: ir.Value) -> None:
+def _name(node: ir.Node) -> str:
+    return str(node.name or node.outputs[0].name)
+
+
+def _widened(build: Builder, mask: ir.Value, cache: ir.Value) -> ir.Value:
+    """The mask with the room behind its end hidden, as long as the cache: (batch, heads, query, capacity)."""
+    wide = build.op("Shape", cache, start=2, end=3)
+    missing = build.op("Sub", wide, build.op("Shape", mask, start=3, end=4))
+    hidden = build.op("Pad", mask, build.op("Concat", build.const([0] * 7), missing, axis=0))
+    if mask.dtype != ir.DataType.BOOL:
+        assert mask.dtype is not None
+        fill = build.const(float("-inf"), mask.dtype.numpy())
+        hidden.producer().resize_inputs(3)  # type: ignore[union-attr]
+        hidden.producer().replace_input_with(2, fill)  # type: ignore[union-attr]
+    return hidden
+
+
+def _scatter(model: ir.Model, node: ir.Node, starts: ir.Value, hidden: ir.Value) -> None:
     """One layer: its new keys and values written into the buffers, and attention over these."""
-    query, *new, mask, past_k, past_v = node.inputs[:6]
-    build = Builder(model, node, f"in_place/{node.name or node.outputs[0].name}")
+    query, *new, _, past_k, past_v = node.inputs[:6]
+    build = Builder(model, node, f"in_place/{_name(node)}")
     buffers = []
     for past, entry, old in zip((past_k, past_v), new, node.outputs[1:3], strict=True):
         buffer = build.op("TensorScatter", past, entry, starts, axis=2)
@@ -115,16 +140,6 @@ def _scatter(model: ir.Model, node: ir.Node, starts: ir.Value) -> None:
         old.replace_all_uses_with(buffer, replace_graph_outputs=True)
         old.name, buffer.name = f"{name}_replaced", name
         buffers.append(buffer)
-    assert mask is not None and past_k is not None
-    wide = build.op("Shape", past_k, start=2, end=3)
-    missing = build.op("Sub", wide, build.op("Shape", mask, start=3, end=4))
-    pads = build.op("Concat", build.const([0] * 7), missing, axis=0)
-    hidden = build.op("Pad", mask, pads)
-    if mask.dtype != ir.DataType.BOOL:
-        assert mask.dtype is not None
-        fill = build.const(float("-inf"), mask.dtype.numpy())
-        hidden.producer().resize_inputs(3)  # type: ignore[union-attr]
-        hidden.producer().replace_input_with(2, fill)  # type: ignore[union-attr]
     attended = ir.node("Attention", [query, *buffers, hidden], dict(node.attributes.items()))
     attended.name = node.name
     attended.metadata_props.update(node.metadata_props)

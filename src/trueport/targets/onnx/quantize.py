@@ -6,6 +6,7 @@ softmax, norms, products of two activations and embeddings are the very nodes of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -85,50 +86,91 @@ def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None
     from onnx_ir.passes import common as passes
 
     made: dict[Any, list[ir.Value]] = {}
-    for layer in layers_of(graph)[0]:
-        place = (graph.name, layer.path)
-        form = form_of(place)
-        if form == FLOAT:
-            continue
-        key = (layer.key, form)
+    for form, layers in _together(graph, form_of):
+        first = layers[0]
+        key = (tuple(layer.key for layer in layers), form)
         if key not in made:
-            made[key] = _weights(graph, layer, form)
-        nodes = (
-            _static(graph, layer, made[key], (ranges or {})[place])
-            if form == STATIC
-            else _blockwise(layer, made[key], form)
-        )
+            made[key] = _weights(graph, layers, form)
+        if form == STATIC:
+            nodes = _static(graph, first, made[key], (ranges or {})[graph.name, first.path])
+            results = nodes[-1].outputs
+        else:
+            nodes, results = _blockwise(graph, layers, made[key], form)
         for node in nodes:
-            node.metadata_props.update(layer.node.metadata_props)
-        owner = layer.node.graph
+            node.metadata_props.update(first.node.metadata_props)
+        owner = first.node.graph
         assert owner is not None
-        old, new = layer.node.outputs[0], nodes[-1].outputs[0]
-        new.type, new.shape = old.type, old.shape
-        ir.convenience.replace_nodes_and_values(owner, layer.node, [layer.node], nodes, [old], [new])
+        owner.insert_before(first.node, nodes)
+        for layer, new in zip(layers, results, strict=True):
+            old = layer.node.outputs[0]
+            new.type, new.shape, new.name = old.type, old.shape, old.name
+            old.name = f"{old.name}_in_float"
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            owner.remove(layer.node, safe=True)
     graph.model.opset_imports[DOMAIN] = 1
     passes.RemoveUnusedNodesPass()(graph.model)
 
 
-def _weights(graph: Graph, layer: Layer, form: str) -> list[ir.Value]:
-    """The initializers of a layer's weight."""
-    name = str(layer.weight.name)
+def _together(graph: Graph, form_of: FormOf) -> list[tuple[str, list[Layer]]]:
+    """The layers that leave float, by form: those that multiply the same activations in blocks are one product.
+
+    Each output is computed from its own blocks, so one product gives what several do, bit for bit. Rounding the
+    activations and calling the threads together is done once. A matrix that several products share stays by itself, and
+    is stored once.
+    """
+    layers = layers_of(graph)[0]
+    uses = Counter(layer.key for layer in layers)
+    found: dict[Any, tuple[str, list[Layer]]] = {}
+    for layer in layers:
+        form = form_of((graph.name, layer.path))
+        if form == FLOAT:
+            continue
+        alone = layer.node if form == STATIC or uses[layer.key] > 1 else None
+        key = (form, layer.node.inputs[0], layer.node.graph, layer.bias is None, alone)
+        found.setdefault(key, (form, []))[1].append(layer)
+    return list(found.values())
+
+
+def _weights(graph: Graph, layers: Sequence[Layer], form: str) -> list[ir.Value]:
+    """The initializers of one product's weight."""
+    name = "+".join(str(layer.weight.name) for layer in layers)
     if form == STATIC:
-        columns = in_columns(layer.matrix())
+        columns = in_columns(layers[0].matrix())
         return [constant(graph, f"{name}_int8", columns.values), constant(graph, f"{name}_scales", columns.scales)]
-    blocks = in_blocks(layer.matrix(), *BITS[form])
-    parts = {form: blocks.packed, "scales": blocks.scales, "zeros": blocks.zeros}
-    return [constant(graph, f"{name}_{part}", array) for part, array in parts.items() if array is not None]
+    blocks = [in_blocks(layer.matrix(), *BITS[form]) for layer in layers]
+    parts = {form: [b.packed for b in blocks], "scales": [b.scales for b in blocks]}
+    zeros = [b.zeros for b in blocks if b.zeros is not None]
+    parts |= {"zeros": zeros} if zeros else {}
+    return [constant(graph, f"{name}_{part}", np.concatenate(arrays)) for part, arrays in parts.items()]
 
 
-def _blockwise(layer: Layer, weights: Sequence[ir.Value], form: str) -> list[ir.Node]:
-    """``MatMulNBits``: activations (.., width) to (.., outputs)."""
+def _blockwise(
+    graph: Graph, layers: Sequence[Layer], weights: Sequence[ir.Value], form: str
+) -> tuple[list[ir.Node], Sequence[ir.Value]]:
+    """``MatMulNBits``: activations (.., width) to (.., outputs), cut into the layers' own outputs; and these."""
     bits, size = BITS[form]
-    outputs, width = _sizes(layer)
-    inputs: list[ir.Value | None] = [layer.node.inputs[0], *weights]
-    if layer.bias is not None:
-        inputs += [None] * (5 - len(inputs)) + [layer.bias]
-    numbers = {"K": width, "N": outputs, "bits": bits, "block_size": size, "accuracy_level": ACCURACY}
-    return [ir.node("MatMulNBits", inputs, numbers, domain=DOMAIN)]
+    outputs, first = [_sizes(layer)[0] for layer in layers], layers[0]
+    inputs: list[ir.Value | None] = [first.node.inputs[0], *weights]
+    if first.bias is not None:
+        inputs += [None] * (5 - len(inputs)) + [_bias(graph, layers)]
+    numbers = {"K": _sizes(first)[1], "N": sum(outputs), "bits": bits, "block_size": size, "accuracy_level": ACCURACY}
+    product = ir.node("MatMulNBits", inputs, numbers, domain=DOMAIN)
+    if len(layers) == 1:
+        return [product], product.outputs
+    name = str(first.node.outputs[0].name)
+    product.outputs[0].name = f"{name}_and_others"
+    sizes = constant(graph, f"{name}_sizes", np.array(outputs))
+    cut = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=len(outputs))
+    return [product, cut], cut.outputs
+
+
+def _bias(graph: Graph, layers: Sequence[Layer]) -> ir.Value:
+    """What the layers add, one behind the other."""
+    values: list[Any] = [layer.bias for layer in layers]
+    if len(values) == 1:
+        return values[0]
+    joined = np.concatenate([value.const_value.numpy() for value in values])
+    return constant(graph, "+".join(str(value.name) for value in values), joined)
 
 
 def _static(graph: Graph, layer: Layer, weights: Sequence[ir.Value], found: Range) -> list[ir.Node]:

@@ -138,7 +138,7 @@ class OnnxSession:
             return results, self._following(results)
         total = self._total(feeds, state.used)
         state = state.room(total)
-        results = self._execute(state.values | values, feeds, self._written)
+        results = self._execute(state.values | values, feeds, state.buffers)
         return results, state.following(total)
 
     def _following(self, results: Mapping[str, Any]) -> State:
@@ -162,34 +162,58 @@ class OnnxSession:
         raise RunError(f"{self.path.name} needs an input that tells how long its caches are", "Give attention_mask.")
 
     def _execute(
-        self, values: dict[str, Any], feeds: Mapping[str, Any], written: Mapping[str, str] | None = None
+        self, values: dict[str, Any], feeds: Mapping[str, Any], buffers: Buffers | None = None
     ) -> dict[str, Any]:
         """OrtValues by name to OrtValues by name.
 
         Args:
             values: all inputs.
             feeds: what the message of an error tells.
-            written: outputs that are to be written into an input's own buffer, and which.
+            buffers: of caches among the inputs, which are written where they lie and not given back.
         """
         for name in feeds:
             if name not in self._inputs:
                 raise RunError(f"{self.path.name} has no input {name}")
-        binding = self.runtime.io_binding()
         try:
-            for name, value in values.items():
-                binding.bind_ortvalue_input(name, value)
-            for name in self._outputs:
-                if written and name in written:
-                    binding.bind_ortvalue_output(name, values[written[name]])
-                else:
-                    binding.bind_output(name)
+            binding = self._bound(values, buffers)
             self.runtime.run_with_iobinding(binding)
-            results = binding.get_outputs()
+            results = binding.get_outputs_as_ortvaluevector()
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feeds.items())
             reason = " ".join(str(error).split())
             raise RunError(f"{self.path.name} refuses {shapes}: {reason[:400]}") from error
-        return dict(zip(self._outputs, results, strict=True))
+        # In the order in which they were first bound: caches in buffers come last.
+        return {name: _value(results[index]) for index, name in enumerate(self._given(buffers))}
+
+    def _given(self, buffers: Buffers | None) -> list[str]:
+        """Outputs that are not written into buffers."""
+        return self._outputs if buffers is None else [name for name in self._outputs if name not in self._written]
+
+    def _bound(self, values: Mapping[str, Any], buffers: Buffers | None) -> onnxruntime.IOBinding:
+        """Inputs and outputs for one run; of buffers that this session has written before, only what is new.
+
+        Binding two dozen caches takes as long as two layers of a small model in few bits.
+        """
+        held = buffers.binding if buffers is not None else None
+        kept = held is not None and held[0] is self
+        binding = held[1] if held is not None and kept else self.runtime.io_binding()
+        for name, value in values.items():
+            if not kept or buffers is None or name not in buffers.values:
+                binding.bind_ortvalue_input(name, value)
+        for name in self._given(buffers):
+            binding.bind_output(name)
+        if buffers is not None and not kept:
+            for name, cache in self._written.items():
+                binding.bind_ortvalue_output(name, values[cache])
+            buffers.binding = (self, binding)
+        return binding
+
+
+def _value(raw: Any) -> Any:
+    """What ONNX Runtime's vector of results holds, as an OrtValue."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue(raw)
 
 
 def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOptions:

@@ -74,11 +74,13 @@ class Buffers:
         values: OrtValues by input name, longer along their axes than what they hold.
         capacity: their length.
         filled: entries that a state has, or that a step was given to write; what lies behind them is nobody's.
+        binding: the session that wrote them last, and how it bound them.
     """
 
     values: dict[str, Any]
     capacity: int
     filled: int
+    binding: tuple[Any, Any] | None = None
 
 
 class BufferedState(State):

@@ -19,6 +19,7 @@ from trueport.targets.onnx.layers import Layer, layers_of
 from trueport.targets.onnx.lower import Graph
 from trueport.targets.onnx.quantize import Place, Range, constant
 from trueport.targets.onnx.session import OnnxSession
+from trueport.targets.onnx.state import Buffers
 from trueport.targets.onnx.weights import save
 
 
@@ -34,9 +35,9 @@ class TrialSession(OnnxSession):
     watch: Callable[[str, np.ndarray], None] | None = None
 
     def _execute(
-        self, values: dict[str, Any], feeds: Mapping[str, Any], written: Mapping[str, str] | None = None
+        self, values: dict[str, Any], feeds: Mapping[str, Any], buffers: Buffers | None = None
     ) -> dict[str, Any]:
-        results = super()._execute({**values, **self.weights}, feeds, written)
+        results = super()._execute({**values, **self.weights}, feeds, buffers)
         for name, value in results.items() if self.watch is not None else ():
             assert self.watch is not None
             self.watch(name, value.numpy())
