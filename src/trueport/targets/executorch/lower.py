@@ -94,12 +94,13 @@ def to_program(
 
     from trueport.targets.executorch.passes import only_needed
     from trueport.targets.executorch.planning import PlanningPass
+    from trueport.targets.executorch.sharing import shared_weights
 
     stripped = {name: prepared(program) for name, program in programs.items()}
     if beside:
         put_beside(stripped)
     try:
-        with only_needed():
+        with only_needed(), shared_weights():
             edge = to_edge_transform_and_lower(
                 stripped,
                 partitioner=[] if partitioner is None else [partitioner],
