@@ -11,14 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXAMPLES, Exported
+from tests.forked import trueport_command as run
 
 ENVIRONMENT = os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
-
-
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trueport", *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT
-    )
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
