@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import socket
@@ -22,7 +21,7 @@ import torch
 from safetensors.numpy import load_file
 
 import trueport
-from tests import zoo
+from tests import forked, zoo
 from tests.conftest import EXAMPLES, ROOT, Exported
 from trueport.artifact import MANIFEST, list_files
 from trueport.errors import ArtifactError, ProofError, SourceError, TrueportError
@@ -228,22 +227,18 @@ def test_refusals_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def export_and_tell(told: Connection, checkpoint: Path, out: Path) -> None:
+def export_and_tell(told: Connection, checkpoint: Path, out: Path, cache: Path) -> None:
     """What is killed: an export over an earlier one."""
     torch.set_num_threads(1)
+    os.environ["TRUEPORT_CACHE"] = str(cache)
     trueport.export(checkpoint, out, tokenizer=None, force=True, weights="copy", resume=True, progress=told.send)
 
 
 class Killed:
-    """Processes that export, forked from one that has imported what this one has, which takes longer than the export."""
+    """Processes that export, and are killed."""
 
-    def __init__(self, checkpoint: Path, out: Path) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        packages = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "trueport")
-        self.context.set_forkserver_preload(
-            [__name__, *(name for name in sys.modules if name.partition(".")[0] in packages)]
-        )
-        self.places = checkpoint, out
+    def __init__(self, *places: Path) -> None:
+        self.context, self.places = forked.context(), places
 
     def at(self, phase: str, later: float = 0) -> list[str]:
         """Kill one at a phase, or a little later; the phases that it told. One that has no such phase ends by itself."""
@@ -264,15 +259,14 @@ class Killed:
 
 @pytest.mark.slow
 def test_sigkill_at_any_moment_leaves_the_old_export_and_what_was_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Exports over an earlier one, each killed in a later phase than the one before, and one that goes on to the end."""
     out, cache, checkpoint = tmp_path / "out", tmp_path / "cache", tmp_path / "checkpoint"
-    monkeypatch.setenv("TRUEPORT_CACHE", str(cache))
     zoo.build("distilbert").save_pretrained(checkpoint)
     trueport.export(checkpoint, out, tokenizer=None, weights="copy", proof=False)
     before = list_files(out)
-    killed, draw, finished = Killed(checkpoint, out), random.Random(0), False
+    killed, draw, finished = Killed(checkpoint, out, cache), random.Random(0), False
     for phase in ("load", "capture model", "lower model", "weights", "assets", "prove shapes"):
         seen = killed.at(phase, draw.random() * 0.1)
         assert phase in seen
