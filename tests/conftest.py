@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from filelock import FileLock
 
 import trueport
 from tests import zoo
+from trueport.resume.shelf import PLACE
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "models"
@@ -26,6 +27,14 @@ def _one_thread() -> None:
     """Two workers share two cores; torch's own logs would fill every report."""
     torch.set_num_threads(1)
     logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What interrupted commands keep is kept here, not at the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PLACE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

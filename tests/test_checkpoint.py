@@ -112,6 +112,15 @@ def test_offsets_that_do_not_fit(tmp_path, name, fields, says):
     assert says in _refused(path)
 
 
+def test_a_header_of_a_hundred_megabytes_is_not_read(tmp_path):
+    """Nor parsed, which could take 25 times as much memory."""
+    path = tmp_path / SINGLE
+    with path.open("wb") as stream:
+        stream.write((10**8).to_bytes(8, "little") + b'{"a":[')
+        stream.truncate(8 + 10**8)
+    assert "has a header of 100,000,000 bytes, and Trueport reads 32,000,000 at most." in _refused(path)
+
+
 def test_a_tensor_that_is_no_object(tmp_path):
     path = _file(tmp_path)
     _with_header(path, {"a": 3})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import random
@@ -10,15 +11,17 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import trueport
-from tests import zoo
+from tests import forked, zoo
 from tests.conftest import EXAMPLES, ROOT, Exported
 from trueport.artifact import MANIFEST, list_files
 from trueport.errors import ArtifactError, ProofError, SourceError, TrueportError
@@ -224,31 +227,57 @@ def test_refusals_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def export_and_tell(told: Connection, checkpoint: Path, out: Path, cache: Path) -> None:
+    """What is killed: an export over an earlier one."""
+    torch.set_num_threads(1)
+    os.environ["TRUEPORT_CACHE"] = str(cache)
+    trueport.export(checkpoint, out, tokenizer=None, force=True, weights="copy", resume=True, progress=told.send)
+
+
+class Killed:
+    """Processes that export, and are killed."""
+
+    def __init__(self, *places: Path) -> None:
+        self.context, self.places = forked.context(), places
+
+    def at(self, phase: str, later: float = 0) -> list[str]:
+        """Kill one at a phase, or a little later; the phases that it told. One that has no such phase ends by itself."""
+        here, there = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=export_and_tell, args=(there, *self.places))
+        process.start()
+        there.close()
+        seen: list[str] = []
+        with contextlib.suppress(EOFError):
+            while phase not in seen:
+                seen.append(here.recv())
+        time.sleep(later)
+        if phase in seen:
+            process.kill()
+        process.join()
+        return seen
+
+
 @pytest.mark.slow
-def test_sigkill_at_any_moment_leaves_the_old_export(exported: Exported, tmp_path: Path) -> None:
-    """Ten exports over an earlier one, each killed a little later than the one before."""
-    out = tmp_path / "out"
-    code = (
-        "import sys, trueport; sys.path.insert(0, sys.argv[2]); from tests import zoo; print('go', flush=True);"
-        "trueport.export(zoo.build('distilbert'), sys.argv[1], tokenizer=None, force=True,"
-        " progress=lambda phase: print(phase, flush=True))"
-    )
-    trueport.export(zoo.build("distilbert"), out, tokenizer=None, proof=False)
+def test_sigkill_at_any_moment_leaves_the_old_export_and_what_was_finished(
+    tmp_path: Path,
+) -> None:
+    """Exports over an earlier one, each killed in a later phase than the one before, and one that goes on to the end."""
+    out, cache, checkpoint = tmp_path / "out", tmp_path / "cache", tmp_path / "checkpoint"
+    zoo.build("distilbert").save_pretrained(checkpoint)
+    trueport.export(checkpoint, out, tokenizer=None, weights="copy", proof=False)
     before = list_files(out)
-    draw = random.Random(0)
-    phases = ["load", "capture model", "lower model", "write", "assets", "prove shapes", "prove finite"]
-    for phase in phases:
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(out), str(ROOT)], stdout=subprocess.PIPE, text=True
-        ) as p:
-            assert p.stdout is not None
-            for line in p.stdout:
-                if line.strip() == phase:
-                    break
-            time.sleep(draw.random() * 0.2)
-            p.kill()
-        manifest = json.loads((out / MANIFEST).read_text())
-        assert manifest["files"] == list_files(out)
-        assert list_files(out) == before or manifest["proof"]["verdict"] == "proven"
-    trueport.export(zoo.build("distilbert"), out, tokenizer=None, proof=False, force=True)
+    killed, draw, finished = Killed(checkpoint, out, cache), random.Random(0), False
+    for phase in ("load", "capture model", "lower model", "weights", "assets", "prove shapes"):
+        seen = killed.at(phase, draw.random() * 0.1)
+        assert phase in seen
+        assert ("capture model" in seen) == (phase != "load" and not finished), seen
+        finished = any(cache.glob("*.component"))
+        assert json.loads((out / MANIFEST).read_text())["files"] == list_files(out) == before
+    assert finished
+    assert "capture model: taken from the interrupted export of " in " ".join(killed.at("never"))
+    assert os.listdir(cache) == []
     assert [name for name in os.listdir(tmp_path) if ".trueport-" in name] == []
+    assert json.loads((out / MANIFEST).read_text())["proof"]["verdict"] == "proven"
+    # What was exported from end to end, before it all, has the same graph and the same weights.
+    after = list_files(out)
+    assert all(after[name] == entry for name, entry in before.items() if name.startswith("onnx/"))

@@ -6,7 +6,7 @@ import io
 import linecache
 import re
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ class Captured:
     ``origins`` are the parameters whose values lie in a checkpoint, by their names in the program.
     ``guards`` are sizes past which torch made no promise, though the model itself may go on: the proof asks there.
     ``stamping`` is there where layers are left out, which the graph is to have all the same.
+    ``keep`` is told what the target makes of it and could go on from in another process, where that is wanted.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Captured:
     guards: tuple[int, ...] = ()
     origins: Mapping[str, LazyTensor] = field(default_factory=dict)
     stamping: Stamping | None = None
+    keep: Callable[[bytes], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 OTHER_FORMATS = (".gguf", ".h5", ".msgpack", ".onnx")
 NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt")
 """Pickles that a trainer leaves beside a checkpoint; they are never read."""
-MAX_HEADER = 100_000_000
-"""Bytes; the bound of the safetensors library itself."""
+MAX_HEADER = 32_000_000
+"""Bytes: room for 200,000 tensors in one file. The library reads 100 MB, which as JSON of brackets alone take 2.5 GB."""
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -184,6 +184,11 @@ def _read_header(path: Path) -> tuple[int, bytes]:
                 refuse(f"{path} is truncated: it has {count_words(size, 'byte')}, too few for a header", AGAIN)
             if start.startswith(b"version "):
                 refuse(f"{path} is a Git LFS pointer, not the weights", "Run: git lfs pull.")
+            if MAX_HEADER < length <= size - 8 and start[8:] == b"{":
+                refuse(
+                    f"{path} has a header of {length:,} bytes, and Trueport reads {MAX_HEADER:,} at most",
+                    "Download it again; if it is right, save the model with max_shard_size, which makes several files.",
+                )
             if length > MAX_HEADER or (length > size - 8 and start[8:] != b"{"):
                 refuse(f"{path} is not a safetensors file: its header would have {length:,} bytes", AGAIN)
             if length > size - 8:

@@ -12,8 +12,8 @@ import typer
 
 from trueport import __version__
 from trueport.commands import register
-from trueport.commands.terminal import progress, show
-from trueport.errors import TrueportError
+from trueport.commands.terminal import kept_words, progress, show
+from trueport.errors import Interruption, TrueportError
 
 if TYPE_CHECKING:
     from trueport.proof.result import Proof
@@ -26,9 +26,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells use it."""
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.")]
@@ -57,6 +54,10 @@ def export(
     stamp: Annotated[
         bool,
         typer.Option("--stamp/--no-stamp", help="Trace equal layers once, or each of them; the files are the same."),
+    ] = True,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--no-resume", help="Go on where the same export was interrupted, or begin anew."),
     ] = True,
     backend: Annotated[
         str | None, typer.Option("--backend", help="ExecuTorch's kernels: xnnpack (default) or portable.")
@@ -122,6 +123,7 @@ def export(
                 weights=weights,
                 paranoid=paranoid,
                 stamp=stamp,
+                resume=resume,
                 backend=backend,
                 max_batch=max_batch,
                 max_length=max_length,
@@ -147,6 +149,8 @@ def export(
             if getattr(error, "proof", None) is None:
                 raise
             content, failure = error.proof.to_json(), error  # type: ignore[attr-defined]
+        except KeyboardInterrupt as interrupt:
+            raise Interruption("Interrupted; nothing was written", kept_words(interrupt)) from interrupt
     show(content)
     if failure is not None:
         raise failure
@@ -260,19 +264,19 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False)
-        if code == INTERRUPTED:
+        if code == Interruption.exit_code:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except TrueportError as error:
-        _fail(str(error), error.exit_code, debug)
+        _fail(f"{error} {kept_words(error)}", error.exit_code, debug)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("Interrupted; nothing was written.", INTERRUPTED, debug)
+        _fail("Interrupted; nothing was written.", Interruption.exit_code, debug)
     except BrokenPipeError:
         # Nobody reads on: as the shell reports a program that SIGPIPE ended. Exit code 1 would mean "not proven".
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except MemoryError:
-        _fail("Out of memory. Close other programs, or use a machine with more.", 2, debug)
+    except MemoryError as error:
+        _fail(f"Out of memory. Close other programs, or use a machine with more. {kept_words(error)}", 2, debug)
     except Exception as error:
         # typer brings its own click: what the user mistyped is known by this method, not by a public class.
         if hasattr(error, "format_message"):

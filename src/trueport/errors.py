@@ -55,3 +55,9 @@ class RewriteError(CaptureError):
 
 class StorageError(TrueportError):
     """A place for artefacts cannot be read or written; it may be another time."""
+
+
+class Interruption(TrueportError):
+    """Ctrl-C, in the words of a command that can say more than that."""
+
+    exit_code = 130

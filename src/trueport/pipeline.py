@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueport.artifact import (
     MANIFEST,
-    SCHEMA_VERSION,
     Artifact,
     check_place,
     largest_hashed,
@@ -20,24 +18,20 @@ from trueport.artifact import (
 )
 from trueport.errors import ProofError, TrueportError
 from trueport.finishing import finish
+from trueport.lowering import write_graphs
 from trueport.options import check_options, chosen_fusions
 from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.recipe import Recipe, opened
+from trueport.resume.shelf import Shelf, left_for_another_time, place_of
 from trueport.targets import find_targets
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from trueport.capture import Captured
     from trueport.proof.result import Proof
     from trueport.source import Source
-    from trueport.targets import Lowered, Target
-
-VERSIONED = ("torch", "transformers", "safetensors")
-"""Packages whose versions every manifest names, besides those of its targets."""
-SHARED = ("quantize", "weights")
-"""What a target says of all its components at once; the manifest has it beside them."""
+    from trueport.targets import Target
 
 
 def export(
@@ -71,6 +65,7 @@ def export(
     proof_memory: int | str | None = None,
     paranoid: bool = False,
     stamp: bool = True,
+    resume: bool = False,
     progress: Progress | None = None,
     bytes_done: BytesDone | None = None,
 ) -> Artifact:
@@ -112,6 +107,9 @@ def export(
         paranoid: hash every file, also of a folder past 16 GiB, and a checkpoint's files before and after.
         stamp: trace equal layers once and stamp the others into an ONNX graph, where that is the shorter way; the files
             are the same (docs/artifact.md).
+        resume: keep finished components until the export ends well, and take those of one that was interrupted; the files
+            are the same (docs/artifact.md). What was changed in this process after its import is not seen: the command
+            resumes unless told otherwise, Python only when told to.
         progress: told the name of each phase as it starts.
         bytes_done: told the bytes that are done in a phase that moves some, and all that it will move.
 
@@ -162,9 +160,11 @@ def export(
 
         options["prompts"] = read_prompts(calibration, getattr(source, "tokenizer", None))
     checkpoint = getattr(source, "checkpoint", None)
-    hashes = checkpoint.hashes() if paranoid and checkpoint is not None else None
-    with staged(place, replace=force) as staging:
-        manifest = _write_graphs(source, staging, targets, options, tell)
+    hashes = checkpoint.hashes(meter) if paranoid and checkpoint is not None else None
+    shelf = _shelf(source, options, hashes) if resume else None
+    options["shelf"] = shelf
+    with left_for_another_time(shelf), staged(place, replace=force) as staging:
+        manifest = write_graphs(source, staging, targets, options, tell)
         tell("assets")
         source.save_assets(staging)
         write_json(staging / MANIFEST, manifest)
@@ -186,11 +186,19 @@ def export(
         content = found.to_json() if found is not None else None
         finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
         if checkpoint is not None:
-            checkpoint.check(hashes)
+            checkpoint.check(hashes, meter)
     artifact = Artifact(place, manifest, content, tuple(dict.fromkeys(notes)))
     if found is not None and not found.proven:
         raise _failed(found, artifact)
     return artifact
+
+
+def _shelf(source: Any, options: Mapping[str, Any], hashes: Mapping[Path, str] | None) -> Shelf | None:
+    """Where finished components are kept; None for a model of which nothing may be."""
+    from trueport.resume.keys import key_of
+
+    key = key_of(source, options, hashes)
+    return None if key is None else Shelf(key, place_of())
 
 
 def _is_custom(given: Recipe) -> bool:
@@ -245,86 +253,6 @@ def verify(
         )
 
 
-def _write_graphs(
-    source: Source, staging: Path, targets: Sequence[Target], options: dict[str, Any], tell: Progress
-) -> dict[str, Any]:
-    """Capture and lower every component for every target into ``staging``; the manifest so far."""
-    patches: list[str] = []
-    components: dict[str, Any] = {}
-    shared: dict[str, Any] = {}
-    for target in targets:
-        prefix = f"{target.name}/" if components else ""
-        with quiet():
-            lowered = _lowered(source, target, staging, options, patches, tell)
-        for name, part in lowered.items():
-            shared |= {key: part.extra[key] for key in SHARED if key in part.extra}
-            entry = {"target": target.name, "file": part.file, "depth": part.depth, "guards": list(part.guards)}
-            extra = {key: value for key, value in part.extra.items() if key not in SHARED}
-            components[prefix + name] = entry | extra | part.interface.to_json()
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "source": source.describe(),
-        "versions": _versions(targets),
-        "components": components,
-        "patches": list(dict.fromkeys(patches)),
-        **shared,
-        **({"weights": {"loaded": source.because}} if getattr(source, "because", "") else {}),
-        "files": {},
-        "proof": {"verdict": "unproven"},
-    }
-
-
-def _lowered(
-    source: Source, target: Target, staging: Path, options: dict[str, Any], patches: list[str], tell: Progress
-) -> Mapping[str, Lowered]:
-    """Every component as ``target`` writes it, traced without the weights where that can be."""
-    from trueport.weights.linked import is_fake
-
-    if target.links and is_fake(source.model):
-        before, known = set(staging.iterdir()), len(patches)
-        try:
-            return target.lower(_captured(source, source.model, target, options, patches, tell), staging, options)
-        except Exception:  # a model that asks its weights for values; with them it may trace, or its own error is told
-            if set(staging.iterdir()) != before:  # it was traced, and could not be written
-                raise
-            del patches[known:]
-            tell("load: the model asks its weights for values")
-    lowered = target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
-    return source.settled(lowered, target, staging) if source.role == "custom" else lowered  # type: ignore[attr-defined]
-
-
-def _captured(
-    source: Source, model: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
-) -> Iterator[Captured]:
-    from trueport.graphs.stamping.shorten import captured
-    from trueport.weights.linked import fake_mode_of
-
-    if source.role == "custom":
-        components = source.components(target, options)  # type: ignore[attr-defined]
-    else:
-        with fake_mode_of(model):
-            components = target.components(model, untrained=source.untrained, options=options)
-
-    def note(line: str) -> None:
-        tell(line)
-        options.get("notes", []).append(line)
-
-    stamp = target.stamps and source.role != "custom" and options.get("stamp", True)
-    for component in components:
-        tell(f"capture {component.name}")
-        program = captured(component, getattr(model, "config", None), note, stamp=stamp)
-        patches.extend(program.patches)
-        tell(f"lower {component.name}")
-        yield program
-
-
-def _versions(targets: Sequence[Target]) -> dict[str, str]:
-    from trueport import __version__
-
-    packages = [*VERSIONED, *(name for target in targets for name in target.packages)]
-    return {"trueport": __version__} | {name: importlib.metadata.version(name) for name in packages}
-
-
 def _prove(
     source: Source,
     staging: Path,
@@ -355,7 +283,7 @@ def _explained(
         failed = [clause.clause for clause in mine]
 
         def again(changed: Mapping[str, Any], target: Target = target, failed: list[str] = failed) -> set[str]:
-            return _failing(source, target, options | dict(changed), failed, seed, tell)
+            return _failing(source, target, options | dict(changed) | {"shelf": None}, failed, seed, tell)
 
         try:
             words = target.explain(failed, again, options) if failed else {}
@@ -373,7 +301,7 @@ def _failing(
 ) -> set[str]:
     """Which of the clauses fail for an export with these options, made beside everything and thrown away."""
     with tempfile.TemporaryDirectory() as place:
-        manifest = _write_graphs(source, Path(place), [target], options, tell)
+        manifest = write_graphs(source, Path(place), [target], options, tell)
         source.save_assets(Path(place))
         write_json(Path(place) / MANIFEST, manifest)
         found = _prove(source, Path(place), manifest, options, seed, tell, clauses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import IO
 
 Progress = Callable[[str], None]
 """Called with the name of each phase as it starts."""
@@ -28,3 +29,21 @@ class Meter:
         """So many more bytes are done."""
         self.done += count
         self.bytes_done(self.done, self.total)
+
+
+class Counted:
+    """A file that tells of the bytes that are written to it, in pieces between which Ctrl-C is heard."""
+
+    PIECE = 64 * 1024 * 1024
+
+    def __init__(self, stream: IO[bytes], told: Callable[[int], None]) -> None:
+        self.stream, self.told = stream, told
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Write all of it."""
+        view = memoryview(content)
+        for start in range(0, len(view), self.PIECE):
+            piece = view[start : start + self.PIECE]
+            self.stream.write(piece)
+            self.told(len(piece))
+        return len(view)

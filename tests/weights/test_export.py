@@ -298,8 +298,9 @@ def test_ctrl_c_within_a_file_leaves_nothing(saved: Saved) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_is_interrupted(saved: Saved) -> None:
-    source = saved("distilbert")
+def test_the_command_is_interrupted(saved: Saved, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, cache = saved("distilbert"), tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("TRUEPORT_CACHE", str(cache))
     code = (
         # A shell's background jobs ignore SIGINT, and so would this one.
         "import signal, sys, trueport.pipeline as p\nexport = p.export\n"
@@ -321,7 +322,8 @@ def test_the_command_is_interrupted(saved: Saved) -> None:
         process.stdout.read()
         said = process.stderr.read()
     assert process.returncode == 130, said
-    assert "Interrupted; nothing was written." in said
+    assert said == "trueport: Interrupted; nothing was written. Finished, and kept for the same command: model.\n"
+    assert [path.suffix for path in cache.iterdir()] == [".component"]
     assert left_over(source.parent) == []
 
 

@@ -46,18 +46,19 @@ class Teller:
 
     def __call__(self, phase: str) -> None:
         self.check()
-        self.bar.reset(self.task, total=None, description=phase, left="")
+        # Not reset(), which leaves the total of a phase that moved bytes to the next one.
+        self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(phase, total=None, left="")
 
     def bytes_done(self, done: int, total: int) -> None:
         """So many bytes of so many."""
         from trueport.words import size_words
 
         self.check()
+        self.bar.update(self.task, completed=done, total=total or None)
         seconds = self.bar.tasks[0].time_remaining
-        left = "" if seconds is None else f", {seconds:.0f} s left"
-        self.bar.update(
-            self.task, completed=done, total=total or None, left=f"{size_words(done)} of {size_words(total)}{left}"
-        )
+        left = "" if seconds is None or done >= total else f", {seconds:.0f} s left"
+        self.bar.update(self.task, left=f"{size_words(done)} of {size_words(total)}{left}")
 
 
 def show(content: dict[str, Any] | None) -> None:
@@ -78,3 +79,8 @@ def show(content: dict[str, Any] | None) -> None:
     console.print(headline(content), soft_wrap=True, markup=False)
     for note in clean(content.get("notes") or []):
         console.print(f"{note}.", soft_wrap=True, markup=False)
+
+
+def kept_words(error: BaseException) -> str:
+    """What an export that ended so has kept for another time (resume/shelf.py); empty where that is nothing."""
+    return str(getattr(error, "kept", ""))

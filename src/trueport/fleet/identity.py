@@ -14,7 +14,7 @@ from trueport.fleet import keywords
 from trueport.fleet.plan import PATHS, Entry
 from trueport.recipe import place
 
-KEYLESS = ("force",)
+KEYLESS = ("force", "resume")
 """Keywords that do not change what is written."""
 
 
@@ -67,7 +67,7 @@ def versions_for(to: str) -> dict[str, str]:
     """The versions of the packages that an export to these targets uses; of unknown targets, of those that all use."""
     from trueport import __version__
     from trueport.errors import TrueportError
-    from trueport.pipeline import VERSIONED
+    from trueport.lowering import VERSIONED
     from trueport.targets import find_targets
 
     try:

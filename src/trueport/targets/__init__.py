@@ -88,6 +88,13 @@ class Target(Protocol):
         """
         ...
 
+    def restored(self, content: bytes, component: Component) -> Any:
+        """What ``lower`` takes in the place of a component's captured program, from what it gave to ``Captured.keep``.
+
+        None where the content does not fit the component; a target that keeps nothing is never asked.
+        """
+        ...
+
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write every captured program below ``folder``, the artefact's root; by component name.
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from trueport.artifact import sha256
 from trueport.checkpoint import read_safetensors, refuse
 from trueport.errors import TrueportError
+from trueport.progress import Meter
 from trueport.weights.lazy import TORCH_DTYPES, LazyTensor, Span, leaf
 
 if TYPE_CHECKING:
@@ -59,19 +60,24 @@ class Checkpoint:
     files: tuple[Identity, ...]
     tensors: dict[str, LazyTensor]
 
-    def hashes(self) -> dict[Path, str]:
+    def hashes(self, meter: Meter | None = None) -> dict[Path, str]:
         """sha256 of every file."""
-        return {file.path: sha256(file.path) for file in self.files}
+        meter = meter or Meter()
+        meter.start("hash the checkpoint", sum(file.size for file in self.files))
+        return {file.path: sha256(file.path, meter.add) for file in self.files}
 
-    def check(self, hashes: Mapping[Path, str] | None = None) -> None:
+    def check(self, hashes: Mapping[Path, str] | None = None, meter: Meter | None = None) -> None:
         """Refuse to go on with files that are no longer what they were, by size and time, or by hash too.
 
         Raises:
             SourceError: it names the file.
         """
-        for file in self.files:
-            if file.changed or (hashes and sha256(file.path) != hashes[file.path]):
-                refuse(f"{file.path} changed while it was exported", "Export again when nothing writes to it.")
+        changed = [file.path for file in self.files if file.changed]
+        if not changed and hashes:
+            now = self.hashes(meter)
+            changed = [path for path, digest in now.items() if digest != hashes[path]]
+        if changed:
+            refuse(f"{changed[0]} changed while it was exported", "Export again when nothing writes to it.")
 
 
 def open_checkpoint(paths: Sequence[Path]) -> Checkpoint:

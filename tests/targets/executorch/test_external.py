@@ -54,6 +54,7 @@ def weights() -> list[torch.Tensor]:
 @pytest.mark.slow
 def test_a_quantised_program_keeps_its_weights_beside_it_too(tmp_path: Path) -> None:
     model, bounds = zoo.build("distilbert"), {"max_batch": 2, "max_length": 32}
+    told: list[tuple[int, int]] = []
     for name, most in (("within", None), ("beside", 0)):
         trueport.export(
             model,
@@ -63,8 +64,11 @@ def test_a_quantised_program_keeps_its_weights_beside_it_too(tmp_path: Path) -> 
             proof=False,
             tokenizer=None,
             max_pte=most,
+            bytes_done=lambda done, total: told.append((done, total)),
             **bounds,
         )
+        size = sum(path.stat().st_size for path in (tmp_path / name / "executorch").iterdir())
+        assert {(0, size), (size, size)} <= set(told), "the program, and what lies beside it"
     ids = torch.tensor([[7, 21, 40, 9]])
     within, other = (trueport.load(tmp_path / name)(ids)[0] for name in ("within", "beside"))
     assert torch.equal(within, other)

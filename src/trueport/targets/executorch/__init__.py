@@ -81,6 +81,9 @@ class ExecutorchTarget:
             )
         return bounds
 
+    def restored(self, content: bytes, component: Component) -> None:
+        """None: its components are methods of one program, which is finished when all of them are."""
+
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write ``executorch/model.pte``; ``options``: ``backend``, ``max_arena``, ``max_pte``, ``quantize``."""
         from trueport.targets.executorch.lower import lower

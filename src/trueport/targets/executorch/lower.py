@@ -10,6 +10,7 @@ import torch
 
 from trueport.capture import Captured
 from trueport.errors import LoweringError
+from trueport.progress import Counted, Meter
 from trueport.targets import Lowered
 from trueport.targets.executorch.external import LARGEST_PROGRAM, STEM, put_beside, weights_size
 from trueport.targets.executorch.memory import check_arena, measure
@@ -48,10 +49,7 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
     program = to_program(programs, partitioner, beside=beside)
     plans = {part.stem: measure(program, part.stem, part.interface) for part in captured}
     check_arena(plans, options.get("max_arena"))
-    with path.open("wb") as stream:
-        program.write_to_file(stream)
-    if beside:
-        program.write_tensor_data_to_file(path.parent)
+    _write(program, path, options.get("meter") or Meter())
     data = {"data": file.rpartition("/")[0] + f"/{STEM}.ptd"} if beside else {}
     return {
         part.name: Lowered(
@@ -71,6 +69,17 @@ def lower(captured: Sequence[Captured], path: Path, file: str, options: Mapping[
     }
 
 
+def _write(program: ExecutorchProgramManager, path: Path, meter: Meter) -> None:
+    """Write the program, and the weights that lie beside it."""
+    # Its own writing functions tell nobody how far they are.
+    data: Mapping[str, Any] = program._tensor_data or {}
+    files = {path: program._pte_data} | {path.parent / f"{name}.ptd": cord for name, cord in data.items()}
+    meter.start("weights", sum(len(cord) for cord in files.values()))
+    for file, cord in files.items():
+        with file.open("wb") as stream:
+            cord.write_to_file(Counted(stream, meter.add))  # type: ignore[arg-type]
+
+
 def to_program(
     programs: Mapping[str, torch.export.ExportedProgram], partitioner: Partitioner | None, *, beside: bool = False
 ) -> ExecutorchProgramManager:
@@ -85,12 +94,13 @@ def to_program(
 
     from trueport.targets.executorch.passes import only_needed
     from trueport.targets.executorch.planning import PlanningPass
+    from trueport.targets.executorch.sharing import shared_weights
 
     stripped = {name: prepared(program) for name, program in programs.items()}
     if beside:
         put_beside(stripped)
     try:
-        with only_needed():
+        with only_needed(), shared_weights():
             edge = to_edge_transform_and_lower(
                 stripped,
                 partitioner=[] if partitioner is None else [partitioner],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trueport.proof.calibration import Original
     from trueport.roles import Component
     from trueport.roles.bounded import Bounds
+    from trueport.targets.onnx.lower import Graph
     from trueport.targets.onnx.session import OnnxSession
     from trueport.targets.quantized import Gate
 
@@ -63,14 +64,23 @@ class OnnxTarget:
 
             check_options(options["quantize"], options.get("calibration") is not None)
 
+    def restored(self, content: bytes, component: Component) -> Graph | None:
+        """The graph, with the component's weights."""
+        from trueport.targets.onnx.kept import from_bytes
+
+        return from_bytes(content, component)
+
     @rare_collections()
-    def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
+    def lower(
+        self, captured: Iterable[Captured | Graph], folder: Path, options: Mapping[str, Any]
+    ) -> dict[str, Lowered]:
         """Write ``onnx/*.onnx`` and the data files they share; ``options``: ``opset``, ``weights``, ``meter``."""
-        from trueport.targets.onnx.lower import DEFAULT_OPSET, lower
+        from trueport.targets.onnx.kept import lowered
+        from trueport.targets.onnx.lower import DEFAULT_OPSET
         from trueport.targets.onnx.plan import quantised
         from trueport.targets.onnx.weights import WORTH_TAKING, save
 
-        graphs = [lower(program, opset=options.get("opset") or DEFAULT_OPSET) for program in captured]
+        graphs = [lowered(part, options.get("opset") or DEFAULT_OPSET) for part in captured]
         kind, told = options.get("quantize"), {}
         if kind is not None:
             assert self._original is not None

@@ -103,7 +103,7 @@ def _stamped(graph: Graph, captured: Captured, stamping: Stamping) -> Graph:
     names = Names(stamping.stack, graph.weights, MODULE_KEY)
     module = stamping.component.module
     tensors = {
-        _own_name(f"inner.{name}"): tensor
+        _own_name(f"inner.{name}"): (f"inner.{name}", tensor)
         for name, tensor in (
             *module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False),
         )
@@ -113,8 +113,9 @@ def _stamped(graph: Graph, captured: Captured, stamping: Stamping) -> Graph:
         """A left-out layer's weight; its place in the checkpoint where its values lie there."""
         if name not in tensors or twin.const_value is None:
             raise RefusedError(f"the model has no {name}")
-        origin = origin_of(tensors[name])
-        tensor = _placed(name, origin) if origin is not None else _in_memory(name, tensors[name])
+        parameter, values = tensors[name]
+        origin = origin_of(values)
+        tensor = placed(parameter, origin) if origin is not None else _in_memory(name, values)
         if (tensor.dtype, tensor.shape) != (twin.const_value.dtype, twin.const_value.shape):
             raise RefusedError(f"{name} is not stored as {twin.name} is")
         return tensor
@@ -171,7 +172,7 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
         origin = captured.origins.get(value.name or "")
         if origin is None:
             continue
-        tensor = _placed(value.name or "", origin)
+        tensor = placed(value.name or "", origin)
         value.const_value = tensor
         if value.type != ir.TensorType(tensor.dtype):
             wide[value] = tensor.dtype
@@ -190,12 +191,17 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
         model.graph.insert_before(users[value], cast)
 
 
-def _placed(name: str, origin: LazyTensor) -> WeightTensor:
-    """A weight in the checkpoint, in the dtype in which it lies there where a cast is exact."""
+def placed(parameter: str, origin: LazyTensor) -> WeightTensor:
+    """A weight in the checkpoint, in the dtype in which it lies there where a cast is exact.
+
+    Args:
+        parameter: its name in the captured module.
+        origin: what tells its values.
+    """
     from trueport.targets.onnx.weights import WeightTensor
 
     narrow = origin.unwidened if origin.span is None else None
-    return WeightTensor(name, origin if narrow is None else narrow)
+    return WeightTensor(parameter, origin if narrow is None else narrow)
 
 
 def _name_values(model: ir.Model, interface: Interface) -> None:

@@ -37,19 +37,20 @@ class WeightTensor(ir.LazyTensor):
     """A weight that no memory holds: a span of a checkpoint's file, or how it is made of such.
 
     Attributes:
+        parameter: the captured module's name of it, whatever the graph calls it.
         span: its bytes as they lie in the file; None where it has to be computed.
         origin: what computes it.
     """
 
-    __slots__ = ("origin", "span")
+    __slots__ = ("origin", "parameter", "span")
 
-    def __init__(self, name: str, origin: LazyTensor) -> None:
+    def __init__(self, parameter: str, origin: LazyTensor) -> None:
         dtype = ir.tensor_adapters.from_torch_dtype(origin.dtype)
         super().__init__(
-            lambda: ir.tensor_adapters.TorchTensor(origin.evaluate().contiguous(), name=name),
-            dtype=dtype, shape=ir.Shape(tuple(origin.shape)), name=name,
+            lambda: ir.tensor_adapters.TorchTensor(origin.evaluate().contiguous(), name=parameter),
+            dtype=dtype, shape=ir.Shape(tuple(origin.shape)), name=parameter,
         )  # fmt: skip
-        self.origin, self.span = origin, origin.span
+        self.parameter, self.origin, self.span = parameter, origin, origin.span
 
     @property
     def key(self) -> Any:
