@@ -10,6 +10,9 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 ARGS ?=
 export PYTHON
+# Empty: what is imported leaves its bytecode in .venv. Where a machine forbids that, each of the tests' processes compiles
+# torch and transformers anew, three seconds long.
+export PYTHONDONTWRITEBYTECODE :=
 
 PY := .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadgroup
