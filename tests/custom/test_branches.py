@@ -73,6 +73,7 @@ class Far(nn.Module):
         return x * 3
 
 
+@pytest.mark.slow
 def test_a_branch_that_no_input_takes_is_told(tmp_path: Path) -> None:
     trueport.export(Far().eval(), tmp_path / "out", inputs=(torch.randn(3, 4),))
     content = json.loads((tmp_path / "out" / "proof.json").read_text())

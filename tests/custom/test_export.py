@@ -194,6 +194,7 @@ def test_a_fault_in_the_state_alone_is_found(folder: Callable[[str], Path], tmp_
     assert failed and not any(case.failed for case in failed[0].cases if case.case == "batch 3, chunks 10")
 
 
+@pytest.mark.slow
 def test_axes_that_stay_keep_the_samples_length(tmp_path: Path) -> None:
     """An LSTM that is called token by token: one token is what the graph takes, never two."""
     module, inputs, _ = build("lstm")

@@ -118,6 +118,7 @@ def test_a_right_export_agrees_and_the_command_says_so(exported: Exported, tmp_p
     assert done.exit_code == 0 and "every result agrees" in done.output, done.output
 
 
+@pytest.mark.slow
 def test_the_command_names_the_node_and_fails(copied: Exported, tmp_path: Path) -> None:
     folder = copied("bert")
     zoo.build("bert").save_pretrained(tmp_path / "original")

@@ -42,6 +42,7 @@ def test_without_it_the_runtime_refuses() -> None:
 finite = st.floats(-1e6, 1e6, width=32)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(finite, finite), min_size=1, max_size=8), st.sampled_from(["Add", "Sub", "Mul"]))
 def test_bfloat16_arithmetic_is_rounded_correctly(pairs: list[tuple[float, float]], op: str) -> None:

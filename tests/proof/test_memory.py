@@ -157,6 +157,7 @@ def test_weights_that_are_not_finite_in_float64_need_a_copy() -> None:
     wide.copy("why", zoo.build("llama"))
 
 
+@pytest.mark.slow
 def test_a_module_is_asked_as_much_as_fits(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 50)).eval()
     trueport.export(module, tmp_path / "out", inputs=(torch.randn(3, 7, 4),), proof=False)

@@ -57,6 +57,7 @@ def test_positions_that_end_early(copied: Exported, largest: int) -> None:
     assert failed(proof) == {"shapes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [34, 50])
 def test_a_spoilt_row_of_a_position_table(copied: Exported, row: int) -> None:
     folder = copied("bert-sentiment")

@@ -104,6 +104,7 @@ def test_experts_that_are_fused_and_widened_come_back(tmp_path: Path) -> None:
         assert value.const_value.tobytes() == found[name].const_value.tobytes(), name  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_graph_of_other_weights_is_not_taken(tmp_path: Path) -> None:
     graph, component = lowered("distilbert", tmp_path, torch.float32)
     content = to_bytes(graph)

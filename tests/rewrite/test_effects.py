@@ -61,6 +61,7 @@ def test_a_module_made_in_inference_mode_is_looked_at() -> None:
     assert conduct(model, (torch.ones(2, 3),)) == []
 
 
+@pytest.mark.slow
 def test_two_threads_that_look_leave_torch_as_it_was() -> None:
     setter, flag = nn.Module.__setattr__, torch.compiler._is_exporting_flag
     model = nn.Linear(2, 2).eval()

@@ -341,6 +341,7 @@ def test_without_inputs_the_report_says_that_nobody_looked() -> None:
         assert any("no sample inputs" in note for note in context.report.notes)
 
 
+@pytest.mark.slow
 def test_a_second_rewrite_in_one_process_and_a_failure_between() -> None:
     model = NoneOrTensor().eval()
     code = NoneOrTensor.forward.__code__

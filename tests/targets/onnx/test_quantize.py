@@ -72,7 +72,8 @@ def test_the_layers_are_the_linear_modules(name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("llama", "int8"), ("bert", "int8"), pytest.param("t5", "int4", marks=TRACED_LONG)]
+    ("name", "form"),
+    [("llama", "int8"), *(pytest.param(*pair, marks=TRACED_LONG) for pair in (("bert", "int8"), ("t5", "int4")))],
 )
 def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: str):
     _, graphs = graphs_of(name)
