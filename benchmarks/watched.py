@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -90,10 +91,11 @@ def _high_water(pid: int) -> float:
 def _written(out: Path) -> int:
     """Bytes of the blocks below a folder; those of a hard link are the checkpoint's."""
     total = 0
-    for path in out.rglob("*") if out.is_dir() else ():
-        try:
-            about = path.lstat()
-        except OSError:
-            continue
-        total += about.st_blocks * 512 if about.st_nlink == 1 else 0
+    for folder, _, names in os.walk(out):  # which passes over folders that go while it looks, as rglob does not
+        for name in names:
+            try:
+                about = os.lstat(os.path.join(folder, name))
+            except OSError:
+                continue
+            total += about.st_blocks * 512 if about.st_nlink == 1 else 0
     return total
