@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXAMPLES, Exported
+from tests.forked import ENVIRONMENT as SETTINGS
 from tests.forked import trueport_command as run
 
-ENVIRONMENT = os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | SETTINGS
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -13,6 +13,7 @@ FACTOR = 20
 """How much rarer full collections are; young cycles are collected as ever."""
 _lock = threading.Lock()
 _within = 0
+_before = gc.get_threshold()
 
 
 @contextmanager
@@ -32,6 +33,3 @@ def rare_collections() -> Iterator[None]:
             _within -= 1
             if not _within:
                 gc.set_threshold(*_before)
-
-
-_before = gc.get_threshold()
