@@ -1,5 +1,5 @@
-"""Python's cycle collector, which looks at everything that torch and transformers imported whenever a graph's objects have
-become many, for cycles of a few megabytes. ExecuTorch's lowering took more memory with fewer collections, and is left alone."""
+"""Python's cycle collector, which looks at all that torch and transformers imported whenever a graph's objects are many,
+for cycles of a few megabytes. ExecuTorch's lowering took more memory with fewer collections, and is left alone."""
 
 from __future__ import annotations
 
