@@ -138,11 +138,14 @@ def test_the_share_of_the_bound() -> None:
     steps = {"float": {128: 2.0, 4096: 20.0}, "int8": {128: 5.0, 4096: 50.0}, "int8, fused": {128: 1.25, 4096: 40.0},
              "int4": {128: 1.0, 4096: 17.0}}  # fmt: skip
     weights = {"float": 484, "int8": 184, "int8, fused": 184, "int4": 84}
-    found = bound.Found(steps, weights, 4, (500.0, 1000.0))
+    turns = {name: {length: [(step, 1000.0)] for length, step in lengths.items()} for name, lengths in steps.items()}
+    turns["float"][128] += [(4.0, 500.0), (1.6, 2000.0)]  # a slow moment of the machine, and a fast one
+    found = bound.Found(turns, weights, 4)
     assert found.share("float", 128) == pytest.approx(0.5)
+    assert found.worst("float", 128) == pytest.approx(1000 / 2000 / 1.6)
     assert found.share("float", 4096) == pytest.approx((484 + 4097 * 4) / 1000 / 20)
     text = bound.table("0.1B", found)
-    assert "| float | 0 | 0.5 | 0.50 |" in text and "int8 0.56 and 0.41 (aim: 0.7)" in text
+    assert "| float | 0 | 0.6 | 0.50 |" in text and "int8 0.56 and 0.41 (aim: 0.7)" in text
 
 
 def test_a_process_is_stopped_at_its_limit_and_one_that_fails_says_why(tmp_path: Path) -> None:
