@@ -42,17 +42,12 @@ def _reader(node: ir.Node, index: int) -> tuple[ir.Node, int]:
     ONNX Runtime reads a weight transposed where the transposition is the last that happens to it.
     """
     value = node.inputs[index]
-    moved = None if value is None else value.producer()
-    if (
-        value is None
-        or moved is None
-        or moved.op_type != "Transpose"
-        or len(value.uses()) > 1
-        or value.is_graph_output()
-    ):
+    assert value is not None
+    moved = value.producer()
+    weight = moved.inputs[0] if moved is not None and moved.op_type == "Transpose" else None
+    if moved is None or weight is None or not weight.is_initializer():
         return node, index
-    weight = moved.inputs[0]
-    if weight is None or not weight.is_initializer():
+    if len(value.uses()) > 1 or value.is_graph_output():
         return node, index
     value.type = ir.TensorType(ir.DataType.FLOAT)
     return moved, 0
