@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ import trueport.capture
 from tests import zoo
 from trueport.artifact import sha256
 from trueport.errors import ArtifactError, SourceError, TrueportError
+from trueport.targets.onnx.session import OnnxSession
+from trueport.targets.onnx.values import from_torch
 from trueport.weights import lazy, linked
 
 CHECKPOINT = "checkpoint/model.safetensors"
@@ -178,6 +180,48 @@ def test_mapped_weights_are_not_copied_by_a_run(saved: Saved) -> None:
     model = onnx.load(options.optimized_model_filepath, load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
     assert not [node.name for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stored", "dtype"), [(torch.bfloat16, None), (torch.float32, "bfloat16")])
+def test_mapped_weights_are_widened_one_after_the_other(saved: Saved, stored: torch.dtype, dtype: str | None) -> None:
+    """In the order in which ONNX Runtime computes them, each weight is read and gone before the next is cast."""
+    artifact = exported(saved("llama", dtype=stored), dtype=dtype)
+    held, most = 0, 0
+    made = list(_made_of_constants(artifact.folder / "onnx" / "model.onnx", artifact.folder.parent))
+    assert len(made) > 15
+    largest = max(size for _, _, size in made)
+    for now in range(max(last for _, last, _ in made) + 1):
+        held += sum(size for first, _, size in made if first == now)
+        most = max(most, held)
+        held -= sum(size for _, last, size in made if last == now)
+    assert held == 0 and largest <= most < 2 * largest
+
+
+def _made_of_constants(path: Path, place: Path) -> Iterator[tuple[int, int, int]]:
+    """Of each value that a mapped run computes of constants alone: when it is made, last read, and its bytes."""
+    import onnxruntime
+
+    from trueport.targets.onnx.session import session_options
+
+    options = session_options("map", 1)
+    options.optimized_model_filepath = str(place / "run.onnx")
+    options.enable_profiling, options.profile_file_prefix = True, str(place / "profile")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ids = torch.tensor([[5, 6, 7]])
+    feeds = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": ids - 5}
+    empty = OnnxSession(path).empty_state(1).values
+    session.run_with_ort_values(None, {name: from_torch(value) for name, value in feeds.items()} | empty)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = {e["name"].removesuffix("_kernel_time"): e["args"] for e in events if e["name"].endswith("_kernel_time")}
+    order = {name: now for now, name in enumerate(ran)}
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if constants.issuperset(node.input):
+            constants.update(node.output)
+            last = max(order[user.name] for user in graph.node if node.output[0] in user.input)
+            yield order[node.name], last, int(ran[node.name]["output_size"])
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trueport.graphs.stamping.match import read
 from trueport.interface import Interface, terms
 
 
@@ -52,6 +53,7 @@ def _read_from(node: ir.Node, shape: ir.Value, scalar: ir.Value) -> None:
 def settle(model: ir.Model, weights: frozenset[str] | set[str]) -> None:
     """Number nodes and values in their order, and put the initializers in the order in which they are used."""
     graph = model.graph
+    _lead_with_constants(graph)
     used: dict[ir.Value, None] = {}
     taken = {str(value.name) for value in (*graph.inputs, *graph.outputs)} | set(weights)
     nodes = list(ir.traversal.RecursiveGraphIterator(graph))
@@ -79,6 +81,26 @@ def settle(model: ir.Model, weights: frozenset[str] | set[str]) -> None:
                 for place, value in enumerate(body.inputs):
                     value.name = _free(f"{body.name}.{place}", taken)
                     value.metadata_props.clear()
+
+
+def _lead_with_constants(graph: ir.Graph) -> None:
+    """Move what is computed of constants alone, such as weights that are widened, to the front, in its order.
+
+    ONNX Runtime walks back from the outputs, and of a node's operands it computes those first that stand last in the
+    file: a weight that was cast in front of its product would be cast before the first layer ran, and all of them be
+    held until then. What stands in front of all else is computed just before it is read.
+    """
+    constant = set(graph.initializers.values())
+    leading, others = list[ir.Node](), list[ir.Node]()
+    for node in graph:
+        operands = {value for value in read(node) if value is not None}
+        if operands and operands <= constant:
+            constant.update(node.outputs)
+            leading.append(node)
+        else:
+            others.append(node)
+    if leading and others:
+        graph.insert_before(others[0], leading)
 
 
 def _free(name: str, taken: set[str]) -> str:

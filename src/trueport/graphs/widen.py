@@ -27,13 +27,30 @@ def widen_bfloat16(model: ir.Model) -> int:
             continue
         count += 1
         for index in narrow_in:
-            value = node.inputs[index]
-            cast = _cast(value, ir.DataType.FLOAT)
-            node.graph.insert_before(node, cast)  # type: ignore[union-attr]
-            node.replace_input_with(index, cast.outputs[0])
+            user, place = _reader(node, index)
+            cast = _cast(user.inputs[place], ir.DataType.FLOAT)
+            user.graph.insert_before(user, cast)  # type: ignore[union-attr]
+            user.replace_input_with(place, cast.outputs[0])
         for value in narrow_out:
             _round_output(node, value)
     return count
+
+
+def _reader(node: ir.Node, index: int) -> tuple[ir.Node, int]:
+    """Where to cast an operand: in front of the transposition of a weight that no other node reads, else at the node.
+
+    ONNX Runtime reads a weight transposed where the transposition is the last that happens to it.
+    """
+    value = node.inputs[index]
+    assert value is not None
+    moved = value.producer()
+    weight = moved.inputs[0] if moved is not None and moved.op_type == "Transpose" else None
+    if moved is None or weight is None or not weight.is_initializer():
+        return node, index
+    if len(value.uses()) > 1 or value.is_graph_output():
+        return node, index
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    return moved, 0
 
 
 def _is_bfloat16(value: ir.Value | None) -> bool:

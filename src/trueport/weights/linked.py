@@ -124,20 +124,26 @@ def load_linked(
 def _without_memory(model: Any) -> None:
     """Put fake tensors in the place of lazy ones, one for each, so that what is tied stays tied."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    made: dict[int, nn.Parameter] = {}
+    made: dict[int, Any] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if isinstance(parameter, LazyTensor):
                 if id(parameter) not in made:
-                    with mode:
-                        fake = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype)
-                    made[id(parameter)] = nn.Parameter(fake, requires_grad=False)
+                    made[id(parameter)] = _fake_parameter(mode, parameter)
                     setattr(made[id(parameter)], ORIGIN, parameter)
                 module._parameters[name] = made[id(parameter)]
         buffers: dict[str, Any] = dict(module._buffers)
         for name, buffer in buffers.items():
             if isinstance(buffer, LazyTensor):
                 module._buffers[name] = buffer.evaluate()
+
+
+def _fake_parameter(mode: FakeTensorMode, like: torch.Tensor) -> FakeTensor:
+    """What ``nn.Parameter`` makes of a fake tensor, without two operations under the mode: there are hundreds."""
+    meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+    fake = FakeTensor(mode, meta, torch.device("cpu"))
+    fake._is_param = True
+    return fake
 
 
 def origin_of(tensor: Any) -> LazyTensor | None:

@@ -180,15 +180,36 @@ def _place_weights(model: ir.Model, captured: Captured) -> None:
     for value, dtype in wide.items():
         if value not in users:
             continue
-        cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)})
-        cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
-        cast.outputs[0].name = f"{value.name}_widened"
+        cast = _widened(value, dtype)
         # Before its first user, whose module it belongs to.
         cast.metadata_props.update(users[value].metadata_props)
-        value.replace_all_uses_with(cast.outputs[0])
-        cast.replace_input_with(0, value)
-        value.type = ir.TensorType(dtype)
         model.graph.insert_before(users[value], cast)
+        _widen_rows(cast)
+
+
+def _widened(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    """A cast of ``value``, which is of ``dtype`` from now on, for all its users; not yet in the graph."""
+    cast = ir.node("Cast", [value], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)})
+    cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
+    cast.outputs[0].name = f"{value.name}_widened"
+    value.replace_all_uses_with(cast.outputs[0])
+    cast.replace_input_with(0, value)
+    value.type = ir.TensorType(dtype)
+    return cast
+
+
+def _widen_rows(cast: ir.Node) -> None:
+    """Where rows are looked up in a widened table, widen them and not the table, mostly the largest of the weights."""
+    table = cast.inputs[0]
+    if table is None or table.dtype is None or len(table.shape or ()) != 2:
+        return
+    for node, place in list(cast.outputs[0].uses()):
+        rows = node.outputs[0]
+        if node.op_type == "Gather" and place == 0 and not rows.is_graph_output():
+            node.replace_input_with(0, table)
+            behind = _widened(rows, table.dtype)
+            behind.metadata_props.update(node.metadata_props)
+            node.graph.insert_after(node, behind)  # type: ignore[union-attr]
 
 
 def placed(parameter: str, origin: LazyTensor) -> WeightTensor:
