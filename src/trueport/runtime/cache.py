@@ -68,6 +68,11 @@ class RuntimeCache(Cache):
         return False
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Of no layer: what a layer keeps grows with the tokens, and ``generate`` gives each step the new ones alone."""
+        return [False] * len(self)
+
+    @property
     def is_initialized(self) -> bool:
         """Whether a step has filled the cache."""
         return self.state is not None

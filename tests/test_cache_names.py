@@ -1,0 +1,72 @@
+"""The name of the cache is the class's own, whichever of the two it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
+
+from tests import zoo
+from trueport.cache_names import NAMES, cache_name, cache_of, field_name, given_cache, pop_cache
+from trueport.errors import CaptureError, RunError, TrueportError
+from trueport.roles import components, role_of
+from trueport.roles.component import sample
+
+
+class Old(torch.nn.Module):
+    def forward(self, ids: Any, past_key_values: Any = None, use_cache: bool = False) -> None: ...
+
+
+class New(torch.nn.Module):
+    def forward(self, ids: Any, cache: Any = None, use_cache: bool = False) -> None: ...
+
+
+class Without(torch.nn.Module):
+    def forward(self, ids: Any, use_cache: bool = False) -> None: ...
+
+
+def test_arguments() -> None:
+    assert [cache_name(kind) for kind in (Old, New, Without)] == [*NAMES, None]
+    assert given_cache(Old(), 3) == {"past_key_values": 3} and given_cache(New(), 3) == {"cache": 3}
+    with pytest.raises(CaptureError, match=r"^Without\.forward takes neither past_key_values nor cache"):
+        given_cache(Without(), 3)
+
+
+def test_outputs() -> None:
+    assert [cache_of({name: 3, "logits": 4}) for name in NAMES] == [3, 3]
+    assert cache_of({"logits": 4}) is None
+    output = CausalLMOutputWithPast(logits=torch.ones(1), **{field_name(CausalLMOutputWithPast): 3})
+    assert cache_of(output) == 3 and list(output) == ["logits", field_name(CausalLMOutputWithPast)]
+    with pytest.raises(TrueportError, match="BaseModelOutput has neither past_key_values nor cache"):
+        field_name(BaseModelOutput)
+
+
+def test_a_cache_given_by_either_name_and_by_both() -> None:
+    for name in NAMES:
+        arguments = {name: 3, "ids": 4}
+        assert pop_cache(arguments) == 3 and arguments == {"ids": 4}
+    arguments = {"past_key_values": None, "cache": 3}
+    assert pop_cache(arguments) == 3 and not arguments and pop_cache(arguments) is None
+    with pytest.raises(RunError, match="given twice"):
+        pop_cache({"past_key_values": 3, "cache": 3})
+
+
+def test_a_class_with_the_other_name_is_the_same_decoder() -> None:
+    """Code that came with a checkpoint keeps the name that it was written with."""
+    model = zoo.build("llama")
+    wanted = components(model)[0]
+    feeds = sample(wanted.interface, wanted.sizes)
+    kind, own = type(model), cache_name(model)
+    other = next(name for name in NAMES if name != own)
+    source = f"def forward(self, input_ids, attention_mask=None, position_ids=None, {other}=None, use_cache=None, **rest):\n"
+    source += f"    return kind.forward(self, input_ids, attention_mask, position_ids, {other}, use_cache=use_cache, **rest)\n"
+    exec(source, named := {"kind": kind})
+    with torch.no_grad():
+        logits = wanted.module(**feeds)["logits"]
+        model.__class__ = type("Remote", (kind,), {"forward": named["forward"]})
+        assert cache_name(model) == other and role_of(model) == "decoder"
+        got = components(model)[0]
+        assert got.interface == wanted.interface
+        assert torch.equal(got.module(**feeds)["logits"], logits)
