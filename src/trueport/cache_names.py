@@ -1,7 +1,7 @@
 """Under which name a model takes its cache and gives it out: transformers renamed ``past_key_values`` to ``cache``.
 
-The name is asked of the class at hand, not of a version: code that came with a checkpoint keeps the name it was written with.
-What an artefact's graphs call their tensors is another matter, and never changes.
+The name is asked of the class at hand, not of a version: code that came with a checkpoint keeps the one it was written
+with. What an artefact's graphs call their tensors is another matter, and never changes.
 """
 
 from __future__ import annotations

@@ -180,7 +180,8 @@ def test_a_cache_goes_on_and_is_copied(pair):
     whole = {"input_ids": torch.cat([start, start[:, :3]], dim=-1)}
     wanted = generate(original, whole, do_sample=False)
     for name in NAMES:
-        got = generate(model, whole, do_sample=False, **{name: copy.deepcopy(cache)})
+        options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+        got = model.generate(**whole, **options, **{name: copy.deepcopy(cache)})
         assert torch.equal(got, wanted)
     assert cache.get_seq_length() == start.shape[1]
 
