@@ -69,7 +69,9 @@ class RuntimeCache(Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """Of no layer: what a layer keeps grows with the tokens, and ``generate`` gives each step the new ones alone."""
+        """Of no layer: what it keeps grows with the tokens."""
+        # transformers' own reads ``layers``, which is empty here: all of them linear, it concludes, and gives a cache that goes
+        # on the whole prompt once more.
         return [False] * len(self)
 
     @property
