@@ -70,8 +70,8 @@ class RuntimeCache(Cache):
     @property
     def is_linear(self) -> list[bool]:
         """Of no layer: what it keeps grows with the tokens."""
-        # transformers' own reads ``layers``, of which there are none here: ``generate`` would take all for linear, and give a
-        # cache that goes on the whole prompt once more.
+        # transformers' own reads ``layers``, of which there are none here: ``generate`` would take all for linear, and give
+        # a cache that goes on the whole prompt once more.
         return [False] * len(self)
 
     @property
