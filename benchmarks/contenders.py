@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from trueport.cache_names import NAMES, cache_name, cache_of
+
 THREADS = 2
 
 
@@ -56,7 +58,7 @@ class Static:
     """PyTorch in eager mode with transformers' static cache."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model, self.cache = model, str(cache_name(model))
 
     def start(self, rows: int, length: int, room: int) -> Any:
         """A cache of just the room that is needed: its attention goes over all of it."""
@@ -78,9 +80,8 @@ class Static:
     ) -> tuple[torch.Tensor, Any]:
         """See ``Contender``."""
         with torch.no_grad():
-            given = self.model(
-                ids, attention_mask=mask, position_ids=positions, past_key_values=state, use_cache=True
-            )  # fmt: skip
+            cache = {self.cache: state}
+            given = self.model(ids, attention_mask=mask, position_ids=positions, use_cache=True, **cache)
         return given.logits, state
 
 
@@ -111,9 +112,9 @@ class Exporters:
     ) -> tuple[torch.Tensor, Any]:
         """See ``Contender``."""
         runner = self.runners["decode" if state.get_seq_length() else "prefill"]
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": state}
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions} | dict.fromkeys(NAMES, state)
         given = runner(**{name: value for name, value in feeds.items() if name in runner.metadata.kwargs})
-        return given.logits, given.past_key_values
+        return given.logits, cache_of(given)
 
 
 class Graph:

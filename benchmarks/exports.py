@@ -65,6 +65,8 @@ def _with_pairs(model: Any) -> Any:
     import torch
     from transformers import DynamicCache
 
+    from trueport.cache_names import cache_of, given_cache
+
     class Pairs(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -73,9 +75,9 @@ def _with_pairs(model: Any) -> Any:
         def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past: Any) -> Any:
             given = self.model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                past_key_values=DynamicCache(past), use_cache=True,
+                use_cache=True, **given_cache(self.model, DynamicCache(past)),
             )  # fmt: skip
-            return given.logits, [(layer.keys, layer.values) for layer in given.past_key_values.layers]
+            return given.logits, [(layer.keys, layer.values) for layer in cache_of(given).layers]
 
     return Pairs().eval()
 

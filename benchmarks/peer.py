@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import shapes
+from trueport.cache_names import NAMES, cache_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,8 +91,7 @@ class Greedy:
 
     def _decoder(self, ids: Any, mask: Any, count: int) -> list[int]:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": mask.cumsum(-1) - 1}
-        inputs["past_key_values"] = self._empty_cache()
-        result, tokens = self._call("prefill", inputs), []
+        result, tokens = self._call("prefill", inputs | dict.fromkeys(NAMES, self._empty_cache())), []
         while True:
             token = result.logits[:, -1].argmax(-1, keepdim=True)
             tokens.append(int(token))
@@ -99,7 +99,7 @@ class Greedy:
                 return tokens
             mask = mask.new_ones((1, mask.shape[1] + 1))
             inputs = {"input_ids": token, "attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1}
-            result = self._call("decode", inputs | {"past_key_values": result.past_key_values})
+            result = self._call("decode", inputs | dict.fromkeys(NAMES, cache_of(result)))
 
     def _seq2seq(self, ids: Any, mask: Any, count: int) -> list[int]:
         import torch
@@ -110,8 +110,8 @@ class Greedy:
         cache: Any = EncoderDecoderCache(self._empty_cache(), self._empty_cache())
         token, tokens, stage = torch.full((1, 1), shapes.PADDING), [], "prefill"
         while len(tokens) < count:
-            result = self._call(stage, fixed | {"decoder_input_ids": token, "past_key_values": cache})
-            cache, stage = result.past_key_values, "decode"
+            result = self._call(stage, fixed | {"decoder_input_ids": token} | dict.fromkeys(NAMES, cache))
+            cache, stage = cache_of(result), "decode"
             token = result.logits[:, -1].argmax(-1, keepdim=True)
             tokens.append(int(token))
         return tokens

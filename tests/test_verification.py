@@ -295,6 +295,8 @@ def test_exporters_leave_the_encoder_to_the_user(tmp_path: Path):
         ("inputs", "past_key_values.1.cross.value", "past_key_values.1.encoder.value"),
         ("inputs", "past_key_values.1.decoder.key", "past_key_values.1.decoder.key"),
         ("inputs", "past_key_0", "past_key_values.0.key"),
+        ("inputs", "cache.layers.3.keys", "past_key_values.3.key"),
+        ("outputs", "cache.cross_attention_cache.layers.0.keys", "present.0.encoder.key"),
         ("outputs", "past_key_values.layers.0.keys", "present.0.key"),
         ("outputs", "output.past_key_values.self_attention_cache.layers.0.keys", "present.0.decoder.key"),
         ("outputs", "present_key_values.0.encoder.key", "present.0.encoder.key"),

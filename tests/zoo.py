@@ -275,6 +275,20 @@ def build(name: str, *, seed: int = 0, amplify: float | None = GAIN, head: str |
     return model
 
 
+def with_cache_name(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The decoder ``model`` itself, of a class whose forward takes its cache as ``past_key_values`` or ``cache``."""
+    forward = type(model).forward
+
+    def old(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **rest):
+        return forward(self, input_ids, attention_mask, position_ids, past_key_values, **rest)
+
+    def new(self, input_ids=None, attention_mask=None, position_ids=None, cache=None, **rest):
+        return forward(self, input_ids, attention_mask, position_ids, cache, **rest)
+
+    model.__class__ = type("Renamed", (type(model),), {"forward": {"past_key_values": old, "cache": new}[name]})
+    return model
+
+
 @torch.no_grad()
 def amplify(model: PreTrainedModel, *, seed: int, gain: float = GAIN) -> None:
     """Redraw the parameters of a freshly built ``model`` so that attention is peaked and logits are apart.

@@ -43,8 +43,8 @@ FILES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
 """File names in use for each component, the best first; of two, the first serves an empty past and the second the rest."""
 
 _PAST, _PRESENT = (
-    r"(?:input\.)?(?:past_key_values|past)",
-    r"(?:output\.)?(?:present_key_values|present|past_key_values)",
+    r"(?:input\.)?(?:past_key_values|past|cache)",
+    r"(?:output\.)?(?:present_key_values|present|past_key_values|cache)",
 )
 NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "inputs": (

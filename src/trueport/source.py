@@ -303,13 +303,10 @@ def _check_quantized(model: PreTrainedModel, where: str) -> None:
 def _role(model: PreTrainedModel, task: str) -> str:
     from trueport.roles import role_of
 
-    role = role_of(model)
+    role, kind = role_of(model), type(model).__name__
+    if TASKS[task].role == "decoder" and (role != "decoder" or model._is_stateful):
+        refuse(f"A {kind} keeps a state that is not a key-value cache", "This version cannot export it to generate.")
     if TASKS[task].role != role:
-        kind = type(model).__name__
-        if TASKS[task].role == "decoder":
-            refuse(
-                f"A {kind} keeps a state that is not a key-value cache", "This version cannot export it to generate."
-            )
         refuse(f"A {kind} is a {role}, which cannot do {task}", "Give another --task, or leave it out.")
     return role
 

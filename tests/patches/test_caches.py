@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCa
 
 import trueport
 from tests import zoo
+from trueport.cache_names import cache_of, given_cache
 from trueport.errors import TrueportError
 from trueport.patches.caches import cache_classes, register, registered_caches, unknown_classes, unregister
 
@@ -154,7 +155,7 @@ def test_states_of_hybrid_models_survive_the_round_trip(name: str) -> None:
     config = getattr(transformers, config_class)(vocab_size=20, pad_token_id=0, **sizes)
     model = getattr(transformers, model_class)(config).eval()
     output = model(input_ids=torch.ones(1, 3, dtype=torch.long), use_cache=True)
-    cache = output.get("past_key_values", output.get("cache_params"))
+    cache = cache_of(output) or output["cache_params"]
     with registered_caches():
         leaves, spec = pytree.tree_flatten(cache)
         assert len(leaves) >= 3 and all(isinstance(leaf, torch.Tensor) for leaf in leaves)
@@ -222,14 +223,15 @@ def test_a_cache_goes_through_torch_export() -> None:
     cache = DynamicCache(config=model.config)
     for layer in range(2):
         cache.update(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8), layer)
-    feeds = {"input_ids": torch.ones(1, 2, dtype=torch.long), "past_key_values": cache, "use_cache": True}
+    feeds = {"input_ids": torch.ones(1, 2, dtype=torch.long), "use_cache": True}
+    given = given_cache(model, cache)
     with trueport.exportable(model, rewrite=False):
-        program = torch.export.export(model, (), feeds)
-        result = program.module()(**feeds)
-        reference = model(**{**feeds, "past_key_values": pytree.tree_map(torch.clone, cache)})
-    assert type(result.past_key_values) is DynamicCache
+        program = torch.export.export(model, (), feeds | given)
+        result = program.module()(**feeds, **given)
+        reference = model(**feeds, **pytree.tree_map(torch.clone, given))
+    assert type(cache_of(result)) is DynamicCache
     torch.testing.assert_close(result.logits, reference.logits)
-    torch.testing.assert_close(result.past_key_values.layers[1].keys, reference.past_key_values.layers[1].keys)
+    torch.testing.assert_close(cache_of(result).layers[1].keys, cache_of(reference).layers[1].keys)
 
 
 def test_what_a_file_names_must_be_a_cache_that_is_loaded() -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from tests import zoo
+from trueport.cache_names import NAMES
 from trueport.proof.clauses import generate as clause
 from trueport.proof.inputs import Batch, left
 from trueport.proof.tolerance import Tolerance
@@ -85,3 +86,10 @@ def test_beams_that_keep_the_wrong_cache_are_no_tie(llama: torch.nn.Module, monk
 
     monkeypatch.setattr(clause, "generate", switching)
     assert clause._one(asked, prompts(), OPTIONS).error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_original_that_calls_its_cache_otherwise_generates_without(llama: torch.nn.Module, name: str) -> None:
+    """One of the two names is not the one by which the installed transformers hands the cache on."""
+    renamed = zoo.with_cache_name(copy.deepcopy(llama), name)
+    assert (clause.generate(renamed, prompts(), OPTIONS) == clause.generate(llama, prompts(), OPTIONS)).all()

@@ -11,6 +11,7 @@ from transformers import GenerationMixin, StoppingCriteria, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from tests.zoo import WINDOW
+from trueport.cache_names import NAMES, cache_of
 from trueport.errors import RunError
 from trueport.runtime import RuntimeCache
 
@@ -166,8 +167,8 @@ def test_scores_and_cache_are_returned(pair):
     options = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     wanted, got = generate(original, inputs, **options), generate(model, inputs, **options)
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(wanted.logits), rtol=1e-3, atol=1e-3)
-    assert isinstance(got.past_key_values, RuntimeCache)
-    assert got.past_key_values.get_seq_length() == wanted.past_key_values.get_seq_length()
+    assert isinstance(cache_of(got), RuntimeCache)
+    assert cache_of(got).get_seq_length() == cache_of(wanted).get_seq_length()
 
 
 def test_a_cache_goes_on_and_is_copied(pair):
@@ -178,8 +179,9 @@ def test_a_cache_goes_on_and_is_copied(pair):
     model(start, past_key_values=cache)
     whole = {"input_ids": torch.cat([start, start[:, :3]], dim=-1)}
     wanted = generate(original, whole, do_sample=False)
-    for _ in range(2):
-        got = generate(model, whole, do_sample=False, past_key_values=copy.deepcopy(cache))
+    for name in NAMES:
+        options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+        got = model.generate(**whole, **options, **{name: copy.deepcopy(cache)})
         assert torch.equal(got, wanted)
     assert cache.get_seq_length() == start.shape[1]
 

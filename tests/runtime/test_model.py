@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from tests.runtime.test_generate import prompts
+from trueport.cache_names import NAMES, cache_of
 from trueport.errors import RunError
 
 pytestmark = pytest.mark.xdist_group("runtime")
@@ -65,12 +66,12 @@ def test_a_token_past_the_vocabulary_is_told_in_words(pair):
 
 
 def test_any_chunking(pair):
-    """Logits of a row in chunks of 1, 4 and 7 over a cache equal those of the whole."""
+    """Logits of a row in chunks of 1, 4 and 7 over a cache, by either of its names, equal those of the whole."""
     original, model = pair("llama")
     ids = prompts(original, 1)["input_ids"]
     whole, cache, parts = model(ids).logits, model.new_cache(), []
-    for chunk in ids.split([1, 4, 7], dim=1):
-        parts.append(model(chunk, past_key_values=cache).logits)
+    for chunk, name in zip(ids.split([1, 4, 7], dim=1), [*NAMES, *NAMES], strict=False):
+        parts.append(model(chunk, **{name: cache}).logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, **CLOSE)
 
 
@@ -190,7 +191,7 @@ def test_cache_crop(cache):
 def test_cross_cache_is_not_cropped(pair):
     original, model = pair("t5")
     got = model(**prompts(original, 3), decoder_input_ids=torch.arange(12).reshape(3, 4))
-    cache = got.past_key_values
+    cache = cache_of(got)
     cache.crop(-1)
     assert cache.get_seq_length() == 3
     assert cache.tensors["past_key_values.1.encoder.value"].shape[2] == 12

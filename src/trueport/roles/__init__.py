@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trueport.cache_names import cache_name
 from trueport.roles import decoder, encoder, seq2seq
 from trueport.roles.component import Component, signature
 
@@ -18,7 +19,7 @@ def role_of(model: PreTrainedModel) -> str:
     names = signature(model)
     if "decoder_input_ids" in names and model.can_generate():
         return "seq2seq"
-    if model.can_generate() and "past_key_values" in names:
+    if model.can_generate() and cache_name(model) is not None:
         return "decoder"
     return "encoder"
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from trueport.cache_names import given_cache
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles import decoder, encoder, seq2seq
 from trueport.roles.caches import cache_tensors, given_cross_cache, graph_cross_cache, kept_cache
@@ -40,7 +41,8 @@ class KeptDecoderModule(nn.Module):
         batch, new = inputs["input_ids"].shape
         past = inputs["attention_mask"].shape[1] - new
         cache = kept_cache([getattr(self, name) for name in self.names], self.kept, batch, past, new)
-        return {"logits": self.model(**inputs, past_key_values=cache, use_cache=True, return_dict=True).logits}
+        inputs |= given_cache(self.model, cache)
+        return {"logits": self.model(**inputs, use_cache=True, return_dict=True).logits}
 
 
 class ProjectingEncoderModule(nn.Module):
@@ -63,7 +65,7 @@ class ProjectingEncoderModule(nn.Module):
         self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             decoder_input_ids=torch.zeros(batch, 1, dtype=torch.long),
-            past_key_values=cache,
+            **given_cache(self.model, cache),
             use_cache=True,
             return_dict=True,
             **mask,
@@ -96,7 +98,7 @@ class KeptSeq2SeqDecoderModule(nn.Module):
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             decoder_input_ids=ids,
             decoder_attention_mask=own_mask,
-            past_key_values=given_cross_cache(own, cross),
+            **given_cache(self.model, given_cross_cache(own, cross)),
             use_cache=True,
             return_dict=True,
             **mask,

@@ -21,7 +21,7 @@ class GraphLayer(DynamicLayer):
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
-        self.dtype, self.device = keys.dtype, keys.device
+        self.device = keys.device
         self.keys, self.values = keys, values
         self.is_initialized = True
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trueport.cache_names import cache_of, given_cache
 from trueport.errors import CaptureError
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cache
@@ -27,8 +28,8 @@ class DecoderModule(nn.Module):
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs by name to ``logits`` and the grown cache."""
         past = [inputs.pop(pair.input) for pair in self.pairs]
-        result = self.model(**inputs, past_key_values=graph_cache(past), use_cache=True, return_dict=True)
-        present = cache_tensors(result.past_key_values)
+        result = self.model(**inputs, **given_cache(self.model, graph_cache(past)), use_cache=True, return_dict=True)
+        present = cache_tensors(cache_of(result))
         return {"logits": result.logits} | {pair.output: t for pair, t in zip(self.pairs, present, strict=True)}
 
 
@@ -80,7 +81,7 @@ def _probed(model: PreTrainedModel) -> list[list[tuple[int, int]] | None]:
     """The same by layer; None for one that did not run."""
     with torch.no_grad():
         result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, return_dict=True)
-    cache = getattr(result, "past_key_values", None)
+    cache = cache_of(result)
     if cache is None or not all(hasattr(layer, "keys") for layer in getattr(cache, "layers", [None])):
         raise CaptureError(
             f"{type(model).__name__} keeps a state that is not a key-value cache ({type(cache).__name__})",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trueport.cache_names import NAMES
 from trueport.interface import Dimension, Interface, Tensor
 from trueport.roles.component import (
     Component,
@@ -21,7 +22,7 @@ from trueport.roles.component import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NOT_OUTPUTS = {"loss", "past_key_values", "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states"}
+NOT_OUTPUTS = {"loss", *NAMES, "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states"}
 """Entries of a ModelOutput that are not a result: state, or intermediate values on request."""
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from trueport.cache_names import cache_of, given_cache
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cross_cache
 from trueport.roles.component import Component, float_dtype, position_bound, signature, text_inputs, trace_sizes
@@ -51,12 +52,12 @@ class Seq2SeqDecoderModule(nn.Module):
         result = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             decoder_input_ids=inputs["input_ids"],
-            past_key_values=graph_cross_cache(own, cross),
+            **given_cache(self.model, graph_cross_cache(own, cross)),
             use_cache=True,
             return_dict=True,
             **mask,
         )
-        cache = result.past_key_values
+        cache = cache_of(result)
         outputs = {"logits": result.logits}
         for pairs, part in ((self.own, cache.self_attention_cache), (self.cross, cache.cross_attention_cache)):
             outputs |= {pair.output: tensor for pair, tensor in zip(pairs, cache_tensors(part), strict=True)}
@@ -149,7 +150,7 @@ def _probe(model: PreTrainedModel) -> tuple[list[tuple[int, int]], list[tuple[in
             use_cache=True,
             return_dict=True,
         )
-    cache = result.past_key_values
+    cache = cache_of(result)
     shapes = [
         [(tensor.shape[1], tensor.shape[3]) for tensor in cache_tensors(part)]
         for part in (cache.self_attention_cache, cache.cross_attention_cache)

@@ -68,6 +68,13 @@ class RuntimeCache(Cache):
         return False
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Of no layer: what it keeps grows with the tokens."""
+        # transformers' own reads ``layers``, of which there are none here: ``generate`` would take all for linear, and give
+        # a cache that goes on the whole prompt once more.
+        return [False] * len(self)
+
+    @property
     def is_initialized(self) -> bool:
         """Whether a step has filled the cache."""
         return self.state is not None

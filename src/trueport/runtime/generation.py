@@ -11,11 +11,15 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast, Seq2SeqLMOutput
 from transformers.utils import logging
 
+from trueport.cache_names import field_name, pop_cache
 from trueport.errors import RunError
 from trueport.runtime.cache import RuntimeCache
 from trueport.runtime.model import Component, TrueportModel, with_signature
 
 logger = logging.get_logger(__name__)
+
+CACHE = field_name(CausalLMOutputWithPast)
+"""The name by which the installed transformers' outputs hold a cache, and by which its ``generate`` hands it on."""
 
 
 class GenerativeModel(TrueportModel, GenerationMixin):
@@ -27,6 +31,8 @@ class GenerativeModel(TrueportModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """``transformers.GenerationMixin.generate``, with all that it takes."""
+        if (cache := pop_cache(kwargs)) is not None:
+            kwargs[CACHE] = cache
         return GenerationMixin.generate(self, *args, **kwargs)  # type: ignore[arg-type]  # typed for PreTrainedModel
 
     def can_generate(self) -> bool:
@@ -34,7 +40,7 @@ class GenerativeModel(TrueportModel, GenerationMixin):
         return True
 
     def new_cache(self) -> RuntimeCache:
-        """An empty cache, to pass as ``past_key_values``."""
+        """An empty cache, to pass as ``cache`` or, as transformers before 5.24 calls it, ``past_key_values``."""
         return RuntimeCache(self.main.session)
 
     @classmethod
@@ -56,7 +62,7 @@ class GenerativeModel(TrueportModel, GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Put an empty RuntimeCache where transformers would put a DynamicCache."""
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if cache is not None:
             self._own(cache)
             cache._is_user_defined = True
@@ -64,12 +70,12 @@ class GenerativeModel(TrueportModel, GenerationMixin):
             if generation_config.cache_implementation not in (None, "dynamic"):
                 kind = generation_config.cache_implementation
                 logger.warning_once(f"cache_implementation={kind!r} is ignored: the runtime keeps the cache")
-            model_kwargs["past_key_values"] = self.new_cache()
+            model_kwargs[CACHE] = self.new_cache()
 
     def _own(self, cache: Any) -> RuntimeCache:
         if not isinstance(cache, RuntimeCache) or cache.session is not self.main.session:
             kind = type(cache).__name__
-            raise RunError(f"past_key_values is a {kind} that is not this model's", "Begin with model.new_cache().")
+            raise RunError(f"The cache given is a {kind} that is not this model's", "Begin with model.new_cache().")
         return cache
 
     def _decode(
@@ -89,11 +95,11 @@ class DecoderModel(GenerativeModel):
     """A causal language model."""
 
     def _signature(self) -> list[str]:
-        return [*super()._signature(), "past_key_values", "use_cache"]
+        return [*super()._signature(), CACHE, "use_cache"]
 
     def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
-        logits, cache = self._decode(inputs, inputs.pop("past_key_values", None), inputs.pop("use_cache", None))
-        result = CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        logits, cache = self._decode(inputs, pop_cache(inputs), inputs.pop("use_cache", None))
+        result = CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
         return result if return_dict else result.to_tuple()
 
 
@@ -138,11 +144,11 @@ class Seq2SeqModel(GenerativeModel):
         names = [tensor.name for tensor in self.components["encoder"].session.interface.plain_inputs]
         if "attention_mask" not in names:
             names.append("attention_mask")
-        names += ["decoder_input_ids", "decoder_attention_mask", "encoder_outputs", "past_key_values", "use_cache"]
+        names += ["decoder_input_ids", "decoder_attention_mask", "encoder_outputs", CACHE, "use_cache"]
         return names
 
     def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
-        cache, use_cache = inputs.pop("past_key_values", None), inputs.pop("use_cache", None)
+        cache, use_cache = pop_cache(inputs), inputs.pop("use_cache", None)
         feeds = {"input_ids": inputs.pop("decoder_input_ids", None)}
         if feeds["input_ids"] is None:
             raise RunError(f"{self.folder.name} needs decoder_input_ids", "Give them, or call generate().")
@@ -162,5 +168,5 @@ class Seq2SeqModel(GenerativeModel):
             feeds["attention_mask"] = mask
         given = encoded if isinstance(encoded, Mapping) else None
         logits, cache = self._decode(feeds, cache, use_cache, given)
-        result = Seq2SeqLMOutput(logits=logits, past_key_values=cache, encoder_last_hidden_state=states)
+        result = Seq2SeqLMOutput(logits=logits, encoder_last_hidden_state=states, **{CACHE: cache})
         return result if return_dict else result.to_tuple()

@@ -1,6 +1,6 @@
 """Fusions that other tools make and that are wrong, or that a runtime refuses: planted, so that the proof has to find them.
 
-``facts`` of each: onnxruntime 1.31.1, CPU.
+``facts`` of each: onnxruntime 1.31.1 and 1.32.0, CPU.
 """
 
 from __future__ import annotations

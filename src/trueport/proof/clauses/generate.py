@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from trueport.cache_names import cache_name, field_name
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.inputs import Batch, left, right
@@ -168,9 +169,15 @@ def differing_rows(got: np.ndarray, wanted: np.ndarray) -> list[int]:
 
 
 def generate(model: Any, batch: Batch, options: dict[str, Any], processor: LogitsProcessor | None = None) -> np.ndarray:
-    """Tokens, (prompts, length), from transformers' GenerationMixin under a fixed seed."""
-    from transformers import GenerationMixin
+    """Tokens, (prompts, length), from transformers' GenerationMixin under a fixed seed.
 
+    A model whose code calls its cache otherwise than GenerationMixin does would not be given it: it does without.
+    """
+    from transformers import GenerationMixin
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    if cache_name(model) != field_name(CausalLMOutputWithPast):
+        options = options | {"use_cache": False}
     feeds: dict[str, Any] = {}
     if batch.ids.ndim == 3:
         feeds[model.main_input_name] = torch.from_numpy(batch.ids).to(model.dtype)
