@@ -62,8 +62,9 @@ with staged(Path(sys.argv[1])) as staging:
 """
 
 
-def test_sigkill_leaves_the_old_folder_and_the_next_export_sweeps(tmp_path: Path) -> None:
-    out = ours(tmp_path / "out")
+@pytest.mark.parametrize("name", ["out", "o [1]*"])
+def test_sigkill_leaves_the_old_folder_and_the_next_export_sweeps(tmp_path: Path, name: str) -> None:
+    out = ours(tmp_path / name)
     with subprocess.Popen([sys.executable, "-c", WRITER, str(out)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "staged\n"
         process.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -238,7 +239,7 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
 
 def _sweep(out: Path) -> None:
     """Remove staging folders of processes that are gone."""
-    for path in out.parent.glob(f".{out.name}.trueport-*"):
+    for path in out.parent.glob(f".{glob.escape(out.name)}.trueport-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if pid.isdigit() and (int(pid) == os.getpid() or not is_alive(int(pid))):
             shutil.rmtree(path, ignore_errors=True)
