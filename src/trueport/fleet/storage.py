@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,10 @@ WORKSHOP = ".trueport-fleet"
 """Beside the artefacts: for each run a folder with its mark, and in a file system what its workers are writing."""
 MARK = "mark"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PAUSE = 20.0
+"""Seconds without a word after which a connection may be gone: FTP servers end them, and fsspec takes what they say then
+for a file that is not there."""
+PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")
 
 
 class Store:
@@ -32,28 +38,47 @@ class Store:
         url: a folder, or what fsspec takes.
         options: what its file system is opened with.
 
+    Attributes:
+        told: the URL without the password that it may hold.
+        renames: whether a folder can be moved into place whole.
+
     Raises:
         StorageError: there is no such kind of place, or its package is not installed.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
-        from fsspec.core import url_to_fs
-
         self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
-        try:
-            self.system, root = url_to_fs(self.url, **dict(options or {}))
-        except (ImportError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise StorageError(f"{url} cannot be opened: {reason}", "Install what its kind of place needs.") from error
-        except Exception as error:
-            raise _explained(error, url) from error
-        self.root = str(root).rstrip("/")
-        protocols = self.system.protocol
+        self.told = PASSWORD.sub(r"\1@", self.url)
+        self.options = dict(options or {})
+        self._system, self.root = self._open()
+        self._asked = time.monotonic()
+        protocols = self._system.protocol
         self.renames = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
+    @property
+    def system(self) -> Any:
+        """fsspec's file system, with a connection that is not older than ``PAUSE`` seconds without a word."""
+        if time.monotonic() - self._asked > PAUSE:
+            self._system, _ = self._open()
+        self._asked = time.monotonic()
+        return self._system
+
+    def _open(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs
+
+        try:
+            system, root = url_to_fs(self.url, **self.options)
+        except (ImportError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            remedy = "Install what its kind of place needs."
+            raise StorageError(f"{self.told} cannot be opened: {reason}", remedy) from error
+        except Exception as error:
+            raise _explained(error, self.told) from error
+        return system, str(root).rstrip("/")
+
     def where(self, name: str) -> str:
-        """An artefact's address."""
-        return f"{self.url}/{name}"
+        """An artefact's address, as it is told and written down: without a password."""
+        return f"{self.told}/{name}"
 
     def committed(self, name: str, key: str) -> dict[str, Any] | None:
         """The manifest of the artefact that was written for this key, if it is there whole."""
