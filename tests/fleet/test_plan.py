@@ -91,6 +91,8 @@ ONE = '[[model]]\nmodel = "a/b"\n'
         (ONE + "time = 'soon'\n", 3, ["no length of time", "30m"]),
         (ONE + "time = 0\n", 3, ["no length of time"]),
         (ONE + "memory = '8 gigs'\n", 3, ["no amount of memory", "8GB"]),
+        (ONE + f"memory = '{'9' * 400}GB'\n", 3, ["no amount of memory"]),
+        (ONE + "memory = '0.1B'\n", 3, ["no amount of memory"]),
         (ONE + "retries = -1\n", 3, ["retries = -1"]),
         ("[defaults]\nname = 'x'\n" + ONE, 2, ["[defaults]", "unknown key 'name'"]),
         ("[defaults]\ncpus = 0\n" + ONE, 2, ["[defaults]", "cpus = 0"]),

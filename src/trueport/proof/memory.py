@@ -218,7 +218,7 @@ def memory_bytes(given: int | str | None) -> int | None:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(given).lower())
     unit = UNITS.get(found[2]) if found else None
-    if found is None or unit is None or not float(found[1]) * unit >= 1:
+    if found is None or unit is None or not 1 <= float(found[1]) * unit < float("inf"):
         raise TrueportError(f"{given!r} is no amount of memory", "Give bytes, or a number with a unit such as 4GB.")
     return int(float(found[1]) * unit)
 
