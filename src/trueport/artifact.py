@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trueport.errors import ArtifactError
+from trueport.interrupts import held
 from trueport.processes import is_alive
 from trueport.progress import Meter
 
@@ -230,11 +231,14 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
         _sync(staging)
         if not replace:
             check_place(out, force=False)
-        _put_in_place(staging, out)
+        with held(too_late=True):  # else it would be told that nothing was written
+            _put_in_place(staging, out)
+            shutil.rmtree(staging, ignore_errors=True)  # what was replaced
     except OSError as error:
         raise _explained(error, out) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with held():  # who is impatient presses twice
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _sweep(out: Path) -> None:
