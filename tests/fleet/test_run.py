@@ -193,11 +193,11 @@ def test_what_cannot_begin_is_one_sentence(fleet: Fleet, tmp_path: Path) -> None
         (tmp_path / "file").write_text("")
         fleet.url = str(tmp_path / "file" / "out")
         fleet.run()
-    with pytest.raises(TrueportError, match="lies in the folder of one.*Give --out a place outside"):
+    with pytest.raises(TrueportError, match=r"lies in the folder of one.*Give --out a place outside"):
         fleet.url = str(tmp_path / "models" / "one" / "exports")
         fleet.run()
     fleet.url = str(fleet.out)
-    with pytest.raises(TrueportError, match="lies in the folder of one.*Give --state a place outside"):
+    with pytest.raises(TrueportError, match=r"lies in the folder of one.*Give --state a place outside"):
         fleet.run(state=tmp_path / "models" / "one" / "fleet.fleet")
     with pytest.raises(TrueportError, match="no engine 'slurm'"):
         fleet.run(engine="slurm")

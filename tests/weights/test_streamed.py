@@ -122,9 +122,7 @@ def test_a_mapped_model_answers_as_a_loaded_one(
 
 
 @pytest.mark.parametrize("device", [0, 1], ids=["the device that stat says", "another one, as on btrfs"])
-def test_pages_that_are_given_back_are_read_again(
-    device: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_that_are_given_back_are_read_again(device: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fstat(descriptor: int, fstat: Any = os.fstat) -> os.stat_result:
         found = list(fstat(descriptor))
         found[2] += device
