@@ -9,7 +9,7 @@ import pytest
 
 from tests import samples
 from trueport.artifact import list_files, write_json
-from trueport.errors import TrueportError
+from trueport.errors import StorageError, TrueportError
 from trueport.fleet import storage
 from trueport.fleet.storage import UNFINISHED, Store
 
@@ -138,6 +138,18 @@ def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
         (str(tmp_path / "a:b@c"), str(tmp_path / "a:b@c" / "one")),
     ):
         assert Store(url).where("one") == told
+
+
+def test_a_bucket_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "BUCKETS", {"memory"})
+    name = uuid.uuid4().hex
+    store = Store(f"memory://{name}/exports")
+    with pytest.raises(StorageError, match=f"there is no bucket {name}"):
+        store.begin("run")
+    assert not store.system.exists(name)
+    store.system.mkdir(f"/{name}")
+    store.begin("run")
+    assert store.sees("run")
 
 
 def test_a_mark_is_seen_until_the_run_ends(store: Store) -> None:

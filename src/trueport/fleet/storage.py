@@ -28,6 +28,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PAUSE = 20.0
 """Seconds without a word after which a connection may be gone: FTP servers end them, and fsspec takes what they say then
 for a file that is not there."""
+BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"}
+"""Kinds of place that begin with a bucket, which fsspec makes where there is none: a slip of the pen would."""
 PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")
 
 
@@ -40,6 +42,7 @@ class Store:
 
     Attributes:
         told: the URL without the password that it may hold.
+        kinds: fsspec's names of this kind of place.
         renames: whether a folder can be moved into place whole.
 
     Raises:
@@ -53,7 +56,8 @@ class Store:
         self._system, self.root = self._open()
         self._asked = time.monotonic()
         protocols = self._system.protocol
-        self.renames = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+        self.kinds = {protocols} if isinstance(protocols, str) else set(protocols)
+        self.renames = "file" in self.kinds
 
     @property
     def system(self) -> Any:
@@ -187,7 +191,14 @@ class Store:
             self.system.pipe_file(self._at(name), text.encode("utf-8"))
 
     def begin(self, run: str) -> None:
-        """Put up a run's mark: whoever sees it, sees this place."""
+        """Put up a run's mark: whoever sees it, sees this place.
+
+        Raises:
+            StorageError: it cannot be written, or there is no such bucket.
+        """
+        bucket = self.root.lstrip("/").partition("/")[0]
+        if self.kinds & BUCKETS and not self.system.exists(bucket):
+            raise StorageError(f"{self.told}: there is no bucket {bucket} to be reached", "Make it, or correct --out.")
         self.write_text(f"{WORKSHOP}/{run}/{MARK}", run)
 
     def sees(self, run: str) -> bool:
