@@ -150,11 +150,13 @@ class Store:
 
     def _upload(self, folder: Path, name: str, manifest: dict[str, Any]) -> None:
         files = sorted(manifest["files"])
-        earlier = sorted(set(self._sizes(name)) - {UNFINISHED, MANIFEST})
+        self.system.invalidate_cache()
+        present = set(self._sizes(name))
+        earlier = sorted(present - {UNFINISHED, MANIFEST})
         self._write(f"{name}/{UNFINISHED}", {"key": _key(manifest), "files": sorted({*files, *earlier})})
         # From here until the end nothing vouches for what lies here.
         for path in [MANIFEST, *earlier]:
-            with suppress(FileNotFoundError):
+            if path in present:  # every kind of place has an error of its own for what is not there
                 self.system.rm_file(self._at(name, path))
         try:
             for path in files:
