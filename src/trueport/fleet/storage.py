@@ -274,7 +274,7 @@ def no_space(error: BaseException | None) -> bool:
 def _explained(error: Exception, where: str) -> StorageError:
     if no_space(error):
         return StorageError(f"No space left for {where}", "Free space, or choose another place, and run again.")
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     return StorageError(f"{where} cannot be reached: {reason}", "See that it can be written, and run again.")
 
 
