@@ -16,6 +16,9 @@ class QuotaFileSystem(LocalFileSystem):
 
     protocol = ("quota",)
 
+    def __init__(self, *, auto_mkdir: bool = False) -> None:
+        super().__init__(auto_mkdir=auto_mkdir)
+
     @classmethod
     def _strip_protocol(cls, path: Any) -> str:
         return str(path).removeprefix("quota://").rstrip("/")

@@ -131,6 +131,11 @@ def test_a_connection_that_was_silent_is_opened_anew(store: Store, monkeypatch: 
     assert store.read("one", "trueport.json") == {} and store._system is not opened
 
 
+def test_an_option_that_nobody_knows_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"'server'.*Correct \[storage\] in the plan"):
+        Store(f"quota://{tmp_path}", {"auto_mkdir": True, "server": 1})
+
+
 def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
     for url, told in (
         ("memory://ada:secret@host/exports", "memory://ada@host/exports/one"),

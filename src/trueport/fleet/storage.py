@@ -275,6 +275,8 @@ def _explained(error: Exception, where: str) -> StorageError:
     if no_space(error):
         return StorageError(f"No space left for {where}", "Free space, or choose another place, and run again.")
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    if isinstance(error, TypeError):  # an option that is missing, or that nobody knows
+        return StorageError(f"{where} cannot be opened: {reason}", "Correct [storage] in the plan.")
     return StorageError(f"{where} cannot be reached: {reason}", "See that it can be written, and run again.")
 
 
