@@ -6,10 +6,12 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fleet.conftest import Fleet
+from tests.fleet.quota import QuotaFileSystem
 from trueport.errors import StorageError, TrueportError
 
 
@@ -157,6 +159,20 @@ def test_a_store_that_is_full(fleet: Fleet) -> None:
     fleet.quota(10**6)
     assert fleet.run().exit_code == 0
     assert len(fleet.calls("one")) == 1 and len(fleet.calls("two")) == 2
+
+
+def test_what_a_store_could_not_remove_the_next_run_removes(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.add("one")
+    fleet.quota(10**6)
+
+    def gone(*args: Any, **options: Any) -> None:
+        raise OSError(5, "the connection is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(QuotaFileSystem, "rm", gone)
+        assert fleet.run().exit_code == 0
+    assert fleet.artefacts() == [".trueport-fleet", "one"]
+    assert fleet.run().exit_code == 0 and fleet.artefacts() == ["one"] and len(fleet.calls("one")) == 1
 
 
 def test_a_place_that_workers_cannot_see(fleet: Fleet) -> None:

@@ -162,8 +162,8 @@ class _Fleet:
             stopped = True
         finally:
             self.engine.stop()
-            self.store.end(self.id)
-        self._record("ended", run=self.id)
+            gone = self.store.end(self.id)
+        self._record("ended", run=self.id, gone=gone)
         summary = self._summary(publish=not stopped)
         if stopped:
             done = sum(row["status"] in LASTING for row in summary.rows)
@@ -176,8 +176,8 @@ class _Fleet:
             (self.state / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.state / "logs", error) from error
-        ended = {event["run"] for event in self.journal.events if event["event"] == "ended"}
-        for event in self.journal.events:  # runs of this plan that were killed left their workshops
+        ended = {e["run"] for e in self.journal.events if e["event"] == "ended" and e.get("gone", True)}
+        for event in self.journal.events:  # runs that were killed left their workshops, others could not remove them
             if event["event"] == "run" and event["out"] == self.store.told and event["run"] not in ended:
                 self.store.end(event["run"])
         self._record("run", run=self.id, plan=self.plan.path.name, out=self.store.told)

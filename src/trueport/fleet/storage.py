@@ -208,12 +208,18 @@ class Store:
         with self._told(WORKSHOP):
             return bool(self.system.exists(self._at(f"{WORKSHOP}/{run}/{MARK}")))
 
-    def end(self, run: str) -> None:
-        """Remove a run's mark and whatever its workers left beside it."""
-        with suppress(Exception):  # what cannot be removed now, the next run of the plan removes
+    def end(self, run: str) -> bool:
+        """Remove a run's mark and whatever its workers left beside it; whether all of it is gone."""
+        gone = True
+        try:
             self.system.rm(self._at(f"{WORKSHOP}/{run}"), recursive=True)
+        except FileNotFoundError:
+            pass
+        except Exception:  # what cannot be removed now, the next run of the plan removes
+            gone = False
         with suppress(Exception):
             self.system.rmdir(self._at(WORKSHOP))
+        return gone
 
     def workshop(self, run: str) -> Path | None:
         """The folder to export in, from which an artefact can be moved into place; None where nothing can."""
