@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,8 +65,9 @@ with staged(Path(sys.argv[1])) as staging:
 """
 
 
-def test_sigkill_leaves_the_old_folder_and_the_next_export_sweeps(tmp_path: Path) -> None:
-    out = ours(tmp_path / "out")
+@pytest.mark.parametrize("name", ["out", "o [1]*"])
+def test_sigkill_leaves_the_old_folder_and_the_next_export_sweeps(tmp_path: Path, name: str) -> None:
+    out = ours(tmp_path / name)
     with subprocess.Popen([sys.executable, "-c", WRITER, str(out)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "staged\n"
         process.kill()
@@ -72,6 +76,32 @@ def test_sigkill_leaves_the_old_folder_and_the_next_export_sweeps(tmp_path: Path
     with staged(out) as staging:
         (staging / "b").write_text("new")
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_ctrl_c_while_it_is_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    """A second Ctrl-C leaves nothing behind either, and one that comes too late is none."""
+    out = ours(tmp_path / "out")
+
+    def removing(place: Path, remove: Any = shutil.rmtree, **options: Any) -> None:
+        if place.exists():
+            signal.raise_signal(signal.SIGINT)
+        remove(place, **options)
+
+    before, interrupted = signal.signal(signal.SIGINT, signal.default_int_handler), False
+    try:
+        with staged(out) as staging:
+            (staging / "model.onnx").write_text("new")
+            monkeypatch.setattr(shutil, "rmtree", removing)
+            if early:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        signal.signal(signal.SIGINT, before)
+        monkeypatch.undo()
+    assert interrupted == early
+    assert leftovers(tmp_path) == [] and (out / "model.onnx").read_text() == ("old" if early else "new")
 
 
 SWAPPER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trueport.errors import ArtifactError
+from trueport.interrupts import held
 from trueport.processes import is_alive
 from trueport.progress import Meter
 
@@ -229,16 +231,19 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
         _sync(staging)
         if not replace:
             check_place(out, force=False)
-        _put_in_place(staging, out)
+        with held(too_late=True):  # else it would be told that nothing was written
+            _put_in_place(staging, out)
+            shutil.rmtree(staging, ignore_errors=True)  # what was replaced
     except OSError as error:
         raise _explained(error, out) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with held():  # who is impatient presses twice
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _sweep(out: Path) -> None:
     """Remove staging folders of processes that are gone."""
-    for path in out.parent.glob(f".{out.name}.trueport-*"):
+    for path in out.parent.glob(f".{glob.escape(out.name)}.trueport-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if pid.isdigit() and (int(pid) == os.getpid() or not is_alive(int(pid))):
             shutil.rmtree(path, ignore_errors=True)

@@ -39,3 +39,24 @@ def remembered() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def held(*, too_late: bool = False) -> Iterator[None]:
+    """While inside, Ctrl-C waits for the end; for what is to be done whole and takes moments.
+
+    Args:
+        too_late: forget it then, as the work has ended well.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed and not too_late:
+        before(*pressed[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ftplib
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ class QuotaFileSystem(LocalFileSystem):
 
     protocol = ("quota",)
 
+    def __init__(self, *, auto_mkdir: bool = False) -> None:
+        super().__init__(auto_mkdir=auto_mkdir)
+
     @classmethod
     def _strip_protocol(cls, path: Any) -> str:
         return str(path).removeprefix("quota://").rstrip("/")
@@ -26,6 +30,11 @@ class QuotaFileSystem(LocalFileSystem):
     def pipe_file(self, path: str, value: bytes, *args: Any, **options: Any) -> None:
         self._reserve(path, len(value))
         super().pipe_file(path, value, *args, **options)
+
+    def rm_file(self, path: str) -> None:
+        if not os.path.exists(path):
+            raise ftplib.error_perm("550 No such file or directory.")  # what fsspec's FTP says, which is no OSError
+        super().rm_file(path)
 
     def mv(self, *args: Any, **options: Any) -> None:
         raise NotImplementedError("there is no renaming here")

@@ -11,6 +11,8 @@ from functools import partial
 import pytest
 
 from tests.fleet.conftest import HERE, ROOT, Fleet, gone, until
+from trueport.commands.fleet import report
+from trueport.errors import TrueportError
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +96,9 @@ def test_exit_codes_and_the_report(fleet: Fleet) -> None:
     words = [sys.executable, HERE / "driver.py", "fleet", "report", fleet.plan, "-o", page]
     assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
     assert page.read_text() == (fleet.state / "report.html").read_text()
+    for place, says in ((fleet.folder, "is a folder"), (fleet.plan, "is the plan itself")):
+        with pytest.raises(TrueportError, match=says):
+            report(fleet.plan, place)
     fleet.plan.write_text(fleet.plan.read_text() + "quantise = 'int8'\n")
     with fleet.start() as driver:
         _, errors = driver.communicate(timeout=60)

@@ -91,10 +91,14 @@ ONE = '[[model]]\nmodel = "a/b"\n'
         (ONE + "time = 'soon'\n", 3, ["no length of time", "30m"]),
         (ONE + "time = 0\n", 3, ["no length of time"]),
         (ONE + "memory = '8 gigs'\n", 3, ["no amount of memory", "8GB"]),
+        (ONE + f"memory = '{'9' * 400}GB'\n", 3, ["no amount of memory"]),
+        (ONE + "memory = '0.1B'\n", 3, ["no amount of memory"]),
         (ONE + "retries = -1\n", 3, ["retries = -1"]),
         ("[defaults]\nname = 'x'\n" + ONE, 2, ["[defaults]", "unknown key 'name'"]),
         ("[defaults]\ncpus = 0\n" + ONE, 2, ["[defaults]", "cpus = 0"]),
         (ONE + "name = '../x'\n", 3, ["no name for a folder"]),
+        (ONE + f"name = '{'x' * 101}'\n", 3, ["no name for a folder", "100 of them at most"]),
+        (ONE + "[storage]\nexpires = 2026-01-01\n", 4, ["[storage]: expires = 2026-01-01 is of the wrong kind"]),
         (ONE + ONE, 3, ["[[model]] 1 and [[model]] 2", "b", "another name"]),
         (ONE + "name = 'x'\n" + ONE + "name = 'X'\n", 6, ["would both be written to X"]),
         ('model = [{model = "a"}, {model = "b", tpo = "c"}]', None, ["[[model]] 2", "'tpo'", "Did you mean to?"]),
@@ -109,6 +113,12 @@ def test_a_wrong_plan_is_one_message_with_its_place(
     assert str(error.value).startswith(f"{path}:{line}: " if line else f"{path}"), error.value
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_plan_that_begins_with_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ONE.encode())
+    assert [entry.model for entry in read_plan(path).entries] == ["a/b"]
 
 
 def test_a_plan_that_cannot_be_read(tmp_path: Path) -> None:

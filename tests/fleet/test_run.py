@@ -6,10 +6,12 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fleet.conftest import Fleet
+from tests.fleet.quota import QuotaFileSystem
 from trueport.errors import StorageError, TrueportError
 
 
@@ -159,6 +161,20 @@ def test_a_store_that_is_full(fleet: Fleet) -> None:
     assert len(fleet.calls("one")) == 1 and len(fleet.calls("two")) == 2
 
 
+def test_what_a_store_could_not_remove_the_next_run_removes(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.add("one")
+    fleet.quota(10**6)
+
+    def gone(*args: Any, **options: Any) -> None:
+        raise OSError(5, "the connection is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(QuotaFileSystem, "rm", gone)
+        assert fleet.run().exit_code == 0
+    assert fleet.artefacts() == [".trueport-fleet", "one"]
+    assert fleet.run().exit_code == 0 and fleet.artefacts() == ["one"] and len(fleet.calls("one")) == 1
+
+
 def test_a_place_that_workers_cannot_see(fleet: Fleet) -> None:
     fleet.add("one")
     fleet.url = "memory://fleet"
@@ -193,7 +209,12 @@ def test_what_cannot_begin_is_one_sentence(fleet: Fleet, tmp_path: Path) -> None
         (tmp_path / "file").write_text("")
         fleet.url = str(tmp_path / "file" / "out")
         fleet.run()
+    with pytest.raises(TrueportError, match=r"lies in the folder of one.*Give --out a place outside"):
+        fleet.url = str(tmp_path / "models" / "one" / "exports")
+        fleet.run()
     fleet.url = str(fleet.out)
+    with pytest.raises(TrueportError, match=r"lies in the folder of one.*Give --state a place outside"):
+        fleet.run(state=tmp_path / "models" / "one" / "fleet.fleet")
     with pytest.raises(TrueportError, match="no engine 'slurm'"):
         fleet.run(engine="slurm")
     with pytest.raises(TrueportError, match="no address"):

@@ -9,7 +9,8 @@ import pytest
 
 from tests import samples
 from trueport.artifact import list_files, write_json
-from trueport.errors import TrueportError
+from trueport.errors import StorageError, TrueportError
+from trueport.fleet import storage
 from trueport.fleet.storage import UNFINISHED, Store
 
 
@@ -119,6 +120,41 @@ def test_an_upload_that_was_killed_goes_on(
         if finished:
             return
     raise AssertionError("more steps than there can be")
+
+
+def test_a_connection_that_was_silent_is_opened_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec's FTP takes what a server says as it ends a silent connection for a file that is not there."""
+    store.write_text("one/trueport.json", "{}")
+    opened = store._system
+    monkeypatch.setattr(storage, "PAUSE", -1.0)
+    monkeypatch.setattr(type(opened), "cachable", False)
+    assert store.read("one", "trueport.json") == {} and store._system is not opened
+
+
+def test_an_option_that_nobody_knows_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"'server'.*Correct \[storage\] in the plan"):
+        Store(f"quota://{tmp_path}", {"auto_mkdir": True, "server": 1})
+
+
+def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
+    for url, told in (
+        ("memory://ada:secret@host/exports", "memory://ada@host/exports/one"),
+        ("memory://host/e:f@g", "memory://host/e:f@g/one"),
+        (str(tmp_path / "a:b@c"), str(tmp_path / "a:b@c" / "one")),
+    ):
+        assert Store(url).where("one") == told
+
+
+def test_a_bucket_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "BUCKETS", {"memory"})
+    name = uuid.uuid4().hex
+    store = Store(f"memory://{name}/exports")
+    with pytest.raises(StorageError, match=f"there is no bucket {name}"):
+        store.begin("run")
+    assert not store.system.exists(name)
+    store.system.mkdir(f"/{name}")
+    store.begin("run")
+    assert store.sees("run")
 
 
 def test_a_mark_is_seen_until_the_run_ends(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from trueport.errors import ArtifactError
+from trueport.fleet import memory
 from trueport.fleet.identity import source_of, versions_for
 from trueport.fleet.job import Job
 from trueport.fleet.memory import memory_of
@@ -84,3 +86,9 @@ def test_memory_of_a_process_counts_its_children() -> None:
         assert held is not None and 30e6 < held < 200e6
         process.stdin.close()
     assert memory_of(process.pid) == 0
+
+
+def test_memory_that_is_swapped_out_is_held_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = "VmRSS:\t30 kB\nRssAnon:\t10 kB\nRssFile:\t20 kB\nRssShmem:\t3 kB\nVmSwap:\t500 kB\n"
+    monkeypatch.setattr(memory, "open", lambda path, **how: io.StringIO(status), raising=False)
+    assert memory._own(1) == (10 + 3 + 500) * 1024

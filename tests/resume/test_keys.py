@@ -49,7 +49,7 @@ def test_the_same_export_has_the_same_key(folder):
     """Whatever it has been told to tell, and whatever memory its proof takes."""
     first = key(folder)
     assert first is not None
-    assert first == key(folder, meter=object(), proof_memory=4, calibration="elsewhere.txt")
+    assert first == key(folder, meter=object(), proof_memory=4, calibration="elsewhere.txt", weights="copy")
 
 
 def test_an_option_counts(folder):

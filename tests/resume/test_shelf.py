@@ -128,11 +128,14 @@ def test_what_is_old_or_too_much_goes(folder, monkeypatch):
     paths = [shelf._path("onnx", component(name)) for name in "abc"]
     for path, age in zip(paths, (home.DAYS + 1, 2, 1), strict=True):
         os.utime(path, (now - age * 86400,) * 2)
-    dead, living = folder / ".abc-999999999", folder / f".abc-{os.getppid()}"
-    dead.write_bytes(b"")
-    living.write_bytes(b"")
+    dead, living = (folder / f".{paths[0].stem}-{pid}" for pid in (999999999, os.getppid()))
+    strangers = folder / ".diary-20240229", folder / "old.component"
+    for path in (dead, living, *strangers):
+        path.write_bytes(b"")
+        os.utime(path, (now - (home.DAYS + 1) * 86400,) * 2)
     Shelf("key", folder)
     assert [path.exists() for path in (*paths, dead, living)] == [False, True, True, False, True]
+    assert all(path.exists() for path in strangers), "TRUEPORT_CACHE may be a folder with files of the user's"
     monkeypatch.setattr(home, "LARGEST", 1.5 * paths[2].stat().st_size)
     shelf = Shelf("key", folder)
     assert [path.exists() for path in paths] == [False, False, True]

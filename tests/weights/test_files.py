@@ -74,8 +74,9 @@ def test_a_file_system_without_hard_links(sparse, tmp_path, monkeypatch, number,
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(ArtifactError, match=rf"{says}.*--weights copy"):
-        bring(sparse, tmp_path / "out", "link", lambda count: None)
+    with pytest.raises(ArtifactError, match=rf"{says}.*--weights copy") as caught:
+        bring(sparse, tmp_path / ".out.trueport-7" / "onnx" / "data", "link", lambda count: None)
+    assert str(sparse) in str(caught.value) and ".trueport-7" not in str(caught.value)
 
 
 def test_a_full_disk_is_not_taken_for_a_file_system_that_cannot(sparse, tmp_path, monkeypatch):

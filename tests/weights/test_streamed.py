@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,14 @@ def test_a_mapped_model_answers_as_a_loaded_one(
     assert torch.allclose(answers(wide), answers(widened(loaded)), rtol=1e-12, atol=1e-12)
 
 
-def test_pages_that_are_given_back_are_read_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", [0, 1], ids=["the device that stat says", "another one, as on btrfs"])
+def test_pages_that_are_given_back_are_read_again(device: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fstat(descriptor: int, fstat: Any = os.fstat) -> os.stat_result:
+        found = list(fstat(descriptor))
+        found[2] += device
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "fstat", fstat)
     content = torch.arange(2**21, dtype=torch.float32)
     from safetensors.torch import save_file
 

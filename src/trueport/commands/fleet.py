@@ -74,8 +74,11 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write the report on PLAN as it stands."""
+    from trueport.errors import TrueportError
     from trueport.fleet.results import html, replace_text
 
+    if to.is_dir() or to.resolve() == plan.resolve():
+        raise TrueportError(f"{to} is {'a folder' if to.is_dir() else 'the plan itself'}", "Give another place.")
     replace_text(to, html(plan.stem, _rows(plan, state)))
     typer.echo(f"The report: {to}")
 

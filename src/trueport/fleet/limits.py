@@ -66,15 +66,15 @@ def _time(value: Any) -> float:
 
 def _memory(value: Any) -> int:
     remedy = 'Give bytes, or words such as "8GB", "500MB", "4GiB".'
-    total = 0
+    total = 0.0
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", value) if isinstance(value, str) else None
     if found and found[2] in BYTES:
-        total = int(float(found[1]) * BYTES[found[2]])
+        total = float(found[1]) * BYTES[found[2]]
     elif isinstance(value, int) and not isinstance(value, bool):
         total = value
-    if total <= 0:
+    if not 1 <= total < float("inf"):
         raise ValueError("memory", f"memory = {value!r} is no amount of memory", remedy)
-    return total
+    return int(total)
 
 
 def time_words(seconds: float) -> str:

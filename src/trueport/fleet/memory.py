@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-KINDS = ("RssAnon:", "RssShmem:")
-"""Pages that are the process's own. Pages of mapped files are left out: the system takes them back when it needs them, and
+KINDS = ("RssAnon:", "RssShmem:", "VmSwap:")
+"""Pages that are the process's own, also where the system has put them on disk: else a limit past the machine's memory
+would never be passed. Pages of mapped files are left out: the system takes them back when it needs them, and
 a checkpoint that is linked is mapped whole."""
 
 

@@ -17,6 +17,7 @@ name = "bert"                # its folder in OUT; the model's own name when left
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from trueport.fleet.limits import Limits, read_limits
 from trueport.fleet.lines import Lines
 from trueport.recipe import place
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ENTRY_KEYS = ("model", "name")
 TABLES = ("out", "defaults", "model", "storage")
 PATHS = ("calibration",)
@@ -74,7 +75,7 @@ def read_plan(path: str | Path) -> Plan:
     """
     path = Path(path).absolute()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin UTF-8 with a mark
         content = tomllib.loads(text)
     except OSError as error:
         raise TrueportError(f"{path} cannot be read: {error.strerror}", "Give the plan, a TOML file.") from error
@@ -100,7 +101,7 @@ class _Reader:
         self._check_table(defaults, "[defaults]", lambda key: self.lines.of_table("defaults", key), own=())
         entries = [self._entry(index, table, defaults) for index, table in enumerate(self.tables)]
         self._check_names(entries)
-        return Plan(self.path, tuple(entries), self._out(), dict(self.content.get("storage", {})))
+        return Plan(self.path, tuple(entries), self._out(), self._storage())
 
     def _check_top(self) -> None:
         for key in self.content:
@@ -111,6 +112,16 @@ class _Reader:
                 self._refuse(self.lines.of_table("", key), f"{key} is not a table", f"Write it as [{key}].")
         if not self.tables or not all(isinstance(table, dict) for table in self.tables):
             self._refuse(None, "the plan has no [[model]]", 'Write one for each model, with model = "...".')
+
+    def _storage(self) -> dict[str, Any]:
+        storage = dict(self.content.get("storage", {}))
+        for key, value in storage.items():
+            try:
+                json.dumps(value)
+            except TypeError:  # dates and times, of which a worker's job can tell nothing
+                problem = f"[storage]: {key} = {value} is of the wrong kind"
+                self._refuse(self.lines.of_table("storage", key), problem, "It takes text, numbers, true or false.")
+        return storage
 
     def _out(self) -> str | None:
         out = self.content.get("out")
@@ -138,7 +149,7 @@ class _Reader:
                 given[key] = str(self._beside(given[key]))
         name = own.get("name", _own_name(model))
         if not isinstance(name, str) or not NAME.fullmatch(name) or ".fleet." in name:
-            remedy = "Give name = with letters, digits, dots, dashes and underscores."
+            remedy = "Give name = with letters, digits, dots, dashes and underscores, 100 of them at most."
             self._refuse(line("name"), f"{called}: {name!r} is no name for a folder", remedy)
         return Entry(name, self._source(model), given, read_limits(table), line())
 

@@ -97,8 +97,9 @@ def run(
     _check_limits(read)
     tell = progress or (lambda event: None)
     folder = Path(state) if state is not None else state_of(Path(plan))
+    store = Store(place, read.storage)
+    _check_apart(read, store, folder)
     with locked(folder, read.path) as descriptor:
-        store = Store(place, read.storage)
         journal = Journal(folder)
         try:
             opened = open_engine(
@@ -121,6 +122,17 @@ def _check_limits(plan: Plan) -> None:
     if limited and not measurable():
         problem = f"memory = of {limited[0]} cannot be watched here: there is no /proc, and no psutil"
         raise TrueportError(problem, "Install psutil, or leave memory = out.")
+
+
+def _check_apart(plan: Plan, store: Store, state: Path) -> None:
+    """Refuse to write into a model's folder: with every line there it would be another source, exported again."""
+    written = {"--state": state, **({"--out": Path(store.root)} if store.renames else {})}
+    for entry in plan.entries:
+        model = Path(entry.model).resolve()
+        for option, place in written.items():
+            if model.is_dir() and place.resolve().is_relative_to(model):
+                problem = f"{place} lies in the folder of {entry.name}, which must not change during a run"
+                raise TrueportError(problem, f"Give {option} a place outside of it.")
 
 
 class _Fleet:
@@ -150,8 +162,8 @@ class _Fleet:
             stopped = True
         finally:
             self.engine.stop()
-            self.store.end(self.id)
-        self._record("ended", run=self.id)
+            gone = self.store.end(self.id)
+        self._record("ended", run=self.id, gone=gone)
         summary = self._summary(publish=not stopped)
         if stopped:
             done = sum(row["status"] in LASTING for row in summary.rows)
@@ -164,11 +176,11 @@ class _Fleet:
             (self.state / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.state / "logs", error) from error
-        ended = {event["run"] for event in self.journal.events if event["event"] == "ended"}
-        for event in self.journal.events:  # runs of this plan that were killed left their workshops
-            if event["event"] == "run" and event["out"] == self.store.url and event["run"] not in ended:
+        ended = {e["run"] for e in self.journal.events if e["event"] == "ended" and e.get("gone", True)}
+        for event in self.journal.events:  # runs that were killed left their workshops, others could not remove them
+            if event["event"] == "run" and event["out"] == self.store.told and event["run"] not in ended:
                 self.store.end(event["run"])
-        self._record("run", run=self.id, plan=self.plan.path.name, out=self.store.url)
+        self._record("run", run=self.id, plan=self.plan.path.name, out=self.store.told)
         self.store.begin(self.id)
 
     def _turn(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,12 @@ WORKSHOP = ".trueport-fleet"
 """Beside the artefacts: for each run a folder with its mark, and in a file system what its workers are writing."""
 MARK = "mark"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PAUSE = 20.0
+"""Seconds without a word after which a connection may be gone: FTP servers end them, and fsspec takes what they say then
+for a file that is not there."""
+BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"}
+"""Kinds of place that begin with a bucket, which fsspec makes where there is none: a slip of the pen would."""
+PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")
 
 
 class Store:
@@ -32,28 +40,49 @@ class Store:
         url: a folder, or what fsspec takes.
         options: what its file system is opened with.
 
+    Attributes:
+        told: the URL without the password that it may hold.
+        kinds: fsspec's names of this kind of place.
+        renames: whether a folder can be moved into place whole.
+
     Raises:
         StorageError: there is no such kind of place, or its package is not installed.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
+        self.told = PASSWORD.sub(r"\1@", self.url)
+        self.options = dict(options or {})
+        self._system, self.root = self._open()
+        self._asked = time.monotonic()
+        protocols = self._system.protocol
+        self.kinds = {protocols} if isinstance(protocols, str) else set(protocols)
+        self.renames = "file" in self.kinds
+
+    @property
+    def system(self) -> Any:
+        """fsspec's file system, with a connection that is not older than ``PAUSE`` seconds without a word."""
+        if time.monotonic() - self._asked > PAUSE:
+            self._system, _ = self._open()
+        self._asked = time.monotonic()
+        return self._system
+
+    def _open(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
         try:
-            self.system, root = url_to_fs(self.url, **dict(options or {}))
+            system, root = url_to_fs(self.url, **self.options)
         except (ImportError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise StorageError(f"{url} cannot be opened: {reason}", "Install what its kind of place needs.") from error
+            remedy = "Install what its kind of place needs."
+            raise StorageError(f"{self.told} cannot be opened: {reason}", remedy) from error
         except Exception as error:
-            raise _explained(error, url) from error
-        self.root = str(root).rstrip("/")
-        protocols = self.system.protocol
-        self.renames = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+            raise _explained(error, self.told) from error
+        return system, str(root).rstrip("/")
 
     def where(self, name: str) -> str:
-        """An artefact's address."""
-        return f"{self.url}/{name}"
+        """An artefact's address, as it is told and written down: without a password."""
+        return f"{self.told}/{name}"
 
     def committed(self, name: str, key: str) -> dict[str, Any] | None:
         """The manifest of the artefact that was written for this key, if it is there whole."""
@@ -121,11 +150,13 @@ class Store:
 
     def _upload(self, folder: Path, name: str, manifest: dict[str, Any]) -> None:
         files = sorted(manifest["files"])
-        earlier = sorted(set(self._sizes(name)) - {UNFINISHED, MANIFEST})
+        self.system.invalidate_cache()
+        present = set(self._sizes(name))
+        earlier = sorted(present - {UNFINISHED, MANIFEST})
         self._write(f"{name}/{UNFINISHED}", {"key": _key(manifest), "files": sorted({*files, *earlier})})
         # From here until the end nothing vouches for what lies here.
         for path in [MANIFEST, *earlier]:
-            with suppress(FileNotFoundError):
+            if path in present:  # every kind of place has an error of its own for what is not there
                 self.system.rm_file(self._at(name, path))
         try:
             for path in files:
@@ -162,7 +193,14 @@ class Store:
             self.system.pipe_file(self._at(name), text.encode("utf-8"))
 
     def begin(self, run: str) -> None:
-        """Put up a run's mark: whoever sees it, sees this place."""
+        """Put up a run's mark: whoever sees it, sees this place.
+
+        Raises:
+            StorageError: it cannot be written, or there is no such bucket.
+        """
+        bucket = self.root.lstrip("/").partition("/")[0]
+        if self.kinds & BUCKETS and not self.system.exists(bucket):
+            raise StorageError(f"{self.told}: there is no bucket {bucket} to be reached", "Make it, or correct --out.")
         self.write_text(f"{WORKSHOP}/{run}/{MARK}", run)
 
     def sees(self, run: str) -> bool:
@@ -170,12 +208,18 @@ class Store:
         with self._told(WORKSHOP):
             return bool(self.system.exists(self._at(f"{WORKSHOP}/{run}/{MARK}")))
 
-    def end(self, run: str) -> None:
-        """Remove a run's mark and whatever its workers left beside it."""
-        with suppress(Exception):  # what cannot be removed now, the next run of the plan removes
+    def end(self, run: str) -> bool:
+        """Remove a run's mark and whatever its workers left beside it; whether all of it is gone."""
+        gone = True
+        try:
             self.system.rm(self._at(f"{WORKSHOP}/{run}"), recursive=True)
+        except FileNotFoundError:
+            pass
+        except Exception:  # what cannot be removed now, the next run of the plan removes
+            gone = False
         with suppress(Exception):
             self.system.rmdir(self._at(WORKSHOP))
+        return gone
 
     def workshop(self, run: str) -> Path | None:
         """The folder to export in, from which an artefact can be moved into place; None where nothing can."""
@@ -236,7 +280,9 @@ def no_space(error: BaseException | None) -> bool:
 def _explained(error: Exception, where: str) -> StorageError:
     if no_space(error):
         return StorageError(f"No space left for {where}", "Free space, or choose another place, and run again.")
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    if isinstance(error, TypeError):  # an option that is missing, or that nobody knows
+        return StorageError(f"{where} cannot be opened: {reason}", "Correct [storage] in the plan.")
     return StorageError(f"{where} cannot be reached: {reason}", "See that it can be written, and run again.")
 
 

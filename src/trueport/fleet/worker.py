@@ -88,7 +88,7 @@ def _check_place(job: Job, store: Store) -> None:
     """Refuse to work where nobody would find what is written."""
     if not store.sees(job.run):
         raise TrueportError(
-            f"The worker does not see {job.out} as the fleet's command does",
+            f"The worker does not see {store.told} as the fleet's command does",
             "Give a place that every worker shares: not memory://, and on a cluster no disk of one machine.",
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trueport.errors import TrueportError
+from trueport.weights.mapped import mapped_as
 from trueport.words import size_words
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Memory:
     needed: int = 0
     wide: int = 0
     files: list[Path] = field(default_factory=list)
-    places: set[tuple[int, int]] = field(default_factory=set)
+    places: set[str] = field(default_factory=set)
     copied: str = ""
     peak: int = 0
     peak_anonymous: int = 0
@@ -134,7 +135,7 @@ class Memory:
         if not self.streamed or not Path("/proc/self/statm").exists():
             yield
             return
-        self.places |= {(stat.st_dev, stat.st_ino) for stat in (path.stat() for path in self.files if path.is_file())}
+        self.places |= {_mapped_as(path) for path in self.files if path.is_file()}
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
         thread.start()
@@ -162,9 +163,14 @@ def resident() -> tuple[int, int]:
     return int(pages[1]) * mmap.PAGESIZE, int(pages[2]) * mmap.PAGESIZE
 
 
-def release(places: Iterable[tuple[int, int]]) -> None:
-    """Give back the mapped pages of files, named by device and inode, that nobody wrote to."""
-    wanted = {f"{os.major(device):02x}:{os.minor(device):02x} {inode}" for device, inode in places}
+def _mapped_as(path: Path) -> str:
+    with path.open("rb") as file:
+        return mapped_as(file.fileno())
+
+
+def release(places: Iterable[str]) -> None:
+    """Give back the mapped pages of files, named by ``mapped_as``, that nobody wrote to."""
+    wanted = set(places) - {""}
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     span = ""
@@ -212,7 +218,7 @@ def memory_bytes(given: int | str | None) -> int | None:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(given).lower())
     unit = UNITS.get(found[2]) if found else None
-    if found is None or unit is None or not float(found[1]) * unit >= 1:
+    if found is None or unit is None or not 1 <= float(found[1]) * unit < float("inf"):
         raise TrueportError(f"{given!r} is no amount of memory", "Give bytes, or a number with a unit such as 4GB.")
     return int(float(found[1]) * unit)
 

@@ -28,8 +28,9 @@ CODE = (
 """Packages that have a part in how a component comes out."""
 READ = 64 * 1024 * 1024
 """Bytes of the largest file beside the weights whose content is hashed; of a larger one size and time count."""
-ELSEWHERE = ("meter", "notes", "shelf", "proof_memory", "calibration")
-"""Options that say how an export goes on, not what comes out; of a calibration the prompts themselves count."""
+ELSEWHERE = ("meter", "notes", "shelf", "proof_memory", "calibration", "weights")
+"""Options that say how an export goes on, not what its graphs are; of a calibration the prompts themselves count. Where
+hard links cannot be made, the graphs are there for the copy."""
 SETTINGS = ("TORCH", "PYTORCH", "TRANSFORMERS_", "ONNX", "ORT_")
 """How environment variables begin that change what these packages do."""
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 PLACE = "TRUEPORT_CACHE"
 """Environment variable that names the folder to keep them in."""
 ENDING = ".component"
+WRITING = re.compile(r"\.[0-9a-f]{64}-(\d+)")
+"""A component that a process of this number is writing. The folder is the user's to name, and may hold files of theirs."""
 DAYS = 7
 """How long a component is kept that no export came back for."""
 LARGEST = 2**30
@@ -170,8 +173,8 @@ def _is_ours(folder: Path) -> bool:
 def _sweep(folder: Path, now: float) -> None:
     """Remove what is too old, what is too much, and what processes that are gone were writing."""
     for path in folder.glob(".*-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and not is_alive(int(pid)):
+        writing = WRITING.fullmatch(path.name)
+        if writing and not is_alive(int(writing[1])):
             path.unlink(missing_ok=True)
     total = 0
     for when, size, path in sorted(_entries(folder), reverse=True):
@@ -181,7 +184,7 @@ def _sweep(folder: Path, now: float) -> None:
 
 
 def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    for path in folder.glob(f"*{ENDING}"):
+    for path in folder.glob(f"{'[0-9a-f]' * 64}{ENDING}"):
         with contextlib.suppress(OSError):
             stat = path.stat()
             yield stat.st_mtime, stat.st_size, path

@@ -53,11 +53,10 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        reason = "they lie on different file systems" if error.errno == errno.EXDEV else error.strerror
-        raise ArtifactError(
-            f"{source.name} cannot be hard-linked into {target.parent.parent.name or target.parent}: {reason}",
-            "Give --weights copy, or auto.",
-        ) from error
+        # Not the target's own path: that is the staging folder's, which will be gone.
+        apart = "it and OUT lie on different file systems"
+        reason = apart if error.errno == errno.EXDEV else error.strerror
+        raise ArtifactError(f"{source} cannot be hard-linked: {reason}", "Give --weights copy, or auto.") from error
 
 
 def _clone(reading: IO[bytes], writing: IO[bytes]) -> bool:

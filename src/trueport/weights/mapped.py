@@ -12,12 +12,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from trueport.weights.lazy import LazyTensor, Span
 from trueport.weights.linked import origin_of
 from trueport.weights.streamed import StreamedTensor, one_by_one
+
+
+def mapped_as(descriptor: int) -> str:
+    """Device and inode of a file as the system's list of mappings names it; empty where there is no such list.
+
+    That is not what fstat says on btrfs, whose every subvolume has a device of its own: the file is mapped, and looked for.
+    """
+    listed, size = Path("/proc/self/maps"), os.fstat(descriptor).st_size
+    if not size or not listed.exists():
+        return ""
+    with mmap.mmap(descriptor, min(size, mmap.PAGESIZE), access=mmap.ACCESS_READ) as probe:
+        address = np.frombuffer(probe, np.uint8, 1).ctypes.data
+        for line in listed.read_text().splitlines():
+            span, _, _, device, inode = line.split(maxsplit=5)[:5]
+            start, end = (int(edge, 16) for edge in span.split("-"))
+            if start <= address < end:
+                return f"{device} {inode}"
+    return ""
 
 
 @dataclass
@@ -27,12 +46,12 @@ class Maps:
     Attributes:
         scratch: the folder in which what lies in no file as it is, such as fused experts, is written to be mapped.
         written: its bytes.
-        places: device and inode of every file that is mapped.
+        places: every file that is mapped, as ``mapped_as`` names it.
     """
 
     scratch: Path | None = None
     written: int = 0
-    places: set[tuple[int, int]] = field(default_factory=set)
+    places: set[str] = field(default_factory=set)
     _files: dict[Path, mmap.mmap] = field(default_factory=dict)
 
     def tensor(self, origin: LazyTensor) -> torch.Tensor:
@@ -58,8 +77,7 @@ class Maps:
         return flat.view(span.shape)
 
     def _map(self, key: Path, descriptor: int) -> None:
-        stat = os.fstat(descriptor)
-        self.places.add((stat.st_dev, stat.st_ino))
+        self.places.add(mapped_as(descriptor))
         self._files[key] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
     def _spilled(self, origin: LazyTensor) -> Span:
