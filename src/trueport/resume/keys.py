@@ -23,14 +23,14 @@ OWN = ("transformers", "torch")
 """Packages whose modules a model may be made of; code from anywhere else may do what no digest sees."""
 CODE = (
     "trueport", "torch", "transformers", "safetensors", "tokenizers", "numpy", "sympy", "onnx", "onnx_ir", "onnxscript",
-    "onnxruntime", "libcst",
+    "onnxruntime", "libcst", "executorch", "torchao", "flatbuffers",
 )  # fmt: skip
 """Packages that have a part in how a component comes out."""
 READ = 64 * 1024 * 1024
 """Bytes of the largest file beside the weights whose content is hashed; of a larger one size and time count."""
 ELSEWHERE = ("meter", "notes", "shelf", "proof_memory", "calibration")
 """Options that say how an export goes on, not what comes out; of a calibration the prompts themselves count."""
-SETTINGS = ("TORCH", "PYTORCH", "TRANSFORMERS_", "ONNX", "ORT_")
+SETTINGS = ("TORCH", "PYTORCH", "TRANSFORMERS_", "ONNX", "ORT_", "EXECUTORCH", "FLATC")
 """How environment variables begin that change what these packages do."""
 
 
@@ -112,7 +112,7 @@ def _code(packages: Iterable[str]) -> Iterator[str]:
             for folder, inner, names in os.walk(top):
                 inner[:] = sorted(name for name in inner if name != "__pycache__")
                 for name in sorted(names):
-                    if name.endswith((".py", ".so", ".pyd", ".dylib")):
+                    if name.endswith((".py", ".so", ".pyd", ".dylib", ".fbs")):
                         stat = os.stat(os.path.join(folder, name))
                         yield f"{folder}/{name} {stat.st_size} {stat.st_mtime_ns}"
 

@@ -8,16 +8,23 @@ import mmap
 import os
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import nn
 
+from trueport.weights.files import write_all
 from trueport.weights.lazy import LazyTensor, Span
-from trueport.weights.linked import origin_of
+from trueport.weights.linked import ORIGIN, origin_of
 from trueport.weights.streamed import StreamedTensor, one_by_one
+
+SCRATCH = 4 * 2**30
+"""Bytes of a scratch file, which takes no more room than what is written to it; a larger tensor has a larger one."""
+ALIGNED = 64
+"""Bytes between two tensors' beginnings there divide by this."""
 
 
 @dataclass
@@ -34,11 +41,15 @@ class Maps:
     written: int = 0
     places: set[tuple[int, int]] = field(default_factory=set)
     _files: dict[Path, mmap.mmap] = field(default_factory=dict)
+    _open: tuple[IO[bytes], Path, int, int] | None = None
 
-    def tensor(self, origin: LazyTensor) -> torch.Tensor:
-        """The values of a parameter, in its dtype."""
-        # A checkpoint in half precision under float32: what is mapped is the half, and is cast where it is read.
-        if origin.span is None and origin.unwidened is not None:
+    def tensor(self, origin: LazyTensor, *, streamed: bool = True) -> torch.Tensor:
+        """The values of a parameter, in its dtype.
+
+        A checkpoint in half precision under float32 is mapped as it is and cast where it is read; unless ``streamed``, it
+        is cast once, into scratch.
+        """
+        if streamed and origin.span is None and origin.unwidened is not None:
             return StreamedTensor(self.tensor(origin.unwidened), origin.dtype)
         span = origin.span
         if span is not None and span.offset % span.dtype.itemsize == 0:
@@ -63,24 +74,62 @@ class Maps:
         self._files[key] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
     def _spilled(self, origin: LazyTensor) -> Span:
-        """The values in a file without a name, which goes away with the process."""
-        key, size = Path(f"scratch {len(self._files)}"), 0
-        with tempfile.TemporaryFile(dir=self.scratch, buffering=0) as file:
-            for piece in origin.pieces():
-                content = memoryview(cast("Any", piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
-                while content:  # a single write ends at 2 GB
-                    content = content[file.write(content) :]
-                size += piece.nbytes
-            self.written += size
-            if size:
-                self._map(key, file.fileno())
-        return Span(key, 0, size, origin.dtype, tuple(origin.shape))
+        """The values in scratch."""
+        size = origin.numel() * origin.dtype.itemsize
+        pieces = (_content(piece) for piece in origin.pieces())
+        path, offset = self._put(pieces, size)
+        return Span(path, offset, size, origin.dtype, tuple(origin.shape))
+
+    def put(self, content: memoryview) -> memoryview:
+        """The same bytes as pages of a scratch file, which take no memory that the system could not use otherwise."""
+        path, offset = self._put([content], len(content))
+        return memoryview(self._files[path])[offset : offset + len(content)]
+
+    def _put(self, pieces: Iterable[memoryview], size: int) -> tuple[Path, int]:
+        """Write bytes to a file without a name, which goes away with the process; which file, and where in it."""
+        if self._open is None or self._open[2] + size > self._open[3]:
+            room = max(size, SCRATCH)
+            stream = tempfile.TemporaryFile(dir=self.scratch, buffering=0)  # noqa: SIM115
+            stream.truncate(room)
+            key = Path(f"scratch {len(self._files)}")
+            self._map(key, stream.fileno())
+            self._open = (stream, key, 0, room)
+        stream, key, offset, room = self._open
+        done = 0
+        for piece in pieces:
+            done += write_all(stream.fileno(), piece, offset + done)
+        if done != size:
+            raise ValueError(f"{done} bytes came of {size}")
+        self.written += size
+        self._open = (stream, key, -(-(offset + size) // ALIGNED) * ALIGNED, room)
+        return key, offset
+
+    def release(self) -> None:
+        """Give the pages back that are in memory: they are read again when they are used."""
+        for file in self._files.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                file.madvise(mmap.MADV_DONTNEED)
 
 
-def mapped(linked: Any, maps: Maps) -> Any:
-    """A copy of a linked model, ready to run, whose parameters are mapped; what has memory already is shared."""
+def _content(tensor: torch.Tensor) -> memoryview:
+    return memoryview(cast("Any", tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+
+
+def attached(linked: Any, maps: Maps, *, streamed: bool = False) -> Any:
+    """A copy of a linked model whose parameters are mapped, and know their origins; what has memory is shared.
+
+    Nothing may write to them. ``streamed`` is as ``Maps.tensor`` takes it.
+    """
     made: dict[int, Any] = {}
     for parameter in linked.parameters():
         origin = origin_of(parameter)
-        made[id(parameter)] = parameter if origin is None else nn.Parameter(maps.tensor(origin), requires_grad=False)
-    return one_by_one(copy.deepcopy(linked, made))
+        made[id(parameter)] = parameter
+        if origin is not None:
+            made[id(parameter)] = nn.Parameter(maps.tensor(origin, streamed=streamed), requires_grad=False)
+            setattr(made[id(parameter)], ORIGIN, origin)
+    return copy.deepcopy(linked, made)
+
+
+def mapped(linked: Any, maps: Maps) -> Any:
+    """The same, ready to run in the memory of one tensor."""
+    return one_by_one(attached(linked, maps, streamed=True))
