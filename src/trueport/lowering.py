@@ -71,9 +71,11 @@ def _lowered(
             del patches[known:]
             tell("load: the model asks its weights for values")
     # What lies in no file as it is goes beside the staging folder, whose files are the artefact's.
-    maps = Maps(staging.parent)
-    model = source.original if target.links else source.attached(maps)
-    lowered = _lower(source, model, target, staging, {**options, "maps": maps}, patches, tell)
+    maps = Maps(staging.parent, private=True)
+    with maps.given_back():
+        model = source.original if target.links else source.attached(maps)
+        lowered = _lower(source, model, target, staging, {**options, "maps": maps}, patches, tell)
+        del model
     return source.settled(lowered, target, staging) if source.role == "custom" else lowered  # type: ignore[attr-defined]
 
 

@@ -7,8 +7,10 @@ import copy
 import mmap
 import os
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -16,6 +18,7 @@ from typing import IO, Any, cast
 import torch
 from torch import nn
 
+from trueport.proof.memory import release, resident
 from trueport.weights.files import write_all
 from trueport.weights.lazy import LazyTensor, Span
 from trueport.weights.linked import ORIGIN, origin_of
@@ -23,6 +26,10 @@ from trueport.weights.streamed import StreamedTensor, one_by_one
 
 SCRATCH = 4 * 2**30
 """Bytes of a scratch file, which takes no more room than what is written to it; a larger tensor has a larger one."""
+RESIDENT = 2**27
+"""Bytes of mapped files in memory past which their pages are given back."""
+SECONDS = 0.01
+"""Between two looks at them."""
 ALIGNED = 64
 """Bytes between two tensors' beginnings there divide by this."""
 
@@ -33,11 +40,13 @@ class Maps:
 
     Attributes:
         scratch: the folder in which what lies in no file as it is, such as fused experts, is written to be mapped.
-        written: its bytes.
+        private: whether files are mapped so that writing to a parameter changes no file: who does is found out, not killed.
+        written: bytes in scratch.
         places: device and inode of every file that is mapped.
     """
 
     scratch: Path | None = None
+    private: bool = False
     written: int = 0
     places: set[tuple[int, int]] = field(default_factory=set)
     _files: dict[Path, mmap.mmap] = field(default_factory=dict)
@@ -61,17 +70,17 @@ class Maps:
             return torch.empty(span.shape, dtype=span.dtype)
         if span.path not in self._files:
             with span.path.open("rb") as file:
-                self._map(span.path, file.fileno())
+                self._map(span.path, file.fileno(), mmap.ACCESS_COPY if self.private else mmap.ACCESS_READ)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it cannot be written to: nothing does
             count = span.nbytes // span.dtype.itemsize
             flat = torch.frombuffer(self._files[span.path], dtype=span.dtype, count=count, offset=span.offset)
         return flat.view(span.shape)
 
-    def _map(self, key: Path, descriptor: int) -> None:
+    def _map(self, key: Path, descriptor: int, access: int = mmap.ACCESS_READ) -> None:
         stat = os.fstat(descriptor)
         self.places.add((stat.st_dev, stat.st_ino))
-        self._files[key] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        self._files[key] = mmap.mmap(descriptor, 0, access=access)
 
     def _spilled(self, origin: LazyTensor) -> Span:
         """The values in scratch."""
@@ -104,11 +113,28 @@ class Maps:
         self._open = (stream, key, -(-(offset + size) // ALIGNED) * ALIGNED, room)
         return key, offset
 
-    def release(self) -> None:
-        """Give the pages back that are in memory: they are read again when they are used."""
-        for file in self._files.values():
-            if hasattr(mmap, "MADV_DONTNEED"):
-                file.madvise(mmap.MADV_DONTNEED)
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Within, pages are given back whenever more than ``RESIDENT`` bytes of files have come into memory."""
+        if not Path("/proc/self/statm").exists():
+            yield
+            return
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            release(self.places)
+
+    def _watch(self, done: threading.Event) -> None:
+        least = resident()[1]
+        while not done.wait(SECONDS):
+            if resident()[1] - least > RESIDENT:
+                release(self.places)
+                least = max(least, resident()[1])  # libraries that were loaded meanwhile stay
 
 
 def _content(tensor: torch.Tensor) -> memoryview:

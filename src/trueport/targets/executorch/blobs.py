@@ -24,8 +24,6 @@ from trueport.weights.mapped import Maps
 
 LARGE = 2**20
 """Bytes of what no lasting tensor holds, such as a matrix that was transposed, from which on they go to a scratch file."""
-RESIDENT = 2**26
-"""Bytes of views that are made before mapped pages are given back."""
 Blob = bytes | memoryview
 
 _view_of = ctypes.pythonapi.PyMemoryView_FromMemory
@@ -39,14 +37,13 @@ class Blobs:
     """What is to be written, each as a view of a tensor that is kept alive here, of a scratch file, or as bytes.
 
     Args:
-        maps: whose pages are given back, and whose scratch is written to.
+        maps: whose scratch is written to.
     """
 
     def __init__(self, maps: Maps) -> None:
         self.maps = maps
         self._views: dict[tuple[int, int], tuple[torch.Tensor, memoryview]] = {}
         self._last: memoryview | None = None
-        self._read = 0
 
     def hold(self, tensor: torch.Tensor) -> memoryview | None:
         """A view of the tensor's storage, the same for one storage; None where it has none, or no bytes.
@@ -68,22 +65,16 @@ class Blobs:
         if len(given) != 1 or not isinstance(given[0], ctypes.Array):
             return bytes(*given)
         address, size = ctypes.addressof(given[0]), ctypes.sizeof(given[0])
-        self.read(size)
         if (address, size) in self._views:
             return self._views[address, size][1]
         if size < LARGE:
             return bytes(given[0])
         content = _view_of(address, size, _READ)
-        if self._last is None or not _equal(self._last, address, size):  # its bytes are taken twice, to hash and to keep
+        if self._last is None or not _equal(
+            self._last, address, size
+        ):  # its bytes are taken twice, to hash and to keep
             self._last = self.maps.put(content)
         return self._last
-
-    def read(self, size: int) -> None:
-        """So many bytes are about to be read: before they pile up, pages are given back."""
-        self._read += size
-        if self._read > RESIDENT:
-            self.maps.release()
-            self._read = size
 
 
 def _equal(view: memoryview, address: int, size: int) -> bool:

@@ -61,7 +61,8 @@ def lower(
     with uncopied(blobs):
         methods = [_method(part, backend, options, blobs, beside=beside) for part in captured]
         program, data = together([method.emitted for method in methods], _config(beside))
-    _write({path: program} | {path.parent / f"{name}.ptd": cord for name, cord in data.items()}, blobs, options)
+    files = {path: program} | {path.parent / f"{name}.ptd": cord for name, cord in data.items()}
+    _write(files, options.get("meter") or Meter())
     kernels = sorted({name for method in methods for name in method.kernels})
     extra = {"backend": backend, "kernels": kernels}
     if beside:
@@ -78,9 +79,7 @@ def lower(
     }
 
 
-def _method(
-    part: Captured | Method, backend: str, options: Mapping[str, Any], blobs: Blobs, *, beside: bool
-) -> Method:
+def _method(part: Captured | Method, backend: str, options: Mapping[str, Any], blobs: Blobs, *, beside: bool) -> Method:
     """One component, lowered, and kept where that is wanted; or as it was kept."""
     from trueport.targets.executorch.kept import to_bytes
     from trueport.targets.executorch.methods import Method, emitted
@@ -113,20 +112,13 @@ def _names(part: Captured, blobs: Blobs) -> dict[int, str]:
     return names
 
 
-def _write(files: Mapping[Path, Any], blobs: Blobs, options: Mapping[str, Any]) -> None:
+def _write(files: Mapping[Path, Any], meter: Meter) -> None:
     """Write the program, and the weights that lie beside it."""
-    meter = options.get("meter") or Meter()
     meter.start("weights", sum(len(cord) for cord in files.values()))
-
-    def told(size: int) -> None:
-        blobs.read(size)
-        meter.add(size)
-
     for file, cord in files.items():
         with file.open("wb") as stream:
             # Its own writing functions tell nobody how far they are.
-            cord.write_to_file(Counted(stream, told))
-    blobs.maps.release()
+            cord.write_to_file(Counted(stream, meter.add))  # type: ignore[arg-type]
 
 
 def to_program(

@@ -8,7 +8,7 @@ begun, and what they share is found when they are put together; the bytes are th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from executorch.exir.emit import EmitterOutput
 from executorch.exir.schema import (
     BackendDelegateInlineData,
     Buffer,
+    EValue,
     ExecutionPlan,
     Program,
     SubsegmentOffsets,
@@ -158,12 +159,13 @@ def _merged(methods: Sequence[Emitted]) -> tuple[EmitterOutput, NamedDataStoreOu
 def _moved(plan: ExecutionPlan, places: Mapping[str, Sequence[int]], delegates: Sequence[int]) -> ExecutionPlan:
     """The plan, its references to blobs changed to where these lie among those of all methods."""
 
-    def moved(value: Any) -> Any:
-        if not isinstance(value.val, Tensor) or not value.val.data_buffer_idx:
-            # The first constant beside the program has the place 0, as what has no bytes has.
-            if not (isinstance(value.val, Tensor) and _is_external(value.val)):
-                return value
-        return replace(value, val=replace(value.val, data_buffer_idx=places[_pool(value.val)][value.val.data_buffer_idx]))
+    def moved(entry: EValue) -> EValue:
+        tensor = entry.val
+        # What has no bytes has the place 0, as the first constant beside the program has.
+        if not isinstance(tensor, Tensor) or not (tensor.data_buffer_idx or _is_external(tensor)):
+            return entry
+        place = places[_pool(tensor)][tensor.data_buffer_idx]
+        return replace(entry, val=replace(tensor, data_buffer_idx=place))
 
     entries = [
         replace(entry, processed=replace(entry.processed, index=delegates[entry.processed.index]))
@@ -184,4 +186,3 @@ def _pool(tensor: Tensor) -> str:
 def _is_external(tensor: Tensor) -> bool:
     info = tensor.extra_tensor_info
     return info is not None and info.location == TensorDataLocation.EXTERNAL
-
