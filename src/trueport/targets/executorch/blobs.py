@@ -70,19 +70,10 @@ class Blobs:
         if size < LARGE:
             return bytes(given[0])
         content = _view_of(address, size, _READ)
-        if self._last is None or not _equal(
-            self._last, address, size
-        ):  # its bytes are taken twice, to hash and to keep
+        # Its bytes are taken twice, to hash and to keep.
+        if self._last is None or self._last != content:
             self._last = self.maps.put(content)
         return self._last
-
-
-def _equal(view: memoryview, address: int, size: int) -> bool:
-    """Whether a view holds the same bytes as memory does, without a copy of either."""
-    if len(view) != size:
-        return False
-    own = torch.frombuffer(view, dtype=torch.uint8)
-    return bool(torch.equal(own, torch.frombuffer(_view_of(address, size, _READ), dtype=torch.uint8)))
 
 
 @contextmanager
