@@ -129,6 +129,9 @@ def test_a_kept_method_has_the_weights_of_the_component_it_comes_back_to(
         component.module.inner = Reads(module.table, 5)
         setattr(component.module.inner.matrix, ORIGIN, getattr(module.matrix, ORIGIN))
         assert from_bytes(content, component, blobs) is None, "a weight of another size"
+        component.module.inner = Reads(module.table, 6)
+        setattr(component.module.inner.matrix, ORIGIN, getattr(module.matrix, ORIGIN))
+        assert from_bytes(content, component, blobs) is None, "a weight of other values"
 
 
 def _span(parameter: torch.Tensor, folder: Path):  # type: ignore[no-untyped-def]

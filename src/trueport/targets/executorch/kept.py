@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ def to_bytes(method: Method, names: Mapping[int, str]) -> bytes | None:
     def place(blob: Blob) -> Any:
         if id(blob) not in places:
             name = names.get(id(blob))
-            places[id(blob)] = [len(own) if name is None else name, len(blob)]
+            start = len(own) if name is None else name
+            places[id(blob)] = [start, len(blob), hashlib.sha256(blob).hexdigest()]
             if name is None and len(own) <= LARGEST_INLINE:
                 own.extend(blob)
         return places[id(blob)]
@@ -82,24 +84,23 @@ def from_bytes(content: bytes, component: Component, blobs: Blobs) -> Method | N
     plan, own = rest[: facts["plan"]], rest[facts["plan"] :]
     parameters = {f"{INNER}{name}": p for name, p in component.module.named_parameters(remove_duplicate=False)}
     known = {f"{INNER}{name}" for name in origins_of(component.module)}
-    made: dict[tuple[Any, int], Blob | None] = {}
+    made: dict[tuple[Any, int], Blob] = {}
 
     def blob(place: Sequence[Any]) -> Blob:
-        start, size = place
+        start, size, digest = place
         if (start, size) not in made:
-            if not isinstance(start, str):
-                made[start, size] = own[start : start + size]
-            else:
-                made[start, size] = blobs.hold(parameters[start]) if start in known else None
-        found = made[start, size]
-        if found is None or len(found) != size:
-            raise KeyError(start)
-        return found
+            inside = not isinstance(start, str)
+            found = own[start : start + size] if inside else blobs.hold(parameters[start]) if start in known else None
+            # A program names weights by what they were, which must not come to mean others.
+            if found is None or len(found) != size or hashlib.sha256(found).hexdigest() != digest:
+                raise KeyError(start)
+            made[start, size] = found
+        return made[start, size]
 
     try:
         lists = {name: tuple(blob(place) for place in facts[name]) for name in LISTS}
         buffers = [blob(place) for place in facts["buffers"]]
-    except KeyError:  # a parameter that is not there, or has no bytes of its own
+    except KeyError:  # a parameter that is not there, or is another one
         return None
     named = NamedDataStoreOutput(
         buffers,
