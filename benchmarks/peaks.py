@@ -1,4 +1,4 @@
-"""Trueport's exports of large shapes: peak memory by phase, and seconds.
+"""Trueport's exports of large shapes: peak memory by phase, of it what is no page of a file, and seconds.
 
 ``python -m benchmarks.peaks [--shapes llama-1b,llama-70b] [--load]`` makes for each shape a checkpoint of sparse files, all
 zeros, which takes no room on the disk, exports it without a proof in a fresh process, and prints one line. ``--load``
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -23,19 +24,34 @@ from benchmarks.checkpoints import make
 GB = 1e9
 
 
+SECONDS = 0.01
+"""Between two looks at the anonymous memory, of which the kernel keeps no mark."""
+
+
 class Peaks:
-    """The most memory that this process had in each phase: the kernel's mark is set back where one begins."""
+    """The most memory that this process had in each phase: the kernel's mark is set back where one begins.
+
+    Attributes:
+        phases: peak and anonymous peak in GB, and seconds, by name.
+    """
 
     def __init__(self) -> None:
         self.phases: dict[str, list[float]] = {}
-        self.name, self.since = "import", time.perf_counter()
+        self.name, self.since, self.anonymous = "import", time.perf_counter(), 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.anonymous = max(self.anonymous, anonymous())
+            time.sleep(SECONDS)
 
     def __call__(self, phase: str) -> None:
         """A phase ends, the next begins."""
         now = time.perf_counter()
-        peak, seconds = self.phases.get(self.name, [0.0, 0.0])
-        self.phases[self.name] = [max(peak, _high_water()), seconds + now - self.since]
-        self.name, self.since = phase, now
+        peak, most, seconds = self.phases.get(self.name, [0.0, 0.0, 0.0])
+        most = max(most, self.anonymous, anonymous())
+        self.phases[self.name] = [max(peak, _high_water()), most, seconds + now - self.since]
+        self.name, self.since, self.anonymous = phase, now, 0.0
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -68,7 +84,8 @@ def export(source: str, out: str, weights: str, dtype: str | None, to: str) -> d
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_gb": max(peak for peak, _ in peaks.phases.values()),
+        "peak_gb": max(peak for peak, _, _ in peaks.phases.values()),
+        "peak_anonymous_gb": max(most for _, most, _ in peaks.phases.values()),
         "phases": peaks.phases,
     }
 
@@ -153,9 +170,13 @@ def line(name: str, place: Path, weights: str, dtype: str | None, to: str) -> st
     if done.returncode:
         return f"{name}: {size / GB:.1f} GB of weights: failed: {done.stderr.strip().splitlines()[-1][:300]}"
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    phases = ", ".join(f"{phase} {peak:.2f} GB {seconds:.1f} s" for phase, (peak, seconds) in found["phases"].items())
+    phases = ", ".join(
+        f"{phase} {peak:.2f} GB ({most:.2f}) {seconds:.1f} s"
+        for phase, (peak, most, seconds) in found["phases"].items()
+    )
     return (
-        f"{name}: {size / GB:.1f} GB of weights: peak {found['peak_gb']:.2f} GB, {found['seconds']:.1f} s "
+        f"{name}: {size / GB:.1f} GB of weights: peak {found['peak_gb']:.2f} GB "
+        f"({found['peak_anonymous_gb']:.2f} anonymous), {found['seconds']:.1f} s "
         f"({found['cpu_seconds']:.1f} s of CPU), {written / GB:.2f} GB on disk. {phases}"
     )
 

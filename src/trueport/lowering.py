@@ -43,7 +43,7 @@ def write_graphs(
             components[prefix + name] = entry | extra | part.interface.to_json()
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": source.describe(),
+        "source": source.describe(whole=not all(target.links for target in targets)),
         "versions": _versions(targets),
         "components": components,
         "patches": list(dict.fromkeys(patches)),
@@ -59,35 +59,56 @@ def _lowered(
 ) -> Mapping[str, Lowered]:
     """Every component as ``target`` writes it, traced without the weights where that can be."""
     from trueport.weights.linked import is_fake
+    from trueport.weights.mapped import Maps
 
     if target.links and is_fake(source.model):
         before, known = set(staging.iterdir()), len(patches)
         try:
-            return target.lower(_captured(source, source.model, target, options, patches, tell), staging, options)
+            return _lower(source, source.model, target, staging, options, patches, tell)
         except Exception:  # a model that asks its weights for values; with them it may trace, or its own error is told
             if set(staging.iterdir()) != before:  # it was traced, and could not be written
                 raise
             del patches[known:]
             tell("load: the model asks its weights for values")
-    lowered = target.lower(_captured(source, source.original, target, options, patches, tell), staging, options)
+    # What lies in no file as it is goes beside the staging folder, whose files are the artefact's.
+    maps = Maps(staging.parent, private=True)
+    with maps.given_back():
+        model = source.original if target.links else source.attached(maps)
+        lowered = _lower(source, model, target, staging, {**options, "maps": maps}, patches, tell)
+        del model
     return source.settled(lowered, target, staging) if source.role == "custom" else lowered  # type: ignore[attr-defined]
 
 
-def _captured(
-    source: Source, model: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
-) -> Iterator[Captured | Any]:
-    """Every component's program, or what the target goes on from where an interrupted export had finished it."""
-    from trueport.graphs.stamping.shorten import captured
+def _lower(
+    source: Source,
+    model: Any,
+    target: Target,
+    staging: Path,
+    options: dict[str, Any],
+    patches: list[str],
+    tell: Progress,
+) -> Mapping[str, Lowered]:
     from trueport.weights.linked import fake_mode_of
 
     if source.role == "custom":
-        components = source.components(target, options)  # type: ignore[attr-defined]
+        found = source.components(target, options)  # type: ignore[attr-defined]
     else:
         with fake_mode_of(model):
-            components = target.components(model, untrained=source.untrained, options=options)
+            found = target.components(model, untrained=source.untrained, options=options)
+    options = {**options, "components": {component.name: component for component in found}}
+    config = getattr(model, "config", None)
+    return target.lower(_captured(source, config, target, options, patches, tell), staging, options)
+
+
+def _captured(
+    source: Source, config: Any, target: Target, options: dict[str, Any], patches: list[str], tell: Progress
+) -> Iterator[Captured | Any]:
+    """Every component's program, or what the target goes on from where an interrupted export had finished it."""
+    from trueport.graphs.stamping.shorten import captured
+
     stamp = target.stamps and source.role != "custom" and options.get("stamp", True)
     shelf: Shelf | None = options.get("shelf")
-    for component in components:
+    for component in options["components"].values():
         facts: dict[str, list[str]] = {"patches": [], "notes": []}
 
         def note(line: str, notes: list[str] = facts["notes"]) -> None:
@@ -100,7 +121,7 @@ def _captured(
             note(f"capture {component.name}: taken from the interrupted export of {kept.when}", facts["notes"])
         else:
             tell(f"capture {component.name}")
-            part = captured(component, getattr(model, "config", None), note, stamp=stamp)
+            part = captured(component, config, note, stamp=stamp)
             facts["patches"] += part.patches
             if shelf is not None:
                 part = replace(part, keep=partial(shelf.put, target.name, component, facts))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from trueport.roles import Component
     from trueport.targets import Lowered, Target
+    from trueport.weights.mapped import Maps
 
 ROLE = "custom"
 
@@ -45,7 +46,11 @@ class ModuleSource:
         """The module itself: its weights are in memory."""
         return self.model
 
-    def describe(self) -> dict[str, Any]:
+    def attached(self, maps: Maps) -> nn.Module:
+        """The module itself: its weights are in memory."""
+        return self.model
+
+    def describe(self, *, whole: bool = False) -> dict[str, Any]:
         """For the manifest: the same on every machine and at any time."""
         interface = self.described.component.interface
         feeds = self.described.component.feeds or {}

@@ -153,7 +153,7 @@ def export(
     else:
         source = load_source(
             given.model, task=task, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision,
-            link=any(target.links for target in targets),
+            link=True,
         )  # fmt: skip
     if calibration is not None:
         from trueport.proof.calibration import read_prompts

@@ -24,7 +24,7 @@ from trueport.tasks import (
     task_of,
 )
 from trueport.weights.linked import Checkpoint, load_linked, mark_origins, open_checkpoint, origin_of
-from trueport.weights.mapped import Maps, mapped
+from trueport.weights.mapped import Maps, attached, mapped
 from trueport.words import count_words, listed
 
 if TYPE_CHECKING:
@@ -86,6 +86,13 @@ class Source:
         with quiet():
             return mapped(self.model, maps)
 
+    def attached(self, maps: Maps) -> PreTrainedModel:
+        """The model with values to lower, in memory or, of a linked source, in the pages of its files."""
+        if self.reload is None:
+            return self.model
+        with quiet():
+            return attached(self.model, maps)
+
     @property
     def dtype(self) -> str:
         """The dtype that the model computes in."""
@@ -93,8 +100,8 @@ class Source:
 
         return float_dtype(self.model)
 
-    def describe(self) -> dict[str, Any]:
-        """For the manifest: the same on every machine and at any time."""
+    def describe(self, *, whole: bool = False) -> dict[str, Any]:
+        """For the manifest: the same on every machine and at any time; ``whole`` reads weights of any size."""
         facts = {
             "kind": self.kind,
             "name": self.name,
@@ -104,17 +111,17 @@ class Source:
             "role": self.role,
             "task": self.task,
             "dtype": self.dtype,
-            "weights_sha256": self._digest(),
+            "weights_sha256": self._digest(whole),
             "untrained": list(self.untrained),
         }
         return {key: value for key, value in facts.items() if value is not None}
 
-    def _digest(self) -> str | None:
-        """Of the weights; None where reading them all would take longer than the export."""
+    def _digest(self, whole: bool) -> str | None:
+        """Of the weights; None where reading them all would take longer than an export that only points at them."""
         if self.checkpoint is None:
             return weights_digest(self.model)
         small = sum(file.size for file in self.checkpoint.files) <= DIGESTED
-        return weights_digest(self.model, origin_of) if small else None
+        return weights_digest(self.model, origin_of) if small or whole else None
 
     def save_assets(self, folder: Path) -> None:
         """Write config, generation config, and what the tokenizer or processor consists of, into ``folder``."""

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tests import zoo
+from trueport.pages import release, resident
 from trueport.proof.inputs import Inputs, Limits, left
-from trueport.proof.memory import release, resident
 from trueport.proof.reference import Reference, widened
 from trueport.source import load_source
 from trueport.weights import lazy, streamed
+from trueport.weights import mapped as home
 from trueport.weights.mapped import Maps
 from trueport.weights.streamed import StreamedTensor
 
@@ -143,3 +144,29 @@ def test_pages_that_are_given_back_are_read_again(device: int, tmp_path: Path, m
     after = resident()
     assert before[1] - after[1] >= 0.9 * content.nbytes
     assert float(mapped.double().sum()) == total
+
+
+@pytest.mark.parametrize(("name", "stored"), [("llama", "float32"), ("llama", "bfloat16"), ("gpt2", "float32")])
+def test_an_attached_model_has_the_values_of_a_loaded_one(name: str, stored: str, tmp_path: Path) -> None:
+    """As plain tensors, which lie in files all the same: what is widened lies in scratch."""
+    zoo.build(name).to(getattr(torch, stored)).save_pretrained(tmp_path)
+    source, maps = load_source(tmp_path, tokenizer=None, link=True), Maps(tmp_path, private=True)
+    attached, loaded = source.attached(maps), source.original
+    for (name, one), (other_name, other) in zip(attached.named_parameters(), loaded.named_parameters(), strict=True):
+        assert name == other_name and type(one) is torch.nn.Parameter and torch.equal(one, other)
+        assert one.stride() == other.stride() and not one.requires_grad
+    assert (maps.written > 0) == (stored == "bfloat16")
+    assert [b.tolist() for b in attached.buffers()] == [b.tolist() for b in loaded.buffers()]
+    release(maps.places)
+    assert torch.equal(next(attached.parameters()), next(loaded.parameters()))
+
+
+def test_scratch_holds_what_is_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is larger than the rest of its file, or than any."""
+    monkeypatch.setattr(home, "SCRATCH", 4096)
+    maps = Maps(tmp_path)
+    contents = [bytes([number]) * size for number, size in enumerate((100, 4000, 10_000, 0, 5))]
+    views = [maps.put(memoryview(content)) for content in contents]
+    release(maps.places)
+    assert [bytes(view) for view in views] == contents and maps.written == 14_105
+    assert os.listdir(tmp_path) == []

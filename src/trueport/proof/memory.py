@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trueport.errors import TrueportError
-from trueport.weights.mapped import mapped_as
+from trueport.pages import mapped_as, release, resident
 from trueport.words import size_words
 
 if TYPE_CHECKING:
@@ -49,8 +48,6 @@ EAGER = 24
 """The same in the float64 original, where it computes attention step by step."""
 ANSWERS = 0.4
 """Of the limit, for the answers to one batch."""
-DONTNEED = 4
-"""MADV_DONTNEED of Linux: of a file's pages that nobody wrote to, it loses nothing."""
 
 
 class TooLargeError(TrueportError):
@@ -135,7 +132,7 @@ class Memory:
         if not self.streamed or not Path("/proc/self/statm").exists():
             yield
             return
-        self.places |= {_mapped_as(path) for path in self.files if path.is_file()}
+        self.places |= {mapped_as(path) for path in self.files if path.is_file()}
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
         thread.start()
@@ -155,34 +152,6 @@ class Memory:
 
 ANY = Memory(2**63)
 """Where nobody counts."""
-
-
-def resident() -> tuple[int, int]:
-    """Bytes of this process in memory, and those of them that are pages of files."""
-    pages = Path("/proc/self/statm").read_text().split()
-    return int(pages[1]) * mmap.PAGESIZE, int(pages[2]) * mmap.PAGESIZE
-
-
-def _mapped_as(path: Path) -> str:
-    with path.open("rb") as file:
-        return mapped_as(file.fileno())
-
-
-def release(places: Iterable[str]) -> None:
-    """Give back the mapped pages of files, named by ``mapped_as``, that nobody wrote to."""
-    wanted = set(places) - {""}
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    span = ""
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, *rest = line.split(maxsplit=5)
-        if not name.endswith(":"):  # a mapping: its addresses, rights, offset, device, inode and file
-            span = name if " ".join(rest[2:4]) in wanted else ""
-        # A private page that was written to is anonymous by now, and is nowhere else. ONNX Runtime maps weights so that
-        # it could write to them, and does not.
-        elif span and name == "Anonymous:" and rest[0] == "0":
-            start, end = (int(address, 16) for address in span.split("-"))
-            advise(start, end - start, DONTNEED)
 
 
 def available() -> int:

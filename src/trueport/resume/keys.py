@@ -23,7 +23,7 @@ OWN = ("transformers", "torch")
 """Packages whose modules a model may be made of; code from anywhere else may do what no digest sees."""
 CODE = (
     "trueport", "torch", "transformers", "safetensors", "tokenizers", "numpy", "sympy", "onnx", "onnx_ir", "onnxscript",
-    "onnxruntime", "libcst",
+    "onnxruntime", "libcst", "executorch", "torchao", "flatbuffers",
 )  # fmt: skip
 """Packages that have a part in how a component comes out."""
 READ = 64 * 1024 * 1024
@@ -31,7 +31,7 @@ READ = 64 * 1024 * 1024
 ELSEWHERE = ("meter", "notes", "shelf", "proof_memory", "calibration", "weights")
 """Options that say how an export goes on, not what its graphs are; of a calibration the prompts themselves count. Where
 hard links cannot be made, the graphs are there for the copy."""
-SETTINGS = ("TORCH", "PYTORCH", "TRANSFORMERS_", "ONNX", "ORT_")
+SETTINGS = ("TORCH", "PYTORCH", "TRANSFORMERS_", "ONNX", "ORT_", "EXECUTORCH", "FLATC")
 """How environment variables begin that change what these packages do."""
 
 
@@ -113,7 +113,7 @@ def _code(packages: Iterable[str]) -> Iterator[str]:
             for folder, inner, names in os.walk(top):
                 inner[:] = sorted(name for name in inner if name != "__pycache__")
                 for name in sorted(names):
-                    if name.endswith((".py", ".so", ".pyd", ".dylib")):
+                    if name.endswith((".py", ".so", ".pyd", ".dylib", ".fbs")):
                         stat = os.stat(os.path.join(folder, name))
                         yield f"{folder}/{name} {stat.st_size} {stat.st_mtime_ns}"
 

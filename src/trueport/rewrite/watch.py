@@ -221,7 +221,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         every = {id(tensor): tensor for tensor in (*reached, *model.buffers(), *model.parameters())}
         large = sum(part.numel() * part.element_size() for part in model.parameters()) > COPIED
         kept = [
-            (tensor, _version(tensor), None if large and isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+            (tensor, _version(tensor), None if large and isinstance(tensor, nn.Parameter) else _copy(tensor.detach()))
             for tensor in every.values()
         ]
         try:
@@ -237,6 +237,17 @@ def preserved(model: nn.Module) -> Iterator[None]:
                     )
                 with torch.no_grad():
                     tensor.copy_(value)
+
+
+EMPTY = 2**20
+"""Bytes of a tensor from which on it is looked at whether it is empty, as the caches of a bounded program are."""
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """What ``copy_`` makes the tensor again of: a copy, or one zero for all of its zeros, which may have no memory yet."""
+    large = type(tensor) is torch.Tensor and tensor.nbytes >= EMPTY and tensor.is_contiguous()
+    empty = large and not tensor.view(-1).view(torch.uint8).any()
+    return tensor.new_zeros(()) if empty else tensor.clone()
 
 
 def _version(tensor: torch.Tensor) -> int:

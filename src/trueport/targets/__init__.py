@@ -98,6 +98,12 @@ class Target(Protocol):
     def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
         """Write every captured program below ``folder``, the artefact's root; by component name.
 
+        Args:
+            captured: captures a component when it is asked for the next program.
+            folder: the artefact's root.
+            options: of the export; ``components``, by name, are what is captured, and from a target that links nothing
+                ``maps`` are the files that the weights are pages of.
+
         Raises:
             LoweringError: a program has no form in this target.
         """

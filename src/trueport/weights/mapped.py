@@ -5,38 +5,32 @@ from __future__ import annotations
 
 import copy
 import mmap
-import os
 import tempfile
+import threading
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
+from trueport.pages import mapped_as, release, resident
+from trueport.weights.files import write_all
 from trueport.weights.lazy import LazyTensor, Span
-from trueport.weights.linked import origin_of
+from trueport.weights.linked import ORIGIN, origin_of
 from trueport.weights.streamed import StreamedTensor, one_by_one
 
-
-def mapped_as(descriptor: int) -> str:
-    """Device and inode of a file as the system's list of mappings names it; empty where there is no such list.
-
-    That is not what fstat says on btrfs, whose every subvolume has a device of its own: the file is mapped, and looked for.
-    """
-    listed, size = Path("/proc/self/maps"), os.fstat(descriptor).st_size
-    if not size or not listed.exists():
-        return ""
-    with mmap.mmap(descriptor, min(size, mmap.PAGESIZE), access=mmap.ACCESS_READ) as probe:
-        address = np.frombuffer(probe, np.uint8, 1).ctypes.data
-        for line in listed.read_text().splitlines():
-            span, _, _, device, inode = line.split(maxsplit=5)[:5]
-            start, end = (int(edge, 16) for edge in span.split("-"))
-            if start <= address < end:
-                return f"{device} {inode}"
-    return ""
+SCRATCH = 4 * 2**30
+"""Bytes of a scratch file, which takes no more room than what is written to it; a larger tensor has a larger one."""
+RESIDENT = 2**27
+"""Bytes of mapped files in memory past which their pages are given back."""
+SECONDS = 0.01
+"""Between two looks at them."""
+ALIGNED = 64
+"""Bytes between two tensors' beginnings there divide by this."""
 
 
 @dataclass
@@ -45,19 +39,25 @@ class Maps:
 
     Attributes:
         scratch: the folder in which what lies in no file as it is, such as fused experts, is written to be mapped.
-        written: its bytes.
+        private: whether files are mapped so that writing to a parameter changes no file: who does is found out, not killed.
+        written: bytes in scratch.
         places: every file that is mapped, as ``mapped_as`` names it.
     """
 
     scratch: Path | None = None
+    private: bool = False
     written: int = 0
     places: set[str] = field(default_factory=set)
     _files: dict[Path, mmap.mmap] = field(default_factory=dict)
+    _open: tuple[IO[bytes], Path, int, int] | None = None
 
-    def tensor(self, origin: LazyTensor) -> torch.Tensor:
-        """The values of a parameter, in its dtype."""
-        # A checkpoint in half precision under float32: what is mapped is the half, and is cast where it is read.
-        if origin.span is None and origin.unwidened is not None:
+    def tensor(self, origin: LazyTensor, *, streamed: bool = True) -> torch.Tensor:
+        """The values of a parameter, in its dtype.
+
+        A checkpoint in half precision under float32 is mapped as it is and cast where it is read; unless ``streamed``, it
+        is cast once, into scratch.
+        """
+        if streamed and origin.span is None and origin.unwidened is not None:
             return StreamedTensor(self.tensor(origin.unwidened), origin.dtype)
         span = origin.span
         if span is not None and span.offset % span.dtype.itemsize == 0:
@@ -69,36 +69,91 @@ class Maps:
             return torch.empty(span.shape, dtype=span.dtype)
         if span.path not in self._files:
             with span.path.open("rb") as file:
-                self._map(span.path, file.fileno())
+                self._map(span.path, file.fileno(), mmap.ACCESS_COPY if self.private else mmap.ACCESS_READ)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it cannot be written to: nothing does
             count = span.nbytes // span.dtype.itemsize
             flat = torch.frombuffer(self._files[span.path], dtype=span.dtype, count=count, offset=span.offset)
         return flat.view(span.shape)
 
-    def _map(self, key: Path, descriptor: int) -> None:
+    def _map(self, key: Path, descriptor: int, access: int = mmap.ACCESS_READ) -> None:
         self.places.add(mapped_as(descriptor))
-        self._files[key] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        self._files[key] = mmap.mmap(descriptor, 0, access=access)
 
     def _spilled(self, origin: LazyTensor) -> Span:
-        """The values in a file without a name, which goes away with the process."""
-        key, size = Path(f"scratch {len(self._files)}"), 0
-        with tempfile.TemporaryFile(dir=self.scratch, buffering=0) as file:
-            for piece in origin.pieces():
-                content = memoryview(cast("Any", piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
-                while content:  # a single write ends at 2 GB
-                    content = content[file.write(content) :]
-                size += piece.nbytes
-            self.written += size
-            if size:
-                self._map(key, file.fileno())
-        return Span(key, 0, size, origin.dtype, tuple(origin.shape))
+        """The values in scratch."""
+        size = origin.numel() * origin.dtype.itemsize
+        pieces = (_content(piece) for piece in origin.pieces())
+        path, offset = self._put(pieces, size)
+        return Span(path, offset, size, origin.dtype, tuple(origin.shape))
+
+    def put(self, content: memoryview) -> memoryview:
+        """The same bytes as pages of a scratch file, which take no memory that the system could not use otherwise."""
+        path, offset = self._put([content], len(content))
+        return memoryview(self._files[path])[offset : offset + len(content)]
+
+    def _put(self, pieces: Iterable[memoryview], size: int) -> tuple[Path, int]:
+        """Write bytes to a file without a name, which goes away with the process; which file, and where in it."""
+        if self._open is None or self._open[2] + size > self._open[3]:
+            room = max(size, SCRATCH)
+            stream = tempfile.TemporaryFile(dir=self.scratch, buffering=0)  # noqa: SIM115
+            stream.truncate(room)
+            key = Path(f"scratch {len(self._files)}")
+            self._map(key, stream.fileno())
+            self._open = (stream, key, 0, room)
+        stream, key, offset, room = self._open
+        done = 0
+        for piece in pieces:
+            done += write_all(stream.fileno(), piece, offset + done)
+        if done != size:
+            raise ValueError(f"{done} bytes came of {size}")
+        self.written += size
+        self._open = (stream, key, -(-(offset + size) // ALIGNED) * ALIGNED, room)
+        return key, offset
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Within, pages are given back whenever more than ``RESIDENT`` bytes of files have come into memory."""
+        if not Path("/proc/self/statm").exists():
+            yield
+            return
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            release(self.places)
+
+    def _watch(self, done: threading.Event) -> None:
+        least = resident()[1]
+        while not done.wait(SECONDS):
+            if resident()[1] - least > RESIDENT:
+                release(self.places)
+                least = max(least, resident()[1])  # libraries that were loaded meanwhile stay
 
 
-def mapped(linked: Any, maps: Maps) -> Any:
-    """A copy of a linked model, ready to run, whose parameters are mapped; what has memory already is shared."""
+def _content(tensor: torch.Tensor) -> memoryview:
+    return memoryview(cast("Any", tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+
+
+def attached(linked: Any, maps: Maps, *, streamed: bool = False) -> Any:
+    """A copy of a linked model whose parameters are mapped, and know their origins; what has memory is shared.
+
+    Nothing may write to them. ``streamed`` is as ``Maps.tensor`` takes it.
+    """
     made: dict[int, Any] = {}
     for parameter in linked.parameters():
         origin = origin_of(parameter)
-        made[id(parameter)] = parameter if origin is None else nn.Parameter(maps.tensor(origin), requires_grad=False)
-    return one_by_one(copy.deepcopy(linked, made))
+        made[id(parameter)] = parameter
+        if origin is not None:
+            made[id(parameter)] = nn.Parameter(maps.tensor(origin, streamed=streamed), requires_grad=False)
+            setattr(made[id(parameter)], ORIGIN, origin)
+    return copy.deepcopy(linked, made)
+
+
+def mapped(linked: Any, maps: Maps) -> Any:
+    """The same, ready to run in the memory of one tensor."""
+    return one_by_one(attached(linked, maps, streamed=True))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from trueport.proof.calibration import Original
     from trueport.roles import Component
     from trueport.roles.bounded import Bounds
+    from trueport.targets.executorch.blobs import Blobs
+    from trueport.targets.executorch.methods import Method
     from trueport.targets.executorch.session import ProgramSession
     from trueport.targets.quantized import Gate, Quantized
 
@@ -38,7 +40,7 @@ class ExecutorchTarget:
     def __init__(self) -> None:
         require()
         self._quantized: Quantized | None = None
-        self._parts: dict[str, Component] = {}
+        self._blobs: Blobs | None = None
         self._original: Original | None = None
         self._kernels: list[str] = []
 
@@ -57,9 +59,7 @@ class ExecutorchTarget:
 
         self._original = Original(model.config, role_of(model), tuple(options.get("prompts") or ()))
         model, self._quantized = quantized(model, kind)
-        parts = components(model, self.bounds(options), untrained=untrained)
-        self._parts = {part.name: part for part in parts}
-        return parts
+        return components(model, self.bounds(options), untrained=untrained)
 
     @property
     def gates(self) -> Mapping[str, Gate]:
@@ -81,21 +81,38 @@ class ExecutorchTarget:
             )
         return bounds
 
-    def restored(self, content: bytes, component: Component) -> None:
-        """None: its components are methods of one program, which is finished when all of them are."""
+    def restored(self, content: bytes, component: Component) -> Method | None:
+        """The method, with the component's weights."""
+        from trueport.targets.executorch.kept import from_bytes
 
-    def lower(self, captured: Iterable[Captured], folder: Path, options: Mapping[str, Any]) -> dict[str, Lowered]:
+        return None if self._blobs is None else from_bytes(content, component, self._blobs)
+
+    def lower(
+        self, captured: Iterable[Captured | Method], folder: Path, options: Mapping[str, Any]
+    ) -> dict[str, Lowered]:
         """Write ``executorch/model.pte``; ``options``: ``backend``, ``max_arena``, ``max_pte``, ``quantize``."""
+        from trueport.targets.executorch.blobs import Blobs
+        from trueport.targets.executorch.external import LARGEST_PROGRAM, weights_size
         from trueport.targets.executorch.lower import lower
 
-        programs = list(captured)
+        parts: Mapping[str, Component] = options["components"]
+        tensors = [t for part in parts.values() for t in (*part.module.parameters(), *part.module.buffers())]
+        programs: Iterable[Any] = captured
         found = self._quantized
         if found is not None and found.kind == "int8" and self._original is not None:
             from trueport.targets.executorch.calibrate import calibrated
 
-            programs = calibrated(programs, self._parts, self._original)
+            programs = calibrated(list(captured), parts, self._original)
+            tensors = [t for p in programs for t in (*p.program.state_dict.values(), *p.program.constants.values())]
+        most = LARGEST_PROGRAM if options.get("max_pte") is None else options["max_pte"]
+        beside = weights_size(tensors) > most
+        self._blobs = Blobs(options["maps"])
         (folder / FOLDER).mkdir()
-        lowered = lower(programs, folder / FOLDER / FILE, f"{FOLDER}/{FILE}", options)
+        try:
+            file = f"{FOLDER}/{FILE}"
+            lowered = lower(programs, folder / file, file, options, self._blobs, beside=beside)
+        finally:
+            self._blobs = None
         if options.get("kernels") is None:
             self._kernels = sorted({name for part in lowered.values() for name in part.extra["kernels"]})
         if found is None:

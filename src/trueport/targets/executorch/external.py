@@ -17,14 +17,13 @@ STEM = "model"
 """The name of the file that ExecuTorch writes the weights to, without ``.ptd``."""
 
 
-def weights_size(programs: Iterable[torch.export.ExportedProgram]) -> int:
-    """Bytes of all weights and constants, those that methods share once."""
+def weights_size(tensors: Iterable[Any]) -> int:
+    """Bytes of weights and constants, those that methods share once; what is no tensor has none."""
     seen: dict[int, int] = {}
-    for program in programs:
-        for tensor in (*program.state_dict.values(), *program.constants.values()):
-            if isinstance(tensor, torch.Tensor):
-                # By the storage's own address: that of its bytes is refused where a quantiser made the tensor.
-                seen[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor):
+            # By the storage's own address: that of its bytes is refused where a quantiser made the tensor.
+            seen[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
 
 

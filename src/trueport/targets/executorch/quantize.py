@@ -68,7 +68,8 @@ def quantized(model: PreTrainedModel, kind: str) -> tuple[PreTrainedModel, Quant
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
     if dtypes != ["float32"]:
         raise LoweringError(f"--quantize {kind} starts from float32, not {', '.join(dtypes)}", "Give --dtype float32.")
-    made = copy.deepcopy(model)
+    # Its parameters are shared: nothing writes to them, and those of linear layers are replaced.
+    made = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     _spell_linear(made)
     left = {name: why for name, module in made.named_modules() if (why := _why_float(module, kind))}
     layers = tuple(n for n, module in made.named_modules() if isinstance(module, nn.Linear) and n not in left)
