@@ -42,6 +42,7 @@ class Site:
         terms: the masks between scores and softmax, the last one first; for an operator those in its bias.
         clamped: whether summed masks are clipped from below.
         bound: the largest score where masks meet scores that were capped by tanh; None where they were not.
+        given: the masked scores that the softmax reads; None for an operator.
     """
 
     node: ir.Node
@@ -49,6 +50,7 @@ class Site:
     terms: tuple[Term, ...] = ()
     clamped: bool = False
     bound: float | None = None
+    given: ir.Value | None = None
 
     @property
     def fused(self) -> bool:
@@ -63,7 +65,7 @@ class Site:
     def mask_values(self) -> list[ir.Value]:
         """What may carry a mask into this layer."""
         if not self.fused:
-            return [value for value in self.node.inputs[:1] if value is not None]
+            return [] if self.given is None else [self.given]
         slots = (self.slot(name) for name in ("mask", "bias", "lengths"))
         return [value for value in slots if value is not None]
 
@@ -112,7 +114,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
         if kind in ("MatMul", "FusedMatMul", "Einsum", "Gemm"):
             if any(view.is_weight(operand) for operand in inputs):
                 return None
-            return Site(softmax, node, _uncovered(terms), clamped, bound)
+            return Site(softmax, node, _uncovered(terms), clamped, bound, softmax.inputs[0])
         if kind == "Where":
             scalars = [view.scalar(branch) for branch in inputs[1:3]]
             filled = [s is not None and s <= fills.limit(inputs[0]) for s in scalars]

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from trueport.graphs.loading import GraphError
 
 if TYPE_CHECKING:
+    from trueport.graphs.audit.experiment.judge import Leak
     from trueport.graphs.audit.shapes import Shape
     from trueport.graphs.audit.sites import Site
 
@@ -86,6 +87,13 @@ class View:
         return find_sites(self)
 
     @functools.cached_property
+    def leaks(self) -> list[Leak]:
+        """Layers that see keys which a mask hides, by experiment."""
+        from trueport.graphs.audit.experiment.judge import find_leaks
+
+        return find_leaks(self)
+
+    @functools.cached_property
     def masks(self) -> dict[str, set[int]]:
         """For every mask input, the ids of the values that depend on it before they become hidden states."""
         found: dict[str, set[int]] = {}
@@ -135,6 +143,17 @@ class View:
             return any(self.is_weight(value) for value in node.inputs)
         # A table that is looked up: words, positions.
         return node.op_type == "Gather" and self.is_weight(node.inputs[0])
+
+    def entering(self, value: ir.Value) -> ir.Value | None:
+        """What an input of a Loop's or Scan's body is given from outside, in its first turn; None for other values."""
+        graph = value.graph
+        if graph is None or value.producer() is not None or id(graph) not in self.parents:
+            return None
+        node = self.parents[id(graph)]
+        place = next((place for place, own in enumerate(graph.inputs) if own is value), len(node.inputs))
+        if place >= len(node.inputs) or (node.op_type == "Loop" and place < 2):
+            return None
+        return node.inputs[place]
 
     def is_weight(self, value: ir.Value | None) -> bool:
         """Whether a value is a learned matrix: a stored float tensor of two axes or more, perhaps transposed or scaled."""

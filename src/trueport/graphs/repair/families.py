@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit.experiment.inputs import PAST, ROWS, axis_size, batch_axis, has_past, taken
 from trueport.graphs.audit.view import MASK_NAME
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
-ROWS, LENGTH, PAST = 3, 7, 3
-"""Batch, new tokens, and tokens of the past where the graph takes one."""
+LENGTH = 7
+"""New tokens."""
 FAMILIES = ("none hidden", "right", "left", "both sides", "holes", "random", "one row empty", "all rows empty")
 """The masks of the proof; all but the first keep their shape and draw their places."""
 
@@ -51,23 +52,13 @@ def feeds(view: View, *, seed: int, rounds: int, past: int) -> Iterator[tuple[st
     for _ in range(rounds):
         for family in FAMILIES:
             mask = draw(family, rng, ROWS, past + LENGTH)
-            yield family, {value.name or "": _fill(view, value, mask, rng, past) for value in _inputs(view)}
-
-
-def _inputs(view: View) -> list[ir.Value]:
-    stored = view.model.graph.initializers
-    return [value for value in view.model.graph.inputs if value.name not in stored]
-
-
-def has_past(view: View) -> bool:
-    """Whether the graph takes keys and values of earlier tokens."""
-    return any("past" in (value.name or "") for value in _inputs(view))
+            yield family, {value.name or "": _fill(view, value, mask, rng, past) for value in taken(view)}
 
 
 def _fill(view: View, value: ir.Value, mask: np.ndarray, rng: np.random.Generator, past: int) -> np.ndarray:
     name, dtype = value.name or "", (value.dtype or ir.DataType.FLOAT).numpy()
-    batch = _batch_axis(view)
-    shape = [_axis(size, index, name, batch, past) for index, size in enumerate(value.shape or ())]
+    batch = batch_axis(view)
+    shape = [axis_size(size, index, name, batch, LENGTH, past) for index, size in enumerate(value.shape or ())]
     if MASK_NAME.search(name):
         return _shaped(mask, shape, past).astype(dtype)
     if name == "causal" or "causal_mask" in name:
@@ -88,27 +79,6 @@ def _shaped(mask: np.ndarray, shape: list[int], past: int) -> np.ndarray:
         return mask.sum(axis=1)
     whole = mask.reshape(len(mask), *[1] * (len(shape) - 2), mask.shape[1])
     return np.ascontiguousarray(np.broadcast_to(whole[: shape[0], ..., : shape[-1]], shape))
-
-
-def _batch_axis(view: View) -> str | None:
-    """The name of the batch axis: that of the first input that has one."""
-    for value in _inputs(view):
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
-            return str(value.shape[0])
-    return None
-
-
-def _axis(size: object, index: int, name: str, batch: str | None, past: int) -> int:
-    """A number for an axis of any length."""
-    if isinstance(size, int):
-        return size
-    text = str(size)
-    if text == batch or (index == 0 and text in ("None", "?")):
-        return ROWS
-    if "past" in name:
-        return past
-    whole = "+" in text or "total" in text or ("past" in text and "seq" in text)
-    return past + LENGTH if whole or (past and MASK_NAME.search(name)) else LENGTH
 
 
 def _range(view: View, value: ir.Value, dtype: np.dtype) -> tuple[int, int]:

@@ -1,0 +1,183 @@
+"""Inputs of any graph: sizes for its axes, masks that differ from row to row, and plain numbers for the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError, bounded
+from trueport.graphs.audit.view import MASK_NAME
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.view import View
+
+ROWS, PAST = 3, 3
+"""Batch, and tokens of the past where the graph takes one."""
+LENGTHS = (7, 11)
+"""New tokens; where an axis follows them, it is that of the keys."""
+PADDING = re.compile(r"(^|[._/])(attention_mask|attn_mask|padding_mask|input_mask)([._]\d+)?$|(^|[./])mask$")
+"""Mask inputs that say what is padding, among all that are called masks."""
+SURE = re.compile(r"attention_mask([._]\d+)?$")
+"""Those in which, by every exporter's convention, 1 is a token and 0 padding; others have it either way."""
+TOKEN = 3
+"""A token that is no padding."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a mask is written.
+
+    Attributes:
+        visible, hidden: what its entries are.
+        expected: whether a graph may rightly read it so.
+    """
+
+    visible: float
+    hidden: float
+    expected: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to fill the inputs.
+
+    Attributes:
+        mask: which keys are real, bool (rows, keys).
+        given: the inputs, by id.
+        axes: the size of every named axis.
+        past: how many keys lie before the first query.
+    """
+
+    mask: Any
+    given: dict[int, Known]
+    axes: dict[str, int]
+    past: int
+
+
+def taken(view: View) -> list[ir.Value]:
+    """The graph's inputs, stored ones left out."""
+    return [value for value in view.model.graph.inputs if value.name not in view.model.graph.initializers]
+
+
+def has_past(view: View) -> bool:
+    """Whether the graph takes keys and values of earlier tokens."""
+    return any("past" in (value.name or "") for value in taken(view))
+
+
+def batch_axis(view: View) -> str | None:
+    """The name of the batch axis: that of the first input that has one."""
+    for value in taken(view):
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            return str(value.shape[0])
+    return None
+
+
+def axis_size(size: object, index: int, name: str, batch: str | None, length: int, past: int) -> int:
+    """A number for an axis of the input ``name``; ``length`` for one of any length."""
+    if isinstance(size, int):
+        return size
+    text = str(size)
+    if text == batch or (index == 0 and text in ("None", "?")):
+        return ROWS
+    if "past" in name:
+        return past
+    whole = "+" in text or "total" in text or ("past" in text and "seq" in text)
+    return past + length if whole or (past and MASK_NAME.search(name)) else length
+
+
+def padding_masks(view: View) -> list[ir.Value]:
+    """The mask inputs that say which keys are padding: (batch, keys), or with axes of heads and queries between."""
+    batch = batch_axis(view)
+    found = []
+    for value in taken(view):
+        axes = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
+        if not PADDING.search(value.name or "") or not 2 <= len(axes) <= 4 or "causal" in (value.name or ""):
+            continue
+        rows = axes[0] in (1, "None", "?") or axes[0] == batch or (batch is None and isinstance(axes[0], int))
+        if rows and not (len(axes) == 2 and axes[0] == axes[1]):
+            found.append(value)
+    return found
+
+
+def encodings(value: ir.Value) -> list[Encoding]:
+    """How a mask may be written: 1 and 0, and as numbers to add where it is of floats; the other way round at the end."""
+    dtype = value.dtype or ir.DataType.FLOAT
+    found = [Encoding(1, 0, True)]
+    if dtype.is_floating_point():
+        lowest = -65504.0 if dtype == ir.DataType.FLOAT16 else -3.0e38
+        found += [Encoding(0, lowest, True)]
+    return [*found, Encoding(0, 1, not SURE.search(value.name or ""))]
+
+
+def trials(view: View, mask: ir.Value, encoding: Encoding) -> Iterator[list[Trial]]:
+    """Fillings of the inputs, one list for each length of the past, of which one is as good as the other."""
+    for past in (0, PAST) if has_past(view) else (0,):
+        yield [_trial(view, mask, encoding, length, past) for length in LENGTHS]
+
+
+def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: int) -> Trial:
+    batch = batch_axis(view)
+    given: dict[int, Known] = {}
+    axes: dict[str, int] = {}
+    seen = np.ones((1, 1), dtype=bool)
+    for value in taken(view):
+        name = value.name or ""
+        shape = [axis_size(size, index, name, batch, length, past) for index, size in enumerate(value.shape or ())]
+        axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not isinstance(size, int)}
+        if value is mask:
+            seen = draw(shape[0], shape[-1])
+            whole = seen.reshape(len(seen), *[1] * (len(shape) - 2), seen.shape[1])
+            bounded(*shape)
+            whole = np.broadcast_to(np.where(whole, encoding.visible, encoding.hidden), shape)
+            given[id(value)] = Known(whole.astype(_dtype(value)))
+        elif (plain := _plain(value, name, shape, past)) is not None:
+            given[id(value)] = Known(plain)
+    return Trial(seen, given, axes, past)
+
+
+def draw(rows: int, keys: int) -> Any:
+    """Holes and right padding in the first row, left padding in the second, a hole near each end in the third; and so on.
+
+    Raises:
+        UnknownError: there are too few keys for that.
+    """
+    if keys < 6:
+        raise UnknownError
+    bounded(rows, keys)
+    mask = np.ones((rows, keys), dtype=bool)
+    for row, places in enumerate(([2, keys - 1], [0, 1], [3, keys - 2])):
+        mask[row::3, places] = False
+    return mask
+
+
+def _dtype(value: ir.Value) -> np.dtype:
+    dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+    return dtype if dtype.kind in "fiub" else np.dtype(np.float32)
+
+
+def _plain(value: ir.Value, name: str, shape: list[int], past: int) -> Any:
+    """An input that is not the mask in question; None for numbers, which count as hidden states."""
+    dtype = _dtype(value)
+    bounded(*shape)
+    masks = bool(MASK_NAME.search(name)) or "causal" in name
+    if dtype.kind == "f" and not masks:
+        return None
+    if "causal" in name and len(shape) >= 2:
+        seen = np.broadcast_to(np.tril(np.ones(shape[-2:], bool), past), shape)
+        return (np.where(seen, 0.0, -1e4) if dtype.kind == "f" else seen).astype(dtype)
+    if masks:
+        return np.zeros(shape, dtype) if dtype.kind == "f" and len(shape) > 2 else np.ones(shape, dtype)
+    if "position" in name:
+        return np.broadcast_to(past + np.arange(shape[-1] if shape else 1), shape).astype(dtype)
+    if dtype.kind == "b":
+        return np.full(shape, past > 0 if "cache" in name else True)
+    if "type" in name or "segment" in name:
+        return np.zeros(shape, dtype)
+    if len(shape) == 1 or not shape:
+        return None  # lengths and the like, which only the caller knows
+    return np.full(shape, TOKEN, dtype)

@@ -1,0 +1,138 @@
+"""The verdict on every layer that a padding mask reaches: whether what it hides is hidden, and if not, why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from trueport.graphs.audit.experiment.arithmetic import UnknownError
+from trueport.graphs.audit.experiment.evaluator import Budget
+from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
+from trueport.graphs.audit.experiment.seen import Watcher, leaks, multiplied, real_queries
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.view import View
+
+INVERTED, FIRST_ROW, QUERY_AXIS, MULTIPLIED, OTHER = "inverted", "first row", "query axis", "multiplied", "other"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A layer that sees keys which a mask hides.
+
+    Attributes:
+        site: the layer.
+        mask: the mask input's name.
+        kind: how the mask is misused.
+        node: the node that does it, where one can be named.
+        certain: whether the input can only mean what the experiment took it for.
+    """
+
+    site: Site
+    mask: str
+    kind: str
+    node: ir.Node | None
+    certain: bool
+
+
+def find_leaks(view: View) -> list[Leak]:
+    """Every layer and mask, one after the other."""
+    found = []
+    budget = Budget()
+    for mask in padding_masks(view):
+        judge = _Judge(view, mask, budget)
+        found += [leak for site in view.sites if (leak := judge.leak(site)) is not None]
+    return found
+
+
+class _Judge:
+    """One mask input."""
+
+    def __init__(self, view: View, mask: ir.Value, budget: Budget) -> None:
+        self.view = view
+        self.mask = mask
+        self.reached = view.masks.get(mask.name or "", set())
+        self.budget = budget
+        self.encodings = encodings(mask)
+        self._watchers: dict[Encoding, list[list[Watcher]]] = {}
+
+    def leak(self, site: Site) -> Leak | None:
+        """The verdict on one layer; None where it is right, or cannot be judged."""
+        if not any(id(value) in self.reached for value in site.mask_values()) and not self._keys_multiplied(site):
+            return None
+        expected = [encoding for encoding in self.encodings if encoding.expected]
+        verdicts = [self._leaks(site, encoding) for encoding in expected]
+        if any(verdict is not True for verdict in verdicts):
+            return None
+        kind, node = self._kind(site)
+        name = self.mask.name or ""
+        certain = bool(SURE.search(name)) and len(self.mask.shape or ()) == 2
+        if kind == INVERTED:
+            certain &= self.mask.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+        return Leak(site, name, kind, node, certain)
+
+    def _keys_multiplied(self, site: Site) -> bool:
+        """Whether an operator's queries or keys depend on the mask."""
+        return site.fused and any(id(value) in self.reached for value in site.node.inputs[:2])
+
+    def _watched(self, encoding: Encoding) -> list[list[Watcher]]:
+        if encoding not in self._watchers:
+            try:
+                self._watchers[encoding] = [
+                    [Watcher(self.view, trial, self.budget) for trial in group]
+                    for group in trials(self.view, self.mask, encoding)
+                ]
+            except UnknownError:
+                self._watchers[encoding] = []
+        return self._watchers[encoding]
+
+    def _leaks(self, site: Site, encoding: Encoding) -> bool | None:
+        """Whether hidden keys are seen at every length; with or without a past is enough. None where nothing tells."""
+        groups = [self._all_leak(site, group) for group in self._watched(encoding)]
+        known = [group for group in groups if group is not None]
+        return any(known) if known else None
+
+    def _all_leak(self, site: Site, watchers: Sequence[Watcher]) -> bool | None:
+        try:
+            return all(
+                all(leaks(seen, watcher.trial.mask, watcher.trial.past) for seen in watcher.readings(site))
+                for watcher in watchers
+            )
+        except UnknownError:
+            return None
+
+    def _kind(self, site: Site) -> tuple[str, ir.Node | None]:
+        if self._leaks(site, self.encodings[-1]) is False:
+            return INVERTED, None
+        watcher = next(w for group in self._watched(self.encodings[0]) for w in group if self._all_leak(site, [w]))
+        trial = watcher.trial
+        if all(_as_first_row(seen, trial) for seen in watcher.readings(site)):
+            return FIRST_ROW, None
+        if all(_on_queries(seen, trial) for seen in watcher.readings(site)):
+            return QUERY_AXIS, None
+        by = multiplied(watcher, site, self.reached)
+        if by is not None:
+            return MULTIPLIED, by
+        values = [value for value in site.mask_values() if id(value) in self.reached]
+        return OTHER, next((node for node in self.view.backwards(values) if self._either(node)), None)
+
+    def _either(self, node: ir.Node) -> bool:
+        return node.op_type == "Or" and any(id(value) in self.reached for value in node.inputs)
+
+
+def _as_first_row(seen: Any, trial: Trial) -> bool:
+    """Whether every row hides what the first row's mask hides."""
+    rows = trial.mask.shape[0]
+    hidden = (~trial.mask[:1]).repeat(rows, axis=0)
+    return rows > 1 and not leaks(seen, trial.mask, trial.past, hidden)
+
+
+def _on_queries(seen: Any, trial: Trial) -> bool:
+    """Whether the mask hides everything from padding's own queries, and padding from nobody."""
+    real = real_queries(seen, trial.mask, trial.past)[..., 0]
+    return bool((~real).any() and (seen.blind | real).all())
