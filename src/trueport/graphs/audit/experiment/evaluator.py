@@ -24,6 +24,8 @@ LAYOUT = {"Reshape", "Expand", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "
 """Operators that move elements, and leave a score that is one number what it is."""
 MOVES_LITTLE = {"Reshape", "Expand", "Flatten"}
 """Those behind which a masked score's last axis is still the keys: heads are folded into the batch, or stretched."""
+PRODUCTS = {"MatMul", "Einsum", "FusedMatMul", "Gemm"}
+"""Products with a hidden state are hidden states or scores, whatever the other factor is."""
 JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor", "ArgMax", "ArgMin"}
 """Operators whose result depends on which hidden state it is."""
 
@@ -145,22 +147,21 @@ class Evaluator:
         self._known.setdefault(id(value), None)
 
     def _operator(self, node: ir.Node) -> list[Known]:
-        operands: list[Known | None] = []
-        for operand in node.inputs:
-            found = None if operand is None else self._known.get(id(operand))
-            if found is None and operand is not None:
-                raise UnknownError
-            operands.append(found)
+        operands = [None if operand is None else self._known.get(id(operand)) for operand in node.inputs]
+        if node.op_type in PRODUCTS and any(operand is not None and operand.score for operand in operands):
+            return [self.score] * len(node.outputs)
+        if any(found is None and operand is not None for found, operand in zip(operands, node.inputs, strict=True)):
+            raise UnknownError
         arrays = [None if operand is None else operand.array for operand in operands]
         scores = [operand for operand in operands if operand is not None and operand.score]
         if not scores:
             return [Known(array) for array in compute(node, arrays)]
         if node.op_type in JUDGES or node.op_type in ("Shape", "Size"):
             raise UnknownError
-        if node.op_type in ("MatMul", "Einsum", "FusedMatMul") or node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx"):
             return [self.score] * len(node.outputs)
         if node.op_type == "Concat":
-            return [_joined(operands)]
+            return [_joined(operands, int(attribute(node, "axis", 0)))]
         if node.op_type.startswith("Reduce") and not np.ndim(arrays[0]):
             return [scores[0]]
         if node.op_type in LAYOUT:
@@ -220,10 +221,12 @@ class Evaluator:
         return None if any(size is None for size in sizes) else [int(size) for size in sizes if size is not None]
 
 
-def _joined(operands: list[Known | None]) -> Known:
-    """Scores beside each other: the masked ones, where others have no mask (a sink, say)."""
+def _joined(operands: list[Known | None], axis: int) -> Known:
+    """Scores beside each other: the masked ones, where others have no mask or are one more key, a sink."""
     parts = [operand for operand in operands if operand is not None]
     masked = [part for part in parts if np.ndim(part.array)]
+    if len(masked) > 1 and axis in (-1, np.ndim(masked[0].array) - 1):
+        masked = [masked[0], *(part for part in masked[1:] if np.shape(part.array)[-1] != 1)]
     if len(masked) > 1 or (masked and not masked[0].score):
         raise UnknownError
     return masked[0] if masked else parts[0]

@@ -122,9 +122,9 @@ class Watcher:
 
 def _seen(arrays: list[Any]) -> Seen:
     """A key is seen if it is under any score."""
-    with np.errstate(invalid="ignore"):  # infinity less infinity
+    with np.errstate(invalid="ignore"):
         best = [array.max(axis=-1, keepdims=True) for array in arrays]
-        keys = [array > top - FAINT for array, top in zip(arrays, best, strict=True)]
+        keys = [array >= top - FAINT for array, top in zip(arrays, best, strict=True)]
         most = [array.max(axis=(1, 2, 3), keepdims=True) for array in arrays]
         blind = [(array < top - FAINT).all(axis=-1) for array, top in zip(arrays, most, strict=True)]
     return Seen(keys[0] | keys[1], blind[0] & blind[1])
