@@ -11,6 +11,7 @@ from trueport.graphs.audit.terms import Fills, Term
 from trueport.graphs.audit.view import uncast
 
 if TYPE_CHECKING:
+    from trueport.graphs.audit.softmax import Spelled
     from trueport.graphs.audit.view import View
 
 SLOTS: dict[tuple[str, str], dict[str, int]] = {
@@ -43,6 +44,7 @@ class Site:
         clamped: whether summed masks are clipped from below.
         bound: the largest score where masks meet scores that were capped by tanh; None where they were not.
         given: the masked scores that the softmax reads; None for an operator.
+        spelled: the softmax, where it is written out; ``node`` is then its last one.
     """
 
     node: ir.Node
@@ -51,6 +53,7 @@ class Site:
     clamped: bool = False
     bound: float | None = None
     given: ir.Value | None = None
+    spelled: Spelled | None = None
 
     @property
     def fused(self) -> bool:
@@ -65,7 +68,8 @@ class Site:
     def mask_values(self) -> list[ir.Value]:
         """What may carry a mask into this layer."""
         if not self.fused:
-            return [] if self.given is None else [self.given]
+            factor = None if self.spelled is None else self.spelled.factor
+            return [value for value in (self.given, factor) if value is not None]
         slots = (self.slot(name) for name in ("mask", "bias", "lengths"))
         return [value for value in slots if value is not None]
 
@@ -92,21 +96,30 @@ def find_sites(view: View) -> list[Site]:
             if fill is not None and bias is not None:
                 terms = fills.summands(Term(node, bias, fill))
             found.append(Site(node, None, tuple(terms)))
-        elif node.op_type == "Softmax" and node.inputs:
-            site_ = _decomposed(view, fills, node)
+        elif (given := _argument(view, node)) is not None:
+            site_ = _decomposed(view, fills, node, given)
             if site_ is not None:
-                found.append(site_)
+                written = view.spelled.get(id(node))
+                found.append(site_ if written is None else replace(site_, spelled=written))
     return found
 
 
-def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
-    """Walk from the softmax up to the product of two computed matrices."""
+def _argument(view: View, node: ir.Node) -> ir.Value | None:
+    """What a softmax is of, by its operator or written out; None for other nodes."""
+    if node.op_type == "Softmax" and node.inputs:
+        return node.inputs[0]
+    return view.spelled[id(node)].given if id(node) in view.spelled else None
+
+
+def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> Site | None:
+    """Walk from the softmax of ``given`` up to the product of two computed matrices."""
     terms: list[Term] = []
     clamped = False
     bound: float | None = None
     cap = 1.0
-    value = softmax.inputs[0]
+    value: ir.Value | None = given
     for _ in range(200):
+        value = view.source(value)
         node = value.producer() if value is not None else None
         if node is None:
             return None
@@ -114,7 +127,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
         if kind in ("MatMul", "FusedMatMul", "Einsum", "Gemm"):
             if any(view.is_weight(operand) for operand in inputs):
                 return None
-            return Site(softmax, node, _uncovered(terms), clamped, bound, softmax.inputs[0])
+            return Site(softmax, node, _uncovered(terms), clamped, bound, given)
         if kind == "Where":
             scalars = [view.scalar(branch) for branch in inputs[1:3]]
             filled = [s is not None and s <= fills.limit(inputs[0]) for s in scalars]
@@ -201,7 +214,8 @@ def _has_product(view: View, value: ir.Value | None) -> bool:
     """Whether scores lie a few nodes above ``value``."""
     level = [value]
     for _ in range(12):
-        nodes = {id(n): n for v in level if v is not None and (n := v.producer()) is not None}
+        sources = [view.source(value) for value in level]
+        nodes = {id(n): n for v in sources if v is not None and (n := v.producer()) is not None}
         for node in nodes.values():
             if node.op_type in ("MatMul", "FusedMatMul", "Einsum") and not any(map(view.is_weight, node.inputs)):
                 return True

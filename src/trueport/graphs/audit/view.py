@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit import bodies
+from trueport.graphs.audit.bodies import inner_graphs
 from trueport.graphs.loading import GraphError
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.judge import Leak
     from trueport.graphs.audit.shapes import Shape
     from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.softmax import Spelled
 
 READABLE = 1 << 24
 """Elements of the largest constant that is looked into."""
@@ -129,15 +132,16 @@ class View:
                 if use.node.op_type == "EmbedLayerNormalization" and use.idx == EMBED_MASK:
                     waiting += use.node.outputs[1:2]
                 elif not self.stops(use.node) and use.node.op_type not in beyond:
-                    waiting += use.node.outputs
-                    waiting += [inner for graph in inner_graphs(use.node) for inner in graph.inputs]
+                    waiting += bodies.entered(use.node, use.idx) if inner_graphs(use.node) else use.node.outputs
             if value.is_graph_output() and value.graph is not None and id(value.graph) in self.parents:
-                waiting += self.parents[id(value.graph)].outputs
+                waiting += bodies.left(self.parents[id(value.graph)], value)
         return seen
 
     def stops(self, node: ir.Node) -> bool:
         """Whether what leaves ``node`` is a hidden state, a size or a probability, no mask any more."""
         if node.op_type in ("Softmax", "Shape", "Size") or node.op_type in LEARNED or node.op_type in ATTENTION:
+            return True
+        if id(node) in self.spelled:
             return True
         if node.op_type in ("MatMul", "FusedMatMul"):
             return any(self.is_weight(value) for value in node.inputs)
@@ -149,15 +153,31 @@ class View:
         graph = value.graph
         if graph is None or value.producer() is not None or id(graph) not in self.parents:
             return None
-        node = self.parents[id(graph)]
-        place = next((place for place, own in enumerate(graph.inputs) if own is value), len(node.inputs))
-        if place >= len(node.inputs) or (node.op_type == "Loop" and place < 2):
-            return None
-        return node.inputs[place]
+        return bodies.given(self.parents[id(graph)], value)
+
+    def source(self, value: ir.Value | None) -> ir.Value | None:
+        """The value itself, or what it is inside or outside of a Loop or Scan that it comes from or enters."""
+        for _ in range(16):
+            node = None if value is None else value.producer()
+            if value is not None and node is None and (outer := self.entering(value)) is not None:
+                value = outer
+            elif value is not None and node is not None and node.op_type in ("Loop", "Scan"):
+                value = bodies.inside(node, value)
+            else:
+                break
+        return value
+
+    @functools.cached_property
+    def spelled(self) -> dict[int, Spelled]:
+        """Softmaxes that are written out, by the id of their last node."""
+        from trueport.graphs.audit.softmax import spelled
+
+        return {id(node): found for node in self.nodes if (found := spelled(self, node)) is not None}
 
     def is_weight(self, value: ir.Value | None) -> bool:
         """Whether a value is a learned matrix: a stored float tensor of two axes or more, perhaps transposed or scaled."""
         for _ in range(8):
+            value = self.source(value)
             if value is None:
                 return False
             if value.is_initializer() or value.const_value is not None:
@@ -175,7 +195,12 @@ class View:
         seen: set[int] = set()
         waiting = [value for value in values if value is not None]
         while waiting:
-            node = waiting.pop().producer()
+            value = waiting.pop()
+            node = value.producer()
+            outer = self.entering(value)
+            if outer is not None and id(outer) not in seen:
+                seen.add(id(outer))
+                waiting.append(outer)
             if node is None or id(node) in seen:
                 continue
             seen.add(id(node))
@@ -200,6 +225,9 @@ class View:
             if array.size and array.dtype.kind in "fiub" and (array == array.flat[0]).all():
                 return float(array.flat[0])
             return None
+        source = self.source(value)
+        if source is not value and depth <= 16:
+            return self.scalar(source, depth + 1)
         node = value.producer() if value is not None else None
         if node is None or depth > 16:
             return None
@@ -272,17 +300,6 @@ class View:
             except (OSError, ValueError, RecursionError):
                 continue
         return {}
-
-
-def inner_graphs(node: ir.Node) -> list[ir.Graph]:
-    """The graphs inside a node: an If's branches, a Loop's body."""
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found += attribute.as_graphs()
-    return found
 
 
 def uncast(value: ir.Value) -> ir.Value:

@@ -36,6 +36,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     Returns:
         What the proof looks at, or why the layer cannot be mended.
     """
+    if site.spelled is not None:
+        return "its softmax is spelled out, of which there is no repair"
     softmax = site.node
     scores = softmax.inputs[0]
     assert scores is not None

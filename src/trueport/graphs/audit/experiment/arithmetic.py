@@ -177,8 +177,7 @@ def _concat(node: ir.Node, operands: Operands) -> Array:
 
 def _slice(node: ir.Node, operands: Operands) -> Array:
     starts, ends, axes, steps = (
-        numbers(node, operands, place, name)
-        for place, name in ((1, "starts"), (2, "ends"), (3, "axes"), (4, "steps"))
+        numbers(node, operands, place, name) for place, name in ((1, "starts"), (2, "ends"), (3, "axes"), (4, "steps"))
     )
     given = np.asarray(operands[0])
     cuts = [slice(None)] * given.ndim
@@ -249,7 +248,9 @@ def _reduced(function: Callable[..., Any]) -> Callable[[ir.Node, Operands], Any]
         if axes is None and attribute(node, "noop_with_empty_axes", 0):
             return operands[0]
         given = np.asarray(operands[0])
-        found = function(given, axis=None if axes is None else tuple(axes), keepdims=bool(attribute(node, "keepdims", 1)))
+        found = function(
+            given, axis=None if axes is None else tuple(axes), keepdims=bool(attribute(node, "keepdims", 1))
+        )
         return np.asarray(found).astype(given.dtype)
 
     return run
@@ -334,4 +335,3 @@ OPERATORS: dict[str, Callable[[ir.Node, Operands], Any]] = {
     "Shape": lambda node, operands: np.array(np.shape(operands[0])[
         slice(attribute(node, "start", 0), attribute(node, "end"))], dtype=np.int64),
 }  # fmt: skip
-

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError, attribute, compute
 from trueport.graphs.audit.experiment.loops import first_turn, outcomes
-from trueport.graphs.audit.view import inner_graphs
+from trueport.graphs.audit.bodies import inner_graphs
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View

@@ -77,6 +77,9 @@ class Watcher:
         if not found.score:
             raise UnknownError
         array = np.asarray(found.array, dtype=np.float64)
+        if site.spelled is not None and site.spelled.factor is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                array = array + np.log(np.asarray(walk.of(site.spelled.factor).array, dtype=np.float64))
         declared = self.view.shape(site.scores.outputs[0])
         rank = max(array.ndim, 2, len(declared or ()))
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
