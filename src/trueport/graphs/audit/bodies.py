@@ -41,13 +41,13 @@ def left(node: ir.Node, value: ir.Value) -> list[ir.Value]:
     return found
 
 
-def given(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """What an input of a Loop's or Scan's body is before the first turn; None for what the loop itself counts."""
-    for graph in inner_graphs(node):
-        place = next((place for place, own in enumerate(graph.inputs) if own is value), None)
-        if place is not None and place < len(node.inputs) and not (node.op_type == "Loop" and place < 2):
-            return node.inputs[place]
-    return None
+def given(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
+    """The inputs of a Loop's or Scan's body, and what they are before the first turn; not what the loop itself counts."""
+    first = 2 if node.op_type == "Loop" else 0
+    pairs = [
+        pair for graph in inner_graphs(node) for pair in list(zip(graph.inputs, node.inputs, strict=False))[first:]
+    ]
+    return [(own, outer) for own, outer in pairs if outer is not None]
 
 
 def inside(node: ir.Node, value: ir.Value) -> ir.Value:

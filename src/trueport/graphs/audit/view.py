@@ -150,10 +150,13 @@ class View:
 
     def entering(self, value: ir.Value) -> ir.Value | None:
         """What an input of a Loop's or Scan's body is given from outside, in its first turn; None for other values."""
-        graph = value.graph
-        if graph is None or value.producer() is not None or id(graph) not in self.parents:
-            return None
-        return bodies.given(self.parents[id(graph)], value)
+        return self._entrances.get(id(value))
+
+    @functools.cached_property
+    def _entrances(self) -> dict[int, ir.Value]:
+        """What enters every Loop's and Scan's body, by the id of the body's input."""
+        looping = (node for node in self.nodes if node.op_type in ("Loop", "Scan"))
+        return {id(value): outer for node in looping for value, outer in bodies.given(node)}
 
     def source(self, value: ir.Value | None) -> ir.Value | None:
         """The value itself, or what it is inside or outside of a Loop or Scan that it comes from or enters."""

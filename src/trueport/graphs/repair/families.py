@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.inputs import PAST, ROWS, axis_size, batch_axis, has_past, taken
+from trueport.graphs.audit.experiment.inputs import ROWS, axis_size, batch_axis, taken
 from trueport.graphs.audit.view import MASK_NAME
 
 if TYPE_CHECKING:

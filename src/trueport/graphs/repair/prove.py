@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit.experiment.inputs import PAST, has_past
 from trueport.graphs.repair.expected import expected
-from trueport.graphs.repair.families import FAMILIES, PAST, feeds, has_past
+from trueport.graphs.repair.families import FAMILIES, feeds
 from trueport.graphs.repair.probe import Probe
 from trueport.graphs.repair.standard import is_standard
 from trueport.words import count_words, number

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit.bodies import inner_graphs
 from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError, attribute, compute
 from trueport.graphs.audit.experiment.loops import first_turn, outcomes
-from trueport.graphs.audit.bodies import inner_graphs
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
 MOST_NODES = 200_000
 """Nodes that one walk may compute, those of a loop once for each turn."""
+DEAR = 1000
+"""Elements that cost as much as a node does by itself."""
 LARGEST_TABLE = 1 << 16
 """Entries of a stored table that counts as part of a mask, as position biases do; words are hidden states."""
 LAYOUT = {"Reshape", "Expand", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Slice", "Gather", "Tile", "Pad",
@@ -31,22 +33,22 @@ JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "A
 
 
 class Budget:
-    """Nodes that may still be computed; all walks of one experiment share it.
+    """What one experiment may still cost; all its walks share it.
 
     Args:
-        left: their number.
+        left: nodes that may be computed, a node with ``DEAR`` elements counting as two.
     """
 
     def __init__(self, left: int = MOST_NODES) -> None:
         self.left = left
 
-    def spend(self) -> None:
-        """Note one node.
+    def spend(self, elements: int = 0) -> None:
+        """Note one node, and the elements of its result.
 
         Raises:
-            UnknownError: none is left.
+            UnknownError: nothing is left.
         """
-        self.left -= 1
+        self.left -= 1 + elements // DEAR
         if self.left < 0:
             raise UnknownError
 
@@ -76,6 +78,7 @@ class Evaluator:
         nodes = list(ir.traversal.RecursiveGraphIterator(body))
         own = {id(value) for node in nodes for value in node.outputs}
         own |= {id(value) for node in nodes for graph in inner_graphs(node) for value in graph.inputs}
+        self.budget.spend(10 * (len(nodes) + len(self._known)))
         outside = {key: known for key, known in self._known.items() if known is not None and key not in own}
         return Evaluator(self.view, {**outside, **entering}, self.axes, float(self.score.array), self.budget)
 
@@ -155,7 +158,7 @@ class Evaluator:
         arrays = [None if operand is None else operand.array for operand in operands]
         scores = [operand for operand in operands if operand is not None and operand.score]
         if not scores:
-            return [Known(array) for array in compute(node, arrays)]
+            return [Known(array) for array in self._computed(node, arrays)]
         if node.op_type in JUDGES or node.op_type in ("Shape", "Size"):
             raise UnknownError
         if node.domain not in ("", "ai.onnx"):
@@ -166,7 +169,12 @@ class Evaluator:
             return [scores[0]]
         if node.op_type in LAYOUT:
             return self._moved(node, scores[0], arrays)
-        return [Known(array, True) for array in compute(node, arrays)]
+        return [Known(array, True) for array in self._computed(node, arrays)]
+
+    def _computed(self, node: ir.Node, arrays: list[Any]) -> list[Any]:
+        found = compute(node, arrays)
+        self.budget.spend(sum(array.size for array in found))
+        return found
 
     def _moved(self, node: ir.Node, score: Known, arrays: list[Any]) -> list[Known]:
         """Scores in another layout; only their mask's axes matter, which stay where heads alone are moved."""

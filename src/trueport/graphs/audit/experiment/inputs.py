@@ -23,7 +23,8 @@ LENGTHS = (7, 11)
 PADDING = re.compile(r"(^|[._/])(attention_mask|attn_mask|padding_mask|input_mask)([._]\d+)?$|(^|[./])mask$")
 """Mask inputs that say what is padding, among all that are called masks."""
 SURE = re.compile(r"attention_mask([._]\d+)?$")
-"""Those in which, by every exporter's convention, 1 is a token and 0 padding; others have it either way."""
+"""Those in which, by every exporter's convention, 1 is a token and 0 padding; others have it either way, and so have all
+masks with an axis of queries."""
 TOKEN = 3
 """A token that is no padding."""
 
@@ -111,7 +112,8 @@ def encodings(value: ir.Value) -> list[Encoding]:
     if dtype.is_floating_point():
         lowest = -65504.0 if dtype == ir.DataType.FLOAT16 else -3.0e38
         found += [Encoding(0, lowest, True)]
-    return [*found, Encoding(0, 1, not SURE.search(value.name or ""))]
+    either = not SURE.search(value.name or "") or len(value.shape or ()) > 2
+    return [*found, Encoding(0, 1, either)]
 
 
 def trials(view: View, mask: ir.Value, encoding: Encoding) -> Iterator[list[Trial]]:

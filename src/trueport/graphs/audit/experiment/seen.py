@@ -51,7 +51,9 @@ class Watcher:
         self.view = view
         self.trial = trial
         products = [site.scores for site in view.sites if site.scores is not None]
+        self.budget = budget
         self.walks = []
+        budget.spend(100 * len(products))
         for score in SCORES:
             known = {id(node.outputs[0]): Known(np.float32(score), True) for node in products}
             self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, score, budget))
@@ -62,6 +64,7 @@ class Watcher:
         Raises:
             UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys).
         """
+        self.budget.spend(self.trial.mask.size)
         walks = [list(self._layouts(site, walk)) for walk in self.walks]
         return [_seen(list(arrays)) for arrays in zip(*walks, strict=True)]
 
