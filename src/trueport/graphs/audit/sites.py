@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from trueport.graphs.audit.softmax import softmax_axis
 from trueport.graphs.audit.terms import Fills, Term
 from trueport.graphs.audit.view import uncast
 
@@ -72,6 +73,10 @@ class Site:
             return [value for value in (self.given, factor) if value is not None]
         slots = (self.slot(name) for name in ("mask", "bias", "lengths"))
         return [value for value in slots if value is not None]
+
+    def axis(self, view: View) -> int | None:
+        """The axis of the keys, along which a softmax goes; None where it does not tell."""
+        return softmax_axis(view, self.node) if self.spelled is None else self.spelled.axis
 
     def flag(self, name: str) -> int:
         """An integer attribute, 0 where it is not set."""

@@ -22,18 +22,27 @@ class Spelled:
         factor: what the exponentials are multiplied by before they are summed, a mask; None where they are not.
         shifted: whether the maximum, or the logarithm of the sum, is taken off before the Exp.
         guarded: whether the sum is kept from being 0.
+        axis: along which it goes; None where the graph does not tell, or sums along several.
     """
 
     given: ir.Value
+    axis: int | None = None
     factor: ir.Value | None = None
     shifted: bool = True
     guarded: bool = False
 
 
+def softmax_axis(view: View, node: ir.Node) -> int | None:
+    """The axis of a Softmax or LogSoftmax; None where it goes over several, as it may before opset 13."""
+    found = node.attributes.get("axis")
+    newer = (view.model.opset_imports.get("") or view.model.opset_imports.get("ai.onnx") or 0) >= 13
+    return (-1 if newer else None) if found is None else int(found.value)
+
+
 def spelled(view: View, node: ir.Node) -> Spelled | None:
     """The softmax that ends in ``node``; None where none does."""
     if node.op_type == "Exp":
-        return _of_logarithm(node)
+        return _of_logarithm(view, node)
     if node.op_type == "Div":
         return _quotient(view, node.inputs[0], node.inputs[1])
     if node.op_type == "Mul":
@@ -44,18 +53,18 @@ def spelled(view: View, node: ir.Node) -> Spelled | None:
     return None
 
 
-def _of_logarithm(node: ir.Node) -> Spelled | None:
+def _of_logarithm(view: View, node: ir.Node) -> Spelled | None:
     """Exp of LogSoftmax(x), or of x less ReduceLogSumExp(x)."""
     before = None if node.inputs[0] is None else uncast(node.inputs[0]).producer()
     if before is None or before.inputs[0] is None:
         return None
     if before.op_type == "LogSoftmax":
-        return Spelled(before.inputs[0])
+        return Spelled(before.inputs[0], softmax_axis(view, before))
     if before.op_type != "Sub" or before.inputs[1] is None:
         return None
     sums = uncast(before.inputs[1]).producer()
     whole = sums is not None and sums.op_type == "ReduceLogSumExp" and sums.inputs[0] is before.inputs[0]
-    return Spelled(before.inputs[0]) if whole else None
+    return Spelled(before.inputs[0], _axis(view, sums)) if sums is not None and whole else None
 
 
 def _quotient(view: View, top: ir.Value | None, bottom: ir.Value | None) -> Spelled | None:
@@ -73,7 +82,15 @@ def _quotient(view: View, top: ir.Value | None, bottom: ir.Value | None) -> Spel
     taken = None if before is None or before.op_type != "Sub" or before.inputs[1] is None else before.inputs[1]
     most = None if taken is None else uncast(taken).producer()
     shifted = most is not None and most.op_type == "ReduceMax"
-    return Spelled(exponent.inputs[0], factor if factor is weight else None, shifted, guarded)
+    return Spelled(exponent.inputs[0], _axis(view, sums), factor if factor is weight else None, shifted, guarded)
+
+
+def _axis(view: View, node: ir.Node) -> int | None:
+    """The one axis of a reduction, which newer opsets take as an input."""
+    stored = view.array(node.inputs[1]) if len(node.inputs) > 1 else None
+    given = node.attributes.get("axes")
+    axes = [int(axis) for axis in (stored.flat if stored is not None else [] if given is None else given.value)]
+    return axes[0] if len(axes) == 1 else None
 
 
 def _unguarded(view: View, value: ir.Value) -> tuple[ir.Value, bool]:

@@ -36,11 +36,13 @@ class Encoding:
     Attributes:
         visible, hidden: what its entries are.
         expected: whether a graph may rightly read it so.
+        added: whether its entries are numbers to add to scores.
     """
 
     visible: float
     hidden: float
     expected: bool
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,31 @@ def encodings(value: ir.Value) -> list[Encoding]:
     found = [Encoding(1, 0, True)]
     if dtype.is_floating_point():
         lowest = -65504.0 if dtype == ir.DataType.FLOAT16 else -3.0e38
-        found += [Encoding(0, lowest, True)]
+        found.append(Encoding(0, lowest, True, added=True))
     either = not SURE.search(value.name or "") or len(value.shape or ()) > 2
     return [*found, Encoding(0, 1, either)]
 
 
 def trials(view: View, mask: ir.Value, encoding: Encoding) -> Iterator[list[Trial]]:
-    """Fillings of the inputs, one list for each length of the past, of which one is as good as the other."""
+    """Fillings of the inputs, one list for each length of the past.
+
+    A list holds what has to go wrong all together: every length, and both answers to inputs that say yes or no to
+    something that the names do not tell.
+    """
+    answers = (True, False) if any(_is_open(value) for value in taken(view) if value is not mask) else (True,)
     for past in (0, PAST) if has_past(view) else (0,):
-        yield [_trial(view, mask, encoding, length, past) for length in LENGTHS]
+        yield [_trial(view, mask, encoding, length, past, answer) for length in LENGTHS for answer in answers]
 
 
-def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: int) -> Trial:
+def _is_open(value: ir.Value) -> bool:
+    """Whether an input is of yes and no, and nothing tells what they mean."""
+    name, kind = value.name or "", _dtype(value).kind
+    if "causal" in name or "cache" in name or SURE.search(name):
+        return False
+    return kind == "b" or (kind in "iu" and bool(MASK_NAME.search(name)) and len(value.shape or ()) > 1)
+
+
+def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: int, answer: bool) -> Trial:
     batch = batch_axis(view)
     given: dict[int, Known] = {}
     axes: dict[str, int] = {}
@@ -137,6 +152,9 @@ def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: in
             bounded(*shape)
             whole = np.broadcast_to(np.where(whole, encoding.visible, encoding.hidden), shape)
             given[id(value)] = Known(whole.astype(_dtype(value)))
+        elif _is_open(value):
+            bounded(*shape)
+            given[id(value)] = Known(np.full(shape, answer, _dtype(value)))
         elif (plain := _plain(value, name, shape, past)) is not None:
             given[id(value)] = Known(plain)
     return Trial(seen, given, axes, past)
@@ -177,7 +195,7 @@ def _plain(value: ir.Value, name: str, shape: list[int], past: int) -> Any:
     if "position" in name:
         return np.broadcast_to(past + np.arange(shape[-1] if shape else 1), shape).astype(dtype)
     if dtype.kind == "b":
-        return np.full(shape, past > 0 if "cache" in name else True)
+        return np.full(shape, past > 0)
     if "type" in name or "segment" in name:
         return np.zeros(shape, dtype)
     if len(shape) == 1 or not shape:

@@ -65,9 +65,7 @@ class _Judge:
         """The verdict on one layer; None where it is right, or cannot be judged."""
         if not any(id(value) in self.reached for value in site.mask_values()) and not self._keys_multiplied(site):
             return None
-        expected = [encoding for encoding in self.encodings if encoding.expected]
-        verdicts = [self._leaks(site, encoding) for encoding in expected]
-        if any(verdict is not True for verdict in verdicts):
+        if not self._always_leaks(site):
             return None
         kind, node = self._kind(site)
         name = self.mask.name or ""
@@ -75,6 +73,18 @@ class _Judge:
         if kind == INVERTED:
             certain &= self.mask.dtype in (ir.DataType.INT64, ir.DataType.INT32)
         return Leak(site, name, kind, node, certain)
+
+    def _always_leaks(self, site: Site) -> bool:
+        """Whether hidden keys are seen however the mask may be written."""
+        inverted = self.encodings[-1]
+        for encoding in self.encodings:
+            if not encoding.expected or self._leaks(site, encoding):
+                continue
+            # What hides by being other than 0 is no number to add.
+            yes_and_no = encoding.added and not inverted.expected and self._leaks(site, inverted) is False
+            if not yes_and_no:
+                return False
+        return True
 
     def _keys_multiplied(self, site: Site) -> bool:
         """Whether an operator's queries or keys depend on the mask."""
@@ -92,7 +102,7 @@ class _Judge:
         return self._watchers[encoding]
 
     def _leaks(self, site: Site, encoding: Encoding) -> bool | None:
-        """Whether hidden keys are seen at every length; with or without a past is enough. None where nothing tells."""
+        """Whether hidden keys are seen at every length, with a past or without one; None where nothing tells."""
         groups = [self._all_leak(site, group) for group in self._watched(encoding)]
         known = [group for group in groups if group is not None]
         return any(known) if known else None

@@ -83,9 +83,15 @@ class Watcher:
         if site.spelled is not None and site.spelled.factor is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 array = array + np.log(np.asarray(walk.of(site.spelled.factor).array, dtype=np.float64))
-        declared = self.view.shape(site.scores.outputs[0])
-        rank = max(array.ndim, 2, len(declared or ()))
+        axis = site.axis(self.view)
+        if axis is None:
+            raise UnknownError
+        rank = max(array.ndim, 2, len(self.view.shape(site.scores.outputs[0]) or ()), axis + 1)
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        if axis % rank != rank - 1:
+            if axis % rank != rank - 2:
+                raise UnknownError
+            array = array.swapaxes(-1, -2)
         if rank == 3 and array.shape[0] not in (1, rows):
             if array.shape[0] % rows:
                 raise UnknownError
@@ -99,16 +105,20 @@ class Watcher:
     def _slot(self, site: Site, walk: Evaluator, name: str) -> Any:
         """An operator's mask as numbers to add."""
         value = site.slot(name)
-        if value is None or (name == "lengths" and id(value) not in self.view.masked):
+        if value is None:
             return 0.0
-        found = walk.of(value)
-        array = np.asarray(found.array)
-        raw = name == "mask" and site.node.domain == "com.microsoft"
-        if name == "lengths" or (raw and array.ndim < 2):
-            raise UnknownError
-        if raw:
+        array = np.asarray(walk.of(value).array)
+        microsoft = site.node.domain == "com.microsoft"
+        if name == "lengths" or (name == "mask" and microsoft and array.ndim < 2):
+            # GroupQueryAttention is given the last key's place, the others how many keys there are.
+            last = array.reshape(-1) - (0 if site.node.op_type == "GroupQueryAttention" else 1)
+            rows, keys = self.trial.mask.shape
+            if len(last) != rows:
+                raise UnknownError
+            return np.where(np.arange(keys) > last[:, None], HIDES, 0.0)[:, None, None]
+        if name == "mask" and microsoft:
             array = array[:, None, None] if array.ndim == 2 else array[:, None]
-        if raw or array.dtype.kind == "b":
+        if (name == "mask" and microsoft) or array.dtype.kind == "b":
             return np.where(array.astype(np.float64) > 0, 0.0, HIDES)
         return array.astype(np.float64)
 
