@@ -16,7 +16,7 @@ from trueport.graphs.audit import audit
 
 def nested(depth: int) -> str:
     """Loops of 60 turns within each other, which change a mask."""
-    inner = "m%d = Not (s%d)\n" % (depth, depth - 1)
+    inner = f"m{depth} = Not (s{depth - 1})\n"
     for level in range(depth, 0, -1):
         body = f"b{level} (int64 i{level}, bool c{level}, bool[batch, 1, 1, length] s{level - 1}) => "
         body += f"(bool d{level}, bool[batch, 1, 1, length] m{level}) {{\nd{level} = Identity (c{level})\n{inner}}}"

@@ -8,7 +8,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ class View:
         self.nodes: list[ir.Node] = list(ir.traversal.RecursiveGraphIterator(model.graph))
         self.parents = {id(graph): node for node in self.nodes for graph in inner_graphs(node)}
         self._arrays: dict[int, np.ndarray | None] = {}
+        self._sized: dict[tuple[Any, ...], dict[str, Shape]] = {}
         self._steps = 0
 
     @classmethod
@@ -288,6 +289,24 @@ class View:
         if value.const_value is not None:
             return tuple(int(size) for size in value.const_value.shape.numpy())
         return self.inferred[0].get(value.name)
+
+    def sized(self, value: ir.Value, given: Mapping[str, tuple[int, ...]], axes: Mapping[str, int]) -> list[int] | None:
+        """A value's shape where inputs have these; None where it is not known, or not wholly.
+
+        Args:
+            value: any.
+            given: shapes of inputs, by name.
+            axes: sizes of named axes.
+        """
+        from trueport.graphs.audit.shapes import infer
+
+        key = tuple(sorted(given.items()))
+        if key not in self._sized:
+            self._sized[key] = infer(self.model, given, axes)[0]
+        shape = self._sized[key].get(value.name or "")
+        return (
+            None if shape is None or not all(isinstance(size, int) for size in shape) else [int(s or 0) for s in shape]
+        )
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:

@@ -60,15 +60,18 @@ class Evaluator:
         view: the graph.
         given: what values are, by id: inputs, and the products of queries and keys.
         axes: the size of every named axis.
+        shapes: those of the inputs, by name.
         score: the number that hidden states, scores among them, count as.
         budget: what may be computed.
     """
 
     def __init__(
-        self, view: View, given: Mapping[int, Known], axes: Mapping[str, int], score: float, budget: Budget
-    ) -> None:
+        self, view: View, given: Mapping[int, Known], axes: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]], score: float, budget: Budget,
+    ) -> None:  # fmt: skip
         self.view = view
         self.axes = axes
+        self.shapes = shapes
         self.score = Known(np.float32(score), True)
         self._known: dict[int, Known | None] = dict(given)
         self.budget = budget
@@ -80,7 +83,8 @@ class Evaluator:
         own |= {id(value) for node in nodes for graph in inner_graphs(node) for value in graph.inputs}
         self.budget.spend(10 * (len(nodes) + len(self._known)))
         outside = {key: known for key, known in self._known.items() if known is not None and key not in own}
-        return Evaluator(self.view, {**outside, **entering}, self.axes, float(self.score.array), self.budget)
+        known = {**outside, **entering}
+        return Evaluator(self.view, known, self.axes, self.shapes, float(self.score.array), self.budget)
 
     def of(self, value: ir.Value) -> Known:
         """What a value is.
@@ -118,7 +122,7 @@ class Evaluator:
             yield outer
         if node is None or self._hidden(node) or self.view.array(value) is not None:
             return
-        if node.op_type == "Shape" and self._shape(node) is not None:
+        if node.op_type == "Shape" and self.shape(node.inputs[0]) is not None:
             return
         yield from (operand for operand in node.inputs if operand is not None)
         if node.op_type == "If":
@@ -136,7 +140,7 @@ class Evaluator:
             self._known[id(value)] = self._source(value)
         elif self._hidden(node):
             self._known[id(value)] = self.score
-        elif node.op_type == "Shape" and (shape := self._shape(node)) is not None:
+        elif node.op_type == "Shape" and (shape := self.shape(node.inputs[0])) is not None:
             cut = slice(attribute(node, "start", 0), attribute(node, "end"))
             self._known[id(value)] = Known(np.array(shape[cut], dtype=np.int64))
         elif node.op_type == "If":
@@ -220,13 +224,17 @@ class Evaluator:
             return len(sizes) < len(shape) or int(np.prod(sizes)) > LARGEST_TABLE
         return self.view.stops(node)
 
-    def _shape(self, node: ir.Node) -> list[int] | None:
-        """The sizes of what a Shape looks at, by the graph's declared shapes; None where they do not tell all."""
-        shape = self.view.shape(node.inputs[0])
-        if shape is None:
+    def shape(self, value: ir.Value | None) -> list[int] | None:
+        """The sizes of a value that is not worked out: as declared, or as they follow from the inputs'; None if unknown."""
+        if value is None:
             return None
-        sizes = [size if isinstance(size, int) else self.axes.get(str(size)) for size in shape]
-        return None if any(size is None for size in sizes) else [int(size) for size in sizes if size is not None]
+        shape = self.view.shape(value)
+        sizes = (
+            None if shape is None else [size if isinstance(size, int) else self.axes.get(str(size)) for size in shape]
+        )
+        if sizes is None or any(size is None for size in sizes):
+            return self.view.sized(value, self.shapes, self.axes)
+        return [int(size) for size in sizes if size is not None]
 
 
 def _joined(operands: list[Known | None], axis: int) -> Known:

@@ -53,12 +53,14 @@ class Trial:
         mask: which keys are real, bool (rows, keys).
         given: the inputs, by id.
         axes: the size of every named axis.
+        shapes: of the inputs, by name.
         past: how many keys lie before the first query.
     """
 
     mask: Any
     given: dict[int, Known]
     axes: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
     past: int
 
 
@@ -141,10 +143,12 @@ def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: in
     batch = batch_axis(view)
     given: dict[int, Known] = {}
     axes: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     seen = np.ones((1, 1), dtype=bool)
     for value in taken(view):
         name = value.name or ""
         shape = [axis_size(size, index, name, batch, length, past) for index, size in enumerate(value.shape or ())]
+        shapes[name] = tuple(shape)
         axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not isinstance(size, int)}
         if value is mask:
             seen = draw(shape[0], shape[-1])
@@ -157,7 +161,7 @@ def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: in
             given[id(value)] = Known(np.full(shape, answer, _dtype(value)))
         elif (plain := _plain(value, name, shape, past)) is not None:
             given[id(value)] = Known(plain)
-    return Trial(seen, given, axes, past)
+    return Trial(seen, given, axes, shapes, past)
 
 
 def draw(rows: int, keys: int) -> Any:

@@ -56,7 +56,7 @@ class Watcher:
         budget.spend(100 * len(products))
         for score in SCORES:
             known = {id(node.outputs[0]): Known(np.float32(score), True) for node in products}
-            self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, score, budget))
+            self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, trial.shapes, score, budget))
 
     def readings(self, site: Site) -> list[Seen]:
         """What may be seen: more than one reading where heads and rows share an axis, whose order nothing tells.
@@ -86,7 +86,7 @@ class Watcher:
         axis = site.axis(self.view)
         if axis is None:
             raise UnknownError
-        rank = max(array.ndim, 2, len(self.view.shape(site.scores.outputs[0]) or ()), axis + 1)
+        rank = max(array.ndim, 2, len(walk.shape(site.scores.outputs[0]) or ()), axis + 1)
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
         if axis % rank != rank - 1:
             if axis % rank != rank - 2:
