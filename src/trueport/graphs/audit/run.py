@@ -35,6 +35,7 @@ def audit(path: str | Path) -> Report:
     Raises:
         GraphError: the file is not an ONNX graph, or does what none should (see ``trueport.graphs.loading``).
     """
+    from trueport.graphs.audit.rule import place
     from trueport.graphs.audit.rules import RULES
     from trueport.graphs.audit.view import View
 
@@ -42,4 +43,6 @@ def audit(path: str | Path) -> Report:
         view = View.open(Path(path))
         found = [finding for rule in RULES for finding in rule.check(rule, view)]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return Report(Path(path).name, len(view.nodes), len(view.sites), tuple(dict.fromkeys(found)))
+        known = {finding.node for finding in found}
+        unjudged = sum(place(site.node) not in known for site in view.experiment.unknown)
+    return Report(Path(path).name, len(view.nodes), len(view.sites), tuple(dict.fromkeys(found)), unjudged)

@@ -20,7 +20,7 @@ from trueport.graphs.audit.bodies import inner_graphs
 from trueport.graphs.loading import GraphError
 
 if TYPE_CHECKING:
-    from trueport.graphs.audit.experiment.judge import Leak
+    from trueport.graphs.audit.experiment.judge import Verdict
     from trueport.graphs.audit.shapes import Shape
     from trueport.graphs.audit.sites import Site
     from trueport.graphs.audit.softmax import Spelled
@@ -91,11 +91,11 @@ class View:
         return find_sites(self)
 
     @functools.cached_property
-    def leaks(self) -> list[Leak]:
-        """Layers that see keys which a mask hides, by experiment."""
-        from trueport.graphs.audit.experiment.judge import find_leaks
+    def experiment(self) -> Verdict:
+        """Layers that see keys which a mask hides, and those that cannot be judged."""
+        from trueport.graphs.audit.experiment.judge import judge
 
-        return find_leaks(self)
+        return judge(self)
 
     @functools.cached_property
     def masks(self) -> dict[str, set[int]]:

@@ -182,10 +182,14 @@ class Evaluator:
 
     def _moved(self, node: ir.Node, score: Known, arrays: list[Any]) -> list[Known]:
         """Scores in another layout; only their mask's axes matter, which stay where heads alone are moved."""
+        if np.ndim(score.array) == 1 and node.op_type in LAYOUT:
+            return [self.score] * len(node.outputs)  # a bias or a scale of hidden states: a mask has more axes
         if np.ndim(score.array) and node.op_type not in MOVES_LITTLE:
             if node.op_type != "Transpose":
                 raise UnknownError
-            return [Known(compute(node, arrays)[0], True)]
+            rank = len(attribute(node, "perm", ()))
+            array = np.reshape(arrays[0], (1,) * (rank - np.ndim(arrays[0])) + np.shape(arrays[0]))
+            return [Known(compute(node, [array])[0], True)]
         return [score] * len(node.outputs)
 
     def _branch(self, node: ir.Node, value: ir.Value) -> Known:

@@ -40,14 +40,35 @@ class Leak:
     certain: bool
 
 
-def find_leaks(view: View) -> list[Leak]:
-    """Every layer and mask, one after the other."""
-    found = []
+@dataclass(frozen=True)
+class Verdict:
+    """What the experiment found in a graph.
+
+    Attributes:
+        leaks: every layer and mask that goes wrong.
+        unknown: layers that a mask reaches, and of which nothing can be said.
+    """
+
+    leaks: tuple[Leak, ...]
+    unknown: tuple[Site, ...]
+
+
+def judge(view: View) -> Verdict:
+    """Every mask input and every layer that it reaches, one after the other."""
+    leaks: list[Leak] = []
+    unknown: dict[int, Site] = {}
     budget = Budget()
     for mask in padding_masks(view):
-        judge = _Judge(view, mask, budget)
-        found += [leak for site in view.sites if (leak := judge.leak(site)) is not None]
-    return found
+        one = _Judge(view, mask, budget)
+        for site in view.sites:
+            if not one.reaches(site):
+                continue
+            wrong = one.always_leaks(site)
+            if wrong is None:
+                unknown[id(site.node)] = site
+            elif wrong:
+                leaks.append(one.leak(site))
+    return Verdict(tuple(leaks), tuple(unknown.values()))
 
 
 class _Judge:
@@ -61,34 +82,32 @@ class _Judge:
         self.encodings = encodings(mask)
         self._watchers: dict[Encoding, list[list[Watcher]]] = {}
 
-    def leak(self, site: Site) -> Leak | None:
-        """The verdict on one layer; None where it is right, or cannot be judged."""
-        if not any(id(value) in self.reached for value in site.mask_values()) and not self._keys_multiplied(site):
-            return None
-        if not self._always_leaks(site):
-            return None
+    def reaches(self, site: Site) -> bool:
+        """Whether a layer's mask, or an operator's queries or keys, depend on this mask."""
+        values = [*site.mask_values(), *(site.node.inputs[:2] if site.fused else [])]
+        return any(id(value) in self.reached for value in values)
+
+    def always_leaks(self, site: Site) -> bool | None:
+        """Whether hidden keys are seen however the mask may be written; None where nothing tells."""
+        inverted = self.encodings[-1]
+        for encoding in self.encodings:
+            found = self._leaks(site, encoding) if encoding.expected else True
+            if found is None:
+                return None
+            # What hides by being other than 0 is no number to add.
+            yes_and_no = encoding.added and not inverted.expected and self._leaks(site, inverted) is False
+            if not found and not yes_and_no:
+                return False
+        return True
+
+    def leak(self, site: Site) -> Leak:
+        """Why a layer sees hidden keys."""
         kind, node = self._kind(site)
         name = self.mask.name or ""
         certain = bool(SURE.search(name)) and len(self.mask.shape or ()) == 2
         if kind == INVERTED:
             certain &= self.mask.dtype in (ir.DataType.INT64, ir.DataType.INT32)
         return Leak(site, name, kind, node, certain)
-
-    def _always_leaks(self, site: Site) -> bool:
-        """Whether hidden keys are seen however the mask may be written."""
-        inverted = self.encodings[-1]
-        for encoding in self.encodings:
-            if not encoding.expected or self._leaks(site, encoding):
-                continue
-            # What hides by being other than 0 is no number to add.
-            yes_and_no = encoding.added and not inverted.expected and self._leaks(site, inverted) is False
-            if not yes_and_no:
-                return False
-        return True
-
-    def _keys_multiplied(self, site: Site) -> bool:
-        """Whether an operator's queries or keys depend on the mask."""
-        return site.fused and any(id(value) in self.reached for value in site.node.inputs[:2])
 
     def _watched(self, encoding: Encoding) -> list[list[Watcher]]:
         if encoding not in self._watchers:

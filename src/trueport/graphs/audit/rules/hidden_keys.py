@@ -27,7 +27,7 @@ def _checks(kind: str) -> Callable[[Rule, View], Iterator[Finding]]:
     def check(rule: Rule, view: View) -> Iterator[Finding]:
         """The layers that see hidden keys for this reason; those that are given lengths are another rule's."""
         known = {finding.node for finding in RIGHT_PADDING_ONLY.check(RIGHT_PADDING_ONLY, view)}
-        for leak in view.leaks:
+        for leak in view.experiment.leaks:
             if leak.kind != kind:
                 continue
             severity = "error" if leak.certain else "warning"
