@@ -42,7 +42,7 @@ def audit(path: str | Path) -> Report:
     with explained(Path(path)):
         view = View.open(Path(path))
         found = [finding for rule in RULES for finding in rule.check(rule, view)]
-    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-        known = {finding.node for finding in found}
+        known = {finding.node for finding in found if finding.severity == "error"}
         unjudged = sum(place(site.node) not in known for site in view.experiment.unknown)
+    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(Path(path).name, len(view.nodes), len(view.sites), tuple(dict.fromkeys(found)), unjudged)

@@ -118,8 +118,16 @@ class View:
         """Ids of the values that depend on any mask input."""
         return set().union(*self.masks.values()) if self.masks else set()
 
-    def dependents(self, values: Iterable[ir.Value], beyond: frozenset[str] = frozenset()) -> set[int]:
-        """Ids of what is computed from ``values``, not looking through attention, weights, shapes and ``beyond``."""
+    def dependents(
+        self, values: Iterable[ir.Value], beyond: frozenset[str] = frozenset(), barriers: frozenset[int] = frozenset()
+    ) -> set[int]:
+        """Ids of what is computed from ``values``.
+
+        Args:
+            values: where to begin.
+            beyond: operators that are not looked through, as attention, weights and shapes are not.
+            barriers: ids of nodes that are not either.
+        """
         seen: set[int] = set()
         waiting = list(values)
         while waiting:
@@ -132,7 +140,7 @@ class View:
             for use in uses:
                 if use.node.op_type == "EmbedLayerNormalization" and use.idx == EMBED_MASK:
                     waiting += use.node.outputs[1:2]
-                elif not self.stops(use.node) and use.node.op_type not in beyond:
+                elif not self.stops(use.node) and use.node.op_type not in beyond and id(use.node) not in barriers:
                     waiting += bodies.entered(use.node, use.idx) if inner_graphs(use.node) else use.node.outputs
             if value.is_graph_output() and value.graph is not None and id(value.graph) in self.parents:
                 waiting += bodies.left(self.parents[id(value.graph)], value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -60,14 +60,14 @@ def judge(view: View) -> Verdict:
     budget = Budget()
     for mask in padding_masks(view):
         one = _Judge(view, mask, budget)
-        for site in view.sites:
-            if not one.reaches(site):
-                continue
+        direct = [site for site in view.sites if one.reaches(site)]
+        for site in direct:
             wrong = one.always_leaks(site)
             if wrong is None:
                 unknown[id(site.node)] = site
             elif wrong:
                 leaks.append(one.leak(site))
+        leaks += one.through_scores(lone=not direct)
     return Verdict(tuple(leaks), tuple(unknown.values()))
 
 
@@ -78,14 +78,33 @@ class _Judge:
         self.view = view
         self.mask = mask
         self.reached = view.masks.get(mask.name or "", set())
+        products = frozenset(id(site.scores) for site in view.sites if site.scores is not None)
+        self.direct = view.dependents([mask], barriers=products)
         self.budget = budget
         self.encodings = encodings(mask)
         self._watchers: dict[Encoding, list[list[Watcher]]] = {}
 
     def reaches(self, site: Site) -> bool:
-        """Whether a layer's mask, or an operator's queries or keys, depend on this mask."""
-        values = [*site.mask_values(), *(site.node.inputs[:2] if site.fused else [])]
-        return any(id(value) in self.reached for value in values)
+        """Whether a layer's mask depends on this one, other than through queries and keys."""
+        return any(id(value) in self.direct for value in site.mask_values())
+
+    def through_scores(self, *, lone: bool) -> list[Leak]:
+        """Layers of which only queries or keys depend on the mask: multiplied by it, or moved to other positions.
+
+        Args:
+            lone: whether no layer has the mask in another way; positions alone are enough where one has.
+        """
+        found = []
+        for site in self.view.sites:
+            factors = site.node.inputs[:2] if site.scores is None else site.scores.inputs[:2]
+            touched = any(id(value) in self.reached for value in factors) and not self.reaches(site)
+            if touched and self.always_leaks(site):
+                leak = self.leak(site)
+                if leak.kind == MULTIPLIED:
+                    found.append(leak)
+                elif lone:
+                    found.append(replace(leak, kind=OTHER, certain=False))
+        return found
 
     def always_leaks(self, site: Site) -> bool | None:
         """Whether hidden keys are seen however the mask may be written; None where nothing tells."""
