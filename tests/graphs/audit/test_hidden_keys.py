@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 
 from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, OUT, QKV, SCORES, audited, graph
+from trueport.graphs.audit import Report, audit
 
 IDS = "int64[batch, length] attention_mask"
 STORED = (
@@ -219,3 +223,155 @@ RIGHT = {
 def test_right_masks_are_not(name: str, tmp_path: Path) -> None:
     report = audited(RIGHT[name], tmp_path)
     assert report.findings == () and report.attentions == 1, report.text()
+
+
+def changed(text: str, change: Callable[[onnx.ModelProto], None], folder: Path) -> Report:
+    """The report on a graph that is changed before."""
+    model = onnx.parser.parse_model(text)
+    change(model)
+    onnx.save(model, folder / "graph.onnx")
+    return audit(folder / "graph.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "severity"),
+    [
+        ("attention_mask:0", "error"),
+        ("model/attention_mask.1", "error"),
+        ("decoder_attention_mask", "error"),
+        ("attentionMask", "error"),
+        ("input_mask:0", "warning"),
+        ("src_key_padding_mask", "warning"),
+    ],
+)
+def test_masks_by_other_names(name: str, severity: str, tmp_path: Path) -> None:
+    """TensorFlow's, PyTorch's and JavaScript's."""
+
+    def rename(model: onnx.ModelProto) -> None:
+        for value in model.graph.input:
+            value.name = name if value.name == "attention_mask" else value.name
+        for node in model.graph.node:
+            node.input[:] = [name if given == "attention_mask" else given for given in node.input]
+
+    report = changed(WRONG["joined by or"][1], rename, tmp_path)
+    assert [(finding.rule, finding.severity) for finding in report.findings] == [("leaking-mask", severity)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(("graph_", "rules"), [(WRONG["inverted"][1], ["inverted-mask"]), (RIGHT["chosen"], [])])
+def test_axes_without_a_name_or_with_one_each(named: bool, graph_: str, rules: list[str], tmp_path: Path) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        for place, value in enumerate(model.graph.input):
+            for number, axis in enumerate(value.type.tensor_type.shape.dim):
+                if axis.dim_param and named:
+                    axis.dim_param = f"axis_{place}_{number}"
+                elif axis.dim_param:
+                    axis.Clear()
+
+    assert [finding.rule for finding in changed(graph_, rename, tmp_path).findings] == rules
+
+
+def test_a_mask_without_declared_axes_is_not_judged(tmp_path: Path) -> None:
+    def forget(model: onnx.ModelProto) -> None:
+        for value in model.graph.input:
+            if value.name == "attention_mask":
+                value.type.tensor_type.ClearField("shape")
+
+    report = changed(WRONG["inverted"][1], forget, tmp_path)
+    assert report.findings == () and report.unjudged == 1
+    assert "whether 1 of them hide what they should is not known" in report.text()
+
+
+MORE_WRONG = {
+    "inverted, heads in the batch": (
+        "inverted-mask", "error", RIGHT["heads in the batch"].replace("(flat, scores, low)", "(flat, low, scores)"),
+    ),
+    "inverted, yes and no": (
+        "inverted-mask", "warning",
+        plain("row = Unsqueeze (attention_mask, keys)\nseen = Not (row)\n" + CHOSEN, "bool[batch, length] attention_mask"),
+    ),
+    "inverted, floats": (
+        "inverted-mask", "warning", plain(REAL + "seen = Not (row)\n" + CHOSEN, "float[batch, length] attention_mask"),
+    ),
+    "transposed, with queries of its own": (
+        "query-axis-mask", "warning",
+        plain("real = Cast <to = 9> (attention_mask)\nt = Transpose <perm = [0, 2, 1]> (real)\nseen = Unsqueeze (t, i2)\n"
+              + CHOSEN, "int64[batch, length, length] attention_mask"),
+    ),
+    "positions alone": (
+        "leaking-mask", "warning",
+        plain("counted = CumSum (attention_mask, one64)\nf = Cast <to = 1> (counted)\nrow = Unsqueeze (f, queries)\n"
+              "angle = Cos (row)\nturned = Mul (q, angle)\n" + SCORES.replace("(q,", "(turned,")
+              + "masked = Identity (scores)\n" + END).replace("bool yes", "int64 one64 = {1}, bool yes"),
+    ),
+    "a bias of the mask's positions alone": (
+        "leaking-mask", "error",
+        plain(FLOATS + "bias = CumSum (ones, three)\n" + ADDED).replace("bool yes", "int64 three = {3}, bool yes"),
+    ),
+    "too little to hide": (
+        "leaking-mask", "error",
+        plain(REAL + "bias = Where (row, zero, tiny)\n" + ADDED).replace("bool yes", "float tiny = {-5.0}, bool yes"),
+    ),
+    "moved by one key": (
+        "leaking-mask", "error",
+        plain(REAL + "a = Slice (row, i1, end, last)\nb = Slice (row, i1, i2, last)\nseen = Concat <axis = 3> (b, a)\n"
+              + CHOSEN).replace("bool yes", "int64[1] end = {-1}, bool yes"),
+    ),
+    "the last row's": (
+        "leaking-mask", "error",
+        plain(REAL + "seen = Gather <axis = 0> (row, end)\n" + CHOSEN).replace("bool yes", "int64[1] end = {-1}, bool yes"),
+    ),
+    "sizes of hidden states": (
+        "first-row-mask", "error",
+        plain(REAL + "h = Mul (q, k)\nsize = Shape <start = 0, end = 1> (h)\nfull = Concat <axis = 0> (size, i2, i2, i2)\n"
+              "first = Slice (row, i1, i2, i1)\nseen = Expand (first, full)\n" + CHOSEN),
+    ),
+    "fixed sizes": (
+        "leaking-mask", "error", WRONG["joined by or"][1].replace("batch", "1").replace("length", "16"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MORE_WRONG)
+def test_how_certain_a_finding_is(name: str, tmp_path: Path) -> None:
+    rule, severity, text = MORE_WRONG[name]
+    report = audited(text, tmp_path)
+    assert [(finding.rule, finding.severity) for finding in report.findings] == [(rule, severity)], report.text()
+
+
+KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\n"
+COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
+DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
+MORE_RIGHT = {
+    "queries without keys see all": plain(
+        REAL + "n = Cast <to = 7> (row)\nsum = ReduceSum <keepdims = 1> (n, last)\nempty = Equal (sum, i0)\n"
+        "seen = Or (row, empty)\n" + CHOSEN
+    ),
+    "an input that lets every token see itself": plain(
+        REAL + "seen = Or (row, itself)\n" + CHOSEN, f"{IDS}, bool[1, 1, length, length] itself"
+    ),
+    "keys before queries": plain(COLUMN + KEYS_FIRST + "masked = Where (seen, scores, low)\n" + DOWN),
+    "numbers to add, for each key": plain(
+        "bias = Unsqueeze (attention_mask, keys)\n" + ADDED, "float[batch, length] attention_mask"
+    ),
+    "queries and keys, which may be written either way": plain(
+        "seen = Not (attention_mask)\n" + CHOSEN, "bool[batch, 1, length, length] attention_mask"
+    ),
+    "positions of the mask, and a source that needs none": plain(
+        "counted = CumSum (attention_mask, one64)\nf = Cast <to = 1> (counted)\ncolumn = Unsqueeze (f, queries)\n"
+        "angle = Cos (column)\n" + REAL + SCORES + "masked = Where (row, scores, low)\nw = Softmax <axis = -1> (masked)\n"
+        "x = MatMul (w, v)\nturned = Mul (x, angle)\net = Transpose <perm = [0, 1, 3, 2]> (encoded)\n"
+        "more = MatMul (turned, et)\nother = Softmax <axis = -1> (more)\ny = MatMul (other, encoded)\n",
+        f"{IDS}, float[batch, 2, source, 4] encoded",
+    ).replace("bool yes", "int64 one64 = {1}, bool yes"),
+    "a branch that is never taken": plain(
+        REAL + "seen = If (yes) <then_branch = t () => (bool[batch, 1, 1, length] a) {a = Identity (row)}, "
+        "else_branch = e () => (bool[batch, 1, 1, length] b) {b = Not (row)}>\n" + CHOSEN
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MORE_RIGHT)
+def test_odd_but_right(name: str, tmp_path: Path) -> None:
+    report = audited(MORE_RIGHT[name], tmp_path)
+    assert report.findings == () and report.unjudged == 0, report.text()

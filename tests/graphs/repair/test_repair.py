@@ -11,7 +11,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from tests.graphs.audit.test_hidden_keys import WRONG, plain
+from tests.graphs.audit.test_hidden_keys import RIGHT, WRONG, plain
 from tests.graphs.audit.test_report import command
 from tests.graphs.audit.test_rules import BRANCH, CAUSAL, END, HEAD, MASK, SCORES, VARIANTS, blocks, branches, graph
 from trueport.attention import reference
@@ -260,6 +260,28 @@ def test_what_no_repair_mends_is_said(rule: str, tmp_path: Path) -> None:
     done = repair(path, tmp_path / "fixed.onnx")
     assert not done.mended and done.proof is None
     assert f"not mended: error {rule} at at_fault" in done.text() and "does not mend this" in done.text()
+
+
+SUMMED = plain(ROW + TWICE + END)
+FOLDED = RIGHT["heads in the batch"].replace(
+    "masked = Where (flat, scores, low)", "a = Where (flat, zero, fill)\nb = Add (a, a)\nmasked = Add (scores, b)"
+)
+FIXED = "{} = com.microsoft.Attention <num_heads = 2> (x, w, c, mask_index)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FOLDED,
+        SUMMED.replace("batch", "2").replace("length", "16"),
+        attention("int32[2] mask_index", FIXED.format("y")).replace("batch", "2"),
+        attention("int32[4] mask_index", FIXED.format("y")).replace("batch", "2"),
+    ],
+    ids=["heads in the batch", "fixed sizes", "lengths of two rows", "starts and ends of two rows"],
+)
+def test_sizes_that_belong_together(text: str, tmp_path: Path) -> None:
+    """The proof's inputs fit the graph."""
+    mended(saved(text, tmp_path))
 
 
 def test_an_inverted_mask_stays_said_where_sums_are_mended(tmp_path: Path) -> None:

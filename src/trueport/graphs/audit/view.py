@@ -31,8 +31,10 @@ PATIENCE = 20_000_000
 """Steps that all walks through one graph may take together: seconds; a real model needs some hundred thousand."""
 MAX_MASKS = 64
 """Mask inputs that are followed; models have three at most."""
-MASK_NAME = re.compile(r"(^|[._/])(\w*attention_mask|\w*padding_mask|input_mask|mask|mask_index|attn_mask)([._]\d+)?$")
-"""How exporters name the inputs that say what is padding."""
+MASK_NAME = re.compile(
+    r"(^|[._/])(\w*attention_?mask|\w*padding_?mask|input_mask|mask|mask_index|attn_mask)([._:]\d+)?$", re.IGNORECASE
+)
+"""How exporters name the inputs that say what is padding; TensorFlow's end in ``:0``."""
 SAME = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten"}
 """Operators that keep every element's value."""
 ARITHMETIC: dict[str, Callable[..., float]] = {

@@ -20,11 +20,16 @@ ROWS, PAST = 3, 3
 """Batch, and tokens of the past where the graph takes one."""
 LENGTHS = (7, 11)
 """New tokens; where an axis follows them, it is that of the keys."""
-PADDING = re.compile(r"(^|[._/])(attention_mask|attn_mask|padding_mask|input_mask)([._]\d+)?$|(^|[./])mask$")
+PADDING = re.compile(
+    r"(^|[._/])\w*(attention_?mask|attn_mask|padding_?mask|input_mask)([._:]\d+)?$|(^|[./])mask([._:]\d+)?$",
+    re.IGNORECASE,
+)
 """Mask inputs that say what is padding, among all that are called masks."""
-SURE = re.compile(r"attention_mask([._]\d+)?$")
+SURE = re.compile(r"attention_?mask([._:]\d+)?$", re.IGNORECASE)
 """Those in which, by every exporter's convention, 1 is a token and 0 padding; others have it either way, and so have all
 masks with an axis of queries."""
+UNNAMED = ("None", "?")
+"""What stands for an axis without a size or a name."""
 TOKEN = 3
 """A token that is no padding."""
 
@@ -74,20 +79,24 @@ def has_past(view: View) -> bool:
     return any("past" in (value.name or "") for value in taken(view))
 
 
-def batch_axis(view: View) -> str | None:
-    """The name of the batch axis: that of the first input that has one."""
+def batch_axes(view: View) -> frozenset[str]:
+    """The names of the batch axis: those that inputs have in front and nowhere else; heads may be folded into some."""
+    front: set[str] = set()
+    others: set[str] = set()
     for value in taken(view):
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
-            return str(value.shape[0])
-    return None
+        names = [None if isinstance(size, int) else str(size) for size in value.shape or ()]
+        if len(names) > 1:
+            front |= {name for name in names[:1] if name is not None}
+        others |= {name for name in names[1:] if name is not None}
+    return frozenset(front - others)
 
 
-def axis_size(size: object, index: int, name: str, batch: str | None, length: int, past: int) -> int:
+def axis_size(size: object, index: int, name: str, batches: frozenset[str], length: int, past: int) -> int:
     """A number for an axis of the input ``name``; ``length`` for one of any length."""
     if isinstance(size, int):
         return size
     text = str(size)
-    if text == batch or (index == 0 and text in ("None", "?")):
+    if text in batches or (index == 0 and text in UNNAMED):
         return ROWS
     if "past" in name:
         return past
@@ -96,15 +105,21 @@ def axis_size(size: object, index: int, name: str, batch: str | None, length: in
 
 
 def padding_masks(view: View) -> list[ir.Value]:
-    """The mask inputs that say which keys are padding: (batch, keys), or with axes of heads and queries between."""
-    batch = batch_axis(view)
+    """The mask inputs that say which keys are padding: (batch, keys), or with axes of heads and queries between.
+
+    One whose axes are not declared is among them.
+    """
+    batches = batch_axes(view)
     found = []
     for value in taken(view):
-        axes = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
-        if not PADDING.search(value.name or "") or not 2 <= len(axes) <= 4 or "causal" in (value.name or ""):
+        name = value.name or ""
+        axes = None if value.shape is None else [size if isinstance(size, int) else str(size) for size in value.shape]
+        if not PADDING.search(name) or "causal" in name.lower() or (axes is not None and not 2 <= len(axes) <= 4):
             continue
-        rows = axes[0] in (1, "None", "?") or axes[0] == batch or (batch is None and isinstance(axes[0], int))
-        if rows and not (len(axes) == 2 and axes[0] == axes[1]):
+        # A square is a mask of queries and keys, which is not about padding.
+        square = axes is not None and len(axes) == 2 and axes[0] == axes[1] and axes[0] not in UNNAMED
+        rows = axes is None or isinstance(axes[0], int) or axes[0] in batches or axes[0] in UNNAMED
+        if rows and not square:
             found.append(value)
     return found
 
@@ -127,6 +142,8 @@ def trials(view: View, mask: ir.Value, encoding: Encoding) -> Iterator[list[Tria
     something that the names do not tell.
     """
     answers = (True, False) if any(_is_open(value) for value in taken(view) if value is not mask) else (True,)
+    if mask.shape is None:
+        return
     for past in (0, PAST) if has_past(view) else (0,):
         yield [_trial(view, mask, encoding, length, past, answer) for length in LENGTHS for answer in answers]
 
@@ -140,14 +157,14 @@ def _is_open(value: ir.Value) -> bool:
 
 
 def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: int, answer: bool) -> Trial:
-    batch = batch_axis(view)
+    batches = batch_axes(view)
     given: dict[int, Known] = {}
     axes: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     seen = np.ones((1, 1), dtype=bool)
     for value in taken(view):
         name = value.name or ""
-        shape = [axis_size(size, index, name, batch, length, past) for index, size in enumerate(value.shape or ())]
+        shape = [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
         shapes[name] = tuple(shape)
         axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not isinstance(size, int)}
         if value is mask:
