@@ -162,6 +162,11 @@ WRONG = {
                      "e = Exp (masked)\nm = Mul (e, w)\nsum = ReduceSum <keepdims = 1> (m, last)\n"
                      "weights = Div (m, sum)\n"),
     ),
+    "powers of two, inverted": (
+        "inverted-mask",
+        exponentials(REAL + "n = Not (row)\n" + SCORES + "masked = Where (n, scores, low)\n",
+                     SHIFTED.replace("Exp (less)", "Pow (two, less)")).replace("bool yes", "float two = {2.0}, bool yes"),
+    ),
     "by the logarithm, on the queries": (
         "query-axis-mask",
         exponentials("real = Cast <to = 9> (attention_mask)\nrow = Unsqueeze (real, queries)\n" + SCORES

@@ -74,15 +74,16 @@ def _quotient(view: View, top: ir.Value | None, bottom: ir.Value | None) -> Spel
     sums = bottom.producer()
     if sums is None or sums.op_type != "ReduceSum" or sums.inputs[0] is None:
         return None
-    exponent, factor = _exponential(view, uncast(top))
+    exponential, factor = _exponential(view, uncast(top))
     summed, weight = _exponential(view, uncast(sums.inputs[0]))
-    if exponent is None or exponent is not summed or exponent.inputs[0] is None:
+    given = None if exponential is None or exponential is not summed else _power(view, exponential)
+    if given is None:
         return None
-    before = exponent.inputs[0].producer()
+    before = given.producer()
     taken = None if before is None or before.op_type != "Sub" or before.inputs[1] is None else before.inputs[1]
     most = None if taken is None else uncast(taken).producer()
     shifted = most is not None and most.op_type == "ReduceMax"
-    return Spelled(exponent.inputs[0], _axis(view, sums), factor if factor is weight else None, shifted, guarded)
+    return Spelled(given, _axis(view, sums), factor if factor is weight else None, shifted, guarded)
 
 
 def _axis(view: View, node: ir.Node) -> int | None:
@@ -105,10 +106,18 @@ def _unguarded(view: View, value: ir.Value) -> tuple[ir.Value, bool]:
     return value, False
 
 
+def _power(view: View, node: ir.Node) -> ir.Value | None:
+    """The argument of Exp, or of a Pow of one number above 1; None for other nodes."""
+    if node.op_type == "Exp":
+        return node.inputs[0]
+    base = view.scalar(node.inputs[0]) if node.op_type == "Pow" else None
+    return node.inputs[1] if base is not None and base > 1 else None
+
+
 def _exponential(view: View, value: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
-    """The Exp behind a value, and the mask that it is multiplied by, or chosen with against 0."""
+    """The Exp or Pow behind a value, and the mask that it is multiplied by, or chosen with against 0."""
     node = value.producer()
-    if node is None or node.op_type == "Exp":
+    if node is None or _power(view, node) is not None:
         return node, None
     if node.op_type == "Mul":
         pairs = [(first, second) for first, second in (node.inputs, node.inputs[::-1])]
@@ -118,6 +127,6 @@ def _exponential(view: View, value: ir.Value) -> tuple[ir.Node | None, ir.Value 
         return None, None
     for part, factor in pairs:
         made = None if part is None else uncast(part).producer()
-        if made is not None and made.op_type == "Exp":
+        if made is not None and _power(view, made) is not None:
             return made, factor
     return None, None
