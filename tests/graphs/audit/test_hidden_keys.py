@@ -287,7 +287,28 @@ def test_a_mask_without_declared_axes_is_not_judged(tmp_path: Path) -> None:
     assert "whether 1 of them hide what they should is not known" in report.text()
 
 
+ROW_BY_ROW = (
+    "y = Scan (q, k, v, row) <num_scan_inputs = 4, body = b (float[2, length, 4] qq, float[2, length, 4] kk, "
+    "float[2, length, 4] vv, bool[1, 1, length] m) => (float[2, length, 4] yy) {{\n"
+    "kt = Transpose <perm = [0, 2, 1]> (kk)\nscores = MatMul (qq, kt)\nmasked = Where ({})\n"
+    "weights = Softmax <axis = -1> (masked)\nyy = MatMul (weights, vv)\n}}>\n"
+)
+LAYERS = (
+    "y = Scan (k, masks) <num_scan_inputs = 1, body = b (float[batch, 2, length, 4] h, bool[batch, 1, 1, length] m) => "
+    "(float[batch, 2, length, 4] ho) {\nkt = Transpose <perm = [0, 1, 3, 2]> (h)\nscores = MatMul (q, kt)\n"
+    "masked = Where (m, scores, low)\nweights = Softmax <axis = -1> (masked)\nho = MatMul (weights, v)\n}>\n"
+)
+MADE_BY_ROWS = (
+    "rows = Scan (attention_mask) <num_scan_inputs = 1, body = b (int64[length] m) => (bool[length] o) {\n"
+    "r = Cast <to = 9> (m)\no = %s (r)\n}>\nseen = Unsqueeze (rows, keys)\n"
+)
 MORE_WRONG = {
+    "inverted, row by row": ("inverted-mask", "error", plain(REAL + ROW_BY_ROW.format("m, low, scores"))),
+    "inverted, a mask for each layer": (
+        "inverted-mask", "error",
+        plain(REAL + "n = Not (row)\none5 = Unsqueeze (n, i1)\nmasks = Concat <axis = 0> (one5, one5)\n" + LAYERS),
+    ),
+    "inverted, made row by row": ("inverted-mask", "error", plain(MADE_BY_ROWS % "Not" + CHOSEN)),
     "inverted, heads in the batch": (
         "inverted-mask", "error", RIGHT["heads in the batch"].replace("(flat, scores, low)", "(flat, low, scores)"),
     ),
@@ -348,12 +369,21 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "row by row": plain(REAL + ROW_BY_ROW.format("m, scores, low")),
+    "a mask for each layer": plain(
+        REAL + "one5 = Unsqueeze (row, i1)\nmasks = Concat <axis = 0> (one5, one5)\n" + LAYERS
+    ),
+    "made row by row": plain(MADE_BY_ROWS % "Identity" + CHOSEN),
     "queries without keys see all": plain(
         REAL + "n = Cast <to = 7> (row)\nsum = ReduceSum <keepdims = 1> (n, last)\nempty = Equal (sum, i0)\n"
         "seen = Or (row, empty)\n" + CHOSEN
     ),
     "an input that lets every token see itself": plain(
         REAL + "seen = Or (row, itself)\n" + CHOSEN, f"{IDS}, bool[1, 1, length, length] itself"
+    ),
+    "multiplied before the softmax, and masked behind it": plain(
+        FLOATS + SCORES + "kept = Mul (scores, ones)\nw = Softmax <axis = -1> (kept)\nm = Mul (w, ones)\n"
+        "sum = ReduceSum <keepdims = 1> (m, last)\nweights = Div (m, sum)\ny = MatMul (weights, v)\n"
     ),
     "keys before queries": plain(COLUMN + KEYS_FIRST + "masked = Where (seen, scores, low)\n" + DOWN),
     "numbers to add, for each key": plain(

@@ -12,6 +12,9 @@ from trueport.graphs.audit.view import uncast
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
+SUMS = {"ReduceSum", "ReduceL1"}
+"""What weights are divided by that do not add up to 1 any more."""
+
 
 @dataclass(frozen=True)
 class Spelled:
@@ -130,3 +133,14 @@ def _exponential(view: View, value: ir.Value) -> tuple[ir.Node | None, ir.Value 
         if made is not None and _power(view, made) is not None:
             return made, factor
     return None, None
+
+
+def renormalised(softmax: ir.Node, reached: set[int]) -> bool:
+    """Whether a mask meets the weights behind a softmax, which are then divided by their sum."""
+    masked = [
+        use.node
+        for use in softmax.outputs[0].uses()
+        if use.node.op_type in ("Mul", "Where") and any(id(value) in reached for value in use.node.inputs)
+    ]
+    users = {use.node.op_type for node in masked for use in node.outputs[0].uses()}
+    return "Div" in users and bool(users & SUMS)

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from trueport.graphs.audit.experiment.arithmetic import UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
-from trueport.graphs.audit.experiment.seen import Watcher, leaks, multiplied, real_queries
+from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, multiplied, real_queries
+from trueport.graphs.audit.softmax import renormalised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +87,8 @@ class _Judge:
 
     def reaches(self, site: Site) -> bool:
         """Whether a layer's mask depends on this one, other than through queries and keys."""
+        if not site.fused and renormalised(site.node, self.reached):
+            return False  # the weights are masked behind the softmax, whatever stands before it
         return any(id(value) in self.direct for value in site.mask_values())
 
     def through_scores(self, *, lone: bool) -> list[Leak]:
@@ -148,11 +151,16 @@ class _Judge:
     def _all_leak(self, site: Site, watchers: Sequence[Watcher]) -> bool | None:
         try:
             return all(
-                all(leaks(seen, watcher.trial.mask, watcher.trial.past) for seen in watcher.readings(site))
+                all(self._sees_hidden(site, seen, watcher.trial) for seen in watcher.readings(site))
                 for watcher in watchers
             )
         except UnknownError:
             return None
+
+    def _sees_hidden(self, site: Site, seen: Seen, trial: Trial) -> bool:
+        """Whether a reading is wrong; of a loop's body, which may go row by row, the first turn has the first row."""
+        by_rows = site.node.graph is not self.view.model.graph and _as_first_row(seen, trial)
+        return leaks(seen, trial.mask, trial.past) and not by_rows
 
     def _kind(self, site: Site) -> tuple[str, ir.Node | None]:
         if self._leaks(site, self.encodings[-1]) is False:
@@ -173,14 +181,14 @@ class _Judge:
         return node.op_type == "Or" and any(id(value) in self.reached for value in node.inputs)
 
 
-def _as_first_row(seen: Any, trial: Trial) -> bool:
+def _as_first_row(seen: Seen, trial: Trial) -> bool:
     """Whether every row hides what the first row's mask hides."""
     rows = trial.mask.shape[0]
     hidden = (~trial.mask[:1]).repeat(rows, axis=0)
     return rows > 1 and not leaks(seen, trial.mask, trial.past, hidden)
 
 
-def _on_queries(seen: Any, trial: Trial) -> bool:
+def _on_queries(seen: Seen, trial: Trial) -> bool:
     """Whether the mask hides everything from padding's own queries, and padding from nobody."""
     real = real_queries(seen, trial.mask, trial.past)[..., 0]
     return bool((~real).any() and (seen.blind | real).all())
