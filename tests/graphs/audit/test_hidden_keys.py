@@ -284,7 +284,7 @@ def test_a_mask_without_declared_axes_is_not_judged(tmp_path: Path) -> None:
 
     report = changed(WRONG["inverted"][1], forget, tmp_path)
     assert report.findings == () and report.unjudged == 1
-    assert "whether 1 of them hide what they should is not known" in report.text()
+    assert "whether padding is hidden in 1 layer is not known" in report.text()
 
 
 ROW_BY_ROW = (
@@ -302,7 +302,65 @@ MADE_BY_ROWS = (
     "rows = Scan (attention_mask) <num_scan_inputs = 1, body = b (int64[length] m) => (bool[length] o) {\n"
     "r = Cast <to = 9> (m)\no = %s (r)\n}>\nseen = Unsqueeze (rows, keys)\n"
 )
+STEP = (
+    f"{HEAD}g (int64[batch, 1] input_ids, int64[batch, total] attention_mask, float[batch, 2, 1, 4] q, "
+    "float[batch, 2, 1, 4] new, float[batch, 2, past, 4] past_k)\n=> (float[batch, 2, 1, 4] y, float[batch, 2, all, 4] k)\n"
+    f"<{STORED}>\n{{\n{REAL}k = Concat <axis = 2> (past_k, new)\nsize = Shape <start = 2, end = 3> (k)\n"
+    "seen = Slice (row, i1, size, last)\n" + CHOSEN.replace("(weights, v)", "(weights, k)") + "}"
+)
+UNKNOWN = {
+    "an operator that no score goes through": plain(
+        REAL + SCORES + "s = Erf (scores)\nmasked = Where (row, s, low)\n" + END
+    ),
+    "masked scores in eight bits": plain(
+        REAL + SCORES + "m = Where (row, scores, low)\nsmall = QuantizeLinear (m, step)\n"
+        "masked = DequantizeLinear (small, step)\n" + END
+    ).replace("bool yes", "float step = {0.1}, bool yes"),
+    "one of two scores": plain(
+        REAL + SCORES + "double = Add (scores, scores)\ns = Where (causal, scores, double)\nmasked = Where (row, s, low)\n"
+        + END, f"{IDS}, {CAUSAL}",
+    ),
+    "a bias inside the softmax": plain(
+        REAL + "bias = Where (row, low, zero)\n" + SCORES
+        + "weights = com.microsoft.BiasSoftmax <axis = 3, is_inner_broadcast = 0> (scores, bias)\ny = MatMul (weights, v)\n"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_known_is_said(name: str, tmp_path: Path) -> None:
+    report = audited(UNKNOWN[name], tmp_path)
+    assert report.findings == () and report.unjudged == 1 and report.to_json()["unjudged"] == 1
+
+
+QUANTISED = (
+    "q8, qs, qz = DynamicQuantizeLinear (q)\nkt = Transpose <perm = [0, 1, 3, 2]> (k)\n"
+    "k8, ks, kz = DynamicQuantizeLinear (kt)\nwhole = MatMulInteger (q8, k8, qz, kz)\nf = Cast <to = 1> (whole)\n"
+    "scale = Mul (qs, ks)\nscores = Mul (f, scale)\n"
+)
 MORE_WRONG = {
+    "inverted, scores of integers": (
+        "inverted-mask", "error", plain(REAL + "n = Not (row)\n" + QUANTISED + "masked = Where (n, scores, low)\n" + END),
+    ),
+    "the first row's, in a branch": (
+        "first-row-mask", "error",
+        plain(REAL + "first = Gather <axis = 0> (row, i1)\ny = If (flag) <" + ", ".join(
+            f"{name}_branch = {name} () => (float[batch, 2, length, 4] {name}y) {{\n"
+            + SCORES.replace("kt", f"{name}t").replace("scores", f"{name}s")
+            + f"{name}m = Where (first, {name}s, low)\n{name}w = Softmax <axis = -1> ({name}m)\n"
+            f"{name}y = MatMul ({name}w, v)\n}}" for name in ("then", "else")) + ">\n", f"{IDS}, bool flag"),
+    ),
+    "inverted, one of many summands": (
+        "inverted-mask", "error",
+        plain(REAL + "bias = Where (row, fill, zero)\n" + SCORES + "masked = Sum (bias, scores, scores)\n" + END),
+    ),
+    "inverted, before what is taken off": (
+        "inverted-mask", "error",
+        plain(REAL + "bias = Where (row, fill, zero)\n" + SCORES + "n = Neg (scores)\nmasked = Sub (bias, n)\n" + END),
+    ),
+    "inverted, for single steps": (
+        "inverted-mask", "error", STEP.replace("(seen, scores, low)", "(seen, low, scores)"),
+    ),
     "inverted, row by row": ("inverted-mask", "error", plain(REAL + ROW_BY_ROW.format("m, low, scores"))),
     "inverted, a mask for each layer": (
         "inverted-mask", "error",
@@ -362,13 +420,15 @@ MORE_WRONG = {
 def test_how_certain_a_finding_is(name: str, tmp_path: Path) -> None:
     rule, severity, text = MORE_WRONG[name]
     report = audited(text, tmp_path)
-    assert [(finding.rule, finding.severity) for finding in report.findings] == [(rule, severity)], report.text()
+    assert {(finding.rule, finding.severity) for finding in report.findings} == {(rule, severity)}, report.text()
 
 
 KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\n"
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "single steps": STEP,
+    "scores of integers": plain(REAL + QUANTISED + "masked = Where (row, scores, low)\n" + END),
     "row by row": plain(REAL + ROW_BY_ROW.format("m, scores, low")),
     "a mask for each layer": plain(
         REAL + "one5 = Unsqueeze (row, i1)\nmasks = Concat <axis = 0> (one5, one5)\n" + LAYERS

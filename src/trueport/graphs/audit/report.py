@@ -49,7 +49,7 @@ class Report:
         nodes: nodes of the graph.
         attentions: attention layers that the audit knew as such.
         findings: the worst first.
-        unjudged: attention layers of whose masks the experiment could say nothing.
+        unjudged: softmaxes and attention operators that a mask reaches, and of which the experiment could say nothing.
     """
 
     file: str
@@ -78,7 +78,7 @@ class Report:
         said = ", ".join(words for words in counts if not words.startswith("0 ")) or "nothing found"
         total = f"{clean(self.file)}: {said} in {count_words(self.attentions, 'attention layer')}"
         if self.unjudged:
-            total += f", whether {self.unjudged} of them hide what they should is not known"
+            total += f"; whether padding is hidden in {count_words(self.unjudged, 'layer')} is not known"
         return "\n".join([*(finding.line() for finding in self.findings), total + "."])
 
     def to_json(self) -> dict[str, Any]:

@@ -43,6 +43,6 @@ def audit(path: str | Path) -> Report:
         view = View.open(Path(path))
         found = [finding for rule in RULES for finding in rule.check(rule, view)]
         known = {finding.node for finding in found if finding.severity == "error"}
-        unjudged = sum(place(site.node) not in known for site in view.experiment.unknown)
+        unjudged = sum(place(node) not in known for node in view.experiment.unknown)
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Report(Path(path).name, len(view.nodes), len(view.sites), tuple(dict.fromkeys(found)), unjudged)

@@ -25,8 +25,11 @@ SLOTS: dict[tuple[str, str], dict[str, int]] = {
 }
 """Inputs of the attention operators that masks come in by (onnx operators 23 and 24; ONNX Runtime's ContribOperators.md)."""
 KEEPS = {"Identity", "Cast", "CastLike", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tanh", "Slice", "Concat",
-         "Dropout", "Flatten", "Expand", "Pad"}  # fmt: skip
+         "Dropout", "Flatten", "Expand", "Pad", "Neg", "Split", "Gather", "GatherElements", "Relu", "Min",
+         "ScatterND", "ScatterElements", "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
 """Operators on the way from scores to softmax that hide nothing."""
+PRODUCTS = {"MatMul", "FusedMatMul", "Einsum", "Gemm", "MatMulInteger"}
+"""Operators that scores come from."""
 
 MOST_DECIDED = 512
 """Values of one condition that are looked at."""
@@ -129,7 +132,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
         if node is None:
             return None
         kind, inputs = node.op_type, node.inputs
-        if kind in ("MatMul", "FusedMatMul", "Einsum", "Gemm"):
+        if kind in PRODUCTS:
             if any(view.is_weight(operand) for operand in inputs):
                 return None
             return Site(softmax, node, _uncovered(terms), clamped, bound, given)
@@ -143,7 +146,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
             fill = fill if bound is None else max(fill, -bound)
             terms.append(Term(node, inputs[0], fill, True, hides=filled[0]))
             value = inputs[1 + filled.index(False)]
-        elif kind in ("Add", "Sub", "Mul", "Div"):
+        elif kind in ("Add", "Sub", "Mul", "Div", "Sum"):
             before = len(terms)
             value = _through(view, fills, node, terms)
             if bound is not None:
@@ -195,7 +198,9 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
         fill = fills.positive(second)
         if fill is not None and second is not None:
             terms.append(Term(node, second, fill))
-        return first
+        return second if _has_product(view, second) and not _has_product(view, first) else first
+    if node.op_type == "Sum":
+        return _summed(view, fills, node, terms)
     if node.op_type == "Add":
         for operand, other in ((first, second), (second, first)):
             fill = fills.of(operand)
@@ -215,6 +220,16 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
     return None
 
 
+def _summed(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Value | None:
+    """The scores among any number of summands."""
+    scores = next((value for value in node.inputs if _has_product(view, value)), None)
+    for value in node.inputs:
+        fill = fills.of(value)
+        if value is not scores and value is not None:
+            terms += fills.inside(value) if fill is None else fills.summands(Term(node, value, fill))
+    return scores
+
+
 def _has_product(view: View, value: ir.Value | None) -> bool:
     """Whether scores lie a few nodes above ``value``."""
     level = [value]
@@ -222,9 +237,9 @@ def _has_product(view: View, value: ir.Value | None) -> bool:
         sources = [view.source(value) for value in level]
         nodes = {id(n): n for v in sources if v is not None and (n := v.producer()) is not None}
         for node in nodes.values():
-            if node.op_type in ("MatMul", "FusedMatMul", "Einsum") and not any(map(view.is_weight, node.inputs)):
+            if node.op_type in PRODUCTS and not any(map(view.is_weight, node.inputs)):
                 return True
-        follow = [n for n in nodes.values() if n.op_type in KEEPS | {"Add", "Sub", "Mul", "Div", "Where", "Max"}]
+        follow = [n for n in nodes.values() if n.op_type in KEEPS | {"Add", "Sub", "Mul", "Div", "Where", "Max", "Sum"}]
         level = [v for n in follow for v in n.inputs]
         if not level:
             return False

@@ -169,6 +169,16 @@ class View:
         looping = (node for node in self.nodes if node.op_type in ("Loop", "Scan"))
         return {id(value): outer for node in looping for value, outer in bodies.given(node)}
 
+    def repeats(self, node: ir.Node) -> bool:
+        """Whether a node lies in the body of a loop."""
+        graph = node.graph
+        while graph is not None and id(graph) in self.parents:
+            parent = self.parents[id(graph)]
+            if parent.op_type != "If":
+                return True
+            graph = parent.graph
+        return False
+
     def source(self, value: ir.Value | None) -> ir.Value | None:
         """The value itself, or what it is inside or outside of a Loop or Scan that it comes from or enters."""
         for _ in range(16):

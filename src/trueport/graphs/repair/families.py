@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 64)
 """Heads that models have."""
-LENGTH = 7
-"""New tokens."""
 FAMILIES = ("none hidden", "right", "left", "both sides", "holes", "random", "one row empty", "all rows empty")
 """The masks of the proof; all but the first keep their shape and draw their places."""
 
@@ -46,7 +44,7 @@ def draw(family: str, rng: np.random.Generator, rows: int, keys: int) -> np.ndar
 
 
 def feeds(
-    view: View, *, seed: int, rounds: int, past: int, folded: int = 1
+    view: View, *, seed: int, rounds: int, length: int = 7, past: int = 0, folded: int = 1
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Families and inputs for the whole graph, ``rounds`` of each family.
 
@@ -56,15 +54,19 @@ def feeds(
         view: the graph.
         seed: of all that is drawn.
         rounds: masks of each family.
+        length: new tokens.
         past: tokens of the past.
         folded: heads that lie in the batch axis of inputs whose batch has another name than the mask's.
     """
     rng = np.random.default_rng(seed)
-    rows, keys = _mask_sizes(view, past)
+    rows, keys = _mask_sizes(view, length, past)
     for _ in range(rounds):
         for family in FAMILIES:
             mask = draw(family, rng, rows, keys)
-            yield family, {value.name or "": _fill(view, value, mask, rng, past, folded) for value in taken(view)}
+            yield (
+                family,
+                {value.name or "": _fill(view, value, mask, rng, length, past, folded) for value in taken(view)},
+            )
 
 
 def folds(view: View) -> tuple[int, ...]:
@@ -72,20 +74,20 @@ def folds(view: View) -> tuple[int, ...]:
     return HEADS if len(batch_axes(view)) > 1 else (1,)
 
 
-def _mask_sizes(view: View, past: int) -> tuple[int, int]:
+def _mask_sizes(view: View, length: int, past: int) -> tuple[int, int]:
     """Rows and keys of the mask inputs, which may be fixed."""
     batches = batch_axes(view)
     for value in taken(view):
         if MASK_NAME.search(value.name or "") and len(value.shape or ()) > 1:
-            sizes = _sizes(value, batches, past)
+            sizes = _sizes(value, batches, length, past)
             return sizes[0], sizes[-1]
-    first = next((_sizes(value, batches, past)[0] for value in taken(view) if len(value.shape or ()) > 1), ROWS)
-    return first, past + LENGTH
+    first = next((_sizes(value, batches, length, past)[0] for value in taken(view) if len(value.shape or ()) > 1), ROWS)
+    return first, past + length
 
 
-def _sizes(value: ir.Value, batches: frozenset[str], past: int) -> list[int]:
+def _sizes(value: ir.Value, batches: frozenset[str], length: int, past: int) -> list[int]:
     name = value.name or ""
-    return [axis_size(size, index, name, batches, LENGTH, past) for index, size in enumerate(value.shape or ())]
+    return [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
 
 
 def _mask_batch(view: View) -> str:
@@ -95,11 +97,11 @@ def _mask_batch(view: View) -> str:
 
 
 def _fill(
-    view: View, value: ir.Value, mask: np.ndarray, rng: np.random.Generator, past: int, folded: int
+    view: View, value: ir.Value, mask: np.ndarray, rng: np.random.Generator, length: int, past: int, folded: int
 ) -> np.ndarray:
     name, dtype = value.name or "", (value.dtype or ir.DataType.FLOAT).numpy()
     batches = batch_axes(view)
-    shape = _sizes(value, batches, past)
+    shape = _sizes(value, batches, length, past)
     if folded > 1 and value.shape and str(value.shape[0]) in batches - {_mask_batch(view)}:
         shape[0] *= folded
     if MASK_NAME.search(name):

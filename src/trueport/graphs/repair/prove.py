@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import RunError
-from trueport.graphs.audit.experiment.inputs import PAST, has_past
+from trueport.graphs.audit.experiment.inputs import runs
 from trueport.graphs.repair.expected import expected
 from trueport.graphs.repair.families import FAMILIES, feeds, folds
 from trueport.graphs.repair.probe import Probe
@@ -115,10 +115,9 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     seen: list[list[_Compared]] = [[] for _ in probes]
     moved: list[float] = []
     masks = 0
-    pasts = (0, PAST) if has_past(view) else (0,)
     folded = _folded(view, before)
-    for past in pasts:
-        for _, inputs in feeds(view, seed=SEED + past, rounds=ROUNDS, past=past, folded=folded):
+    for length, past in (group[0] for group in runs(view)):
+        for _, inputs in feeds(view, seed=SEED + past, rounds=ROUNDS, length=length, past=past, folded=folded):
             masks += 1
             values = {**inputs, **inner.run(inputs)}
             with np.errstate(all="ignore"):  # what overflows is infinite, and counted as wrong
@@ -138,9 +137,10 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
 
 def _folded(view: View, session: OnnxSession) -> int:
     """The number of heads in the batch axis with which the graph runs; 1 where none makes it run."""
+    length, past = runs(view)[0][0]
     for count in folds(view):
         try:
-            session.run(next(feeds(view, seed=SEED, rounds=1, past=0, folded=count))[1])
+            session.run(next(feeds(view, seed=SEED, rounds=1, length=length, past=past, folded=count))[1])
         except RunError:
             continue
         return count

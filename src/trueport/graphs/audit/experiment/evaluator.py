@@ -28,6 +28,8 @@ MOVES_LITTLE = {"Reshape", "Expand", "Flatten"}
 """Those behind which a masked score's last axis is still the keys: heads are folded into the batch, or stretched."""
 PRODUCTS = {"MatMul", "Einsum", "FusedMatMul", "Gemm"}
 """Products with a hidden state are hidden states or scores, whatever the other factor is."""
+QUANTISES = {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"}
+"""Operators that write hidden states and scores in another way."""
 JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor", "ArgMax", "ArgMin"}
 """Operators whose result depends on which hidden state it is."""
 
@@ -165,12 +167,16 @@ class Evaluator:
             return [Known(array) for array in self._computed(node, arrays)]
         if node.op_type in JUDGES or node.op_type in ("Shape", "Size"):
             raise UnknownError
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx") or node.op_type in QUANTISES:
+            if any(np.ndim(score.array) > 1 for score in scores):
+                raise UnknownError  # what a mask adds may be cut off
             return [self.score] * len(node.outputs)
         if node.op_type == "Concat":
             return [_joined(operands, int(attribute(node, "axis", 0)))]
-        if node.op_type.startswith("Reduce") and not np.ndim(arrays[0]):
-            return [scores[0]]
+        if node.op_type.startswith("Reduce"):
+            if not np.ndim(arrays[0]):
+                return [scores[0]]
+            arrays[0] = self._full(node.inputs[0], arrays[0])
         if node.op_type in LAYOUT:
             return self._moved(node, scores[0], arrays)
         return [Known(array, True) for array in self._computed(node, arrays)]
@@ -187,13 +193,22 @@ class Evaluator:
         if np.ndim(score.array) and node.op_type not in MOVES_LITTLE:
             if node.op_type != "Transpose":
                 raise UnknownError
-            rank = len(attribute(node, "perm", ()))
-            array = np.reshape(arrays[0], (1,) * (rank - np.ndim(arrays[0])) + np.shape(arrays[0]))
-            return [Known(compute(node, [array])[0], True)]
+            return [Known(compute(node, [self._full(node.inputs[0], arrays[0])])[0], True)]
         return [score] * len(node.outputs)
 
+    def _full(self, value: ir.Value | None, array: Any) -> Any:
+        """A masked score with all its axes, of which a mask may have fewer.
+
+        Raises:
+            UnknownError: how many there are is not known.
+        """
+        shape = self.shape(value)
+        if shape is None or len(shape) < np.ndim(array):
+            raise UnknownError
+        return np.reshape(array, (1,) * (len(shape) - np.ndim(array)) + np.shape(array))
+
     def _branch(self, node: ir.Node, value: ir.Value) -> Known:
-        """The branch that an If takes; the one that can be known where its condition cannot."""
+        """The branch that an If takes."""
         place = list(node.outputs).index(value)
         branches = {name: node.attributes[f"{name}_branch"].as_graph().outputs[place] for name in ("then", "else")}
         condition = self._known.get(id(node.inputs[0]))

@@ -28,6 +28,8 @@ PADDING = re.compile(
 SURE = re.compile(r"attention_?mask([._:]\d+)?$", re.IGNORECASE)
 """Those in which, by every exporter's convention, 1 is a token and 0 padding; others have it either way, and so have all
 masks with an axis of queries."""
+NEW = re.compile(r"(input_ids|inputs_embeds|tokens|position_ids)([._:]\d+)?$")
+"""Inputs with an entry for each new token."""
 UNNAMED = ("None", "?")
 """What stands for an axis without a size or a name."""
 TOKEN = 3
@@ -79,12 +81,27 @@ def has_past(view: View) -> bool:
     return any("past" in (value.name or "") for value in taken(view))
 
 
+def runs(view: View) -> list[list[tuple[int, int]]]:
+    """How many new tokens and how many earlier ones a graph may be given, in groups of two that are alike.
+
+    A graph of single steps has a fixed number of new tokens, and is given a past.
+    """
+    if not has_past(view):
+        return [[(length, 0) for length in LENGTHS]]
+    for value in taken(view):
+        if NEW.search(value.name or "") and value.shape is not None and len(value.shape) > 1:
+            step = str(value.shape[1])
+            if step.isdecimal():
+                return [[(int(step), length) for length in LENGTHS]]
+    return [[(length, past) for length in LENGTHS] for past in (0, PAST)]
+
+
 def batch_axes(view: View) -> frozenset[str]:
     """The names of the batch axis: those that inputs have in front and nowhere else; heads may be folded into some."""
     front: set[str] = set()
     others: set[str] = set()
     for value in taken(view):
-        names = [None if isinstance(size, int) else str(size) for size in value.shape or ()]
+        names = [None if str(size).isdecimal() else str(size) for size in value.shape or ()]
         if len(names) > 1:
             front |= {name for name in names[:1] if name is not None}
         others |= {name for name in names[1:] if name is not None}
@@ -93,9 +110,9 @@ def batch_axes(view: View) -> frozenset[str]:
 
 def axis_size(size: object, index: int, name: str, batches: frozenset[str], length: int, past: int) -> int:
     """A number for an axis of the input ``name``; ``length`` for one of any length."""
-    if isinstance(size, int):
-        return size
     text = str(size)
+    if isinstance(size, int) or text.isdecimal():  # some exporters write sizes as names
+        return int(text)
     if text in batches or (index == 0 and text in UNNAMED):
         return ROWS
     if "past" in name:
@@ -113,12 +130,18 @@ def padding_masks(view: View) -> list[ir.Value]:
     found = []
     for value in taken(view):
         name = value.name or ""
-        axes = None if value.shape is None else [size if isinstance(size, int) else str(size) for size in value.shape]
+        axes = None if value.shape is None else [str(size) for size in value.shape]
         if not PADDING.search(name) or "causal" in name.lower() or (axes is not None and not 2 <= len(axes) <= 4):
             continue
         # A square is a mask of queries and keys, which is not about padding.
-        square = axes is not None and len(axes) == 2 and axes[0] == axes[1] and axes[0] not in UNNAMED
-        rows = axes is None or isinstance(axes[0], int) or axes[0] in batches or axes[0] in UNNAMED
+        square = (
+            axes is not None
+            and len(axes) == 2
+            and axes[0] == axes[1]
+            and axes[0] not in UNNAMED
+            and not axes[0].isdecimal()
+        )
+        rows = axes is None or axes[0].isdecimal() or axes[0] in batches or axes[0] in UNNAMED
         if rows and not square:
             found.append(value)
     return found
@@ -144,8 +167,8 @@ def trials(view: View, mask: ir.Value, encoding: Encoding) -> Iterator[list[Tria
     answers = (True, False) if any(_is_open(value) for value in taken(view) if value is not mask) else (True,)
     if mask.shape is None:
         return
-    for past in (0, PAST) if has_past(view) else (0,):
-        yield [_trial(view, mask, encoding, length, past, answer) for length in LENGTHS for answer in answers]
+    for group in runs(view):
+        yield [_trial(view, mask, encoding, length, past, answer) for length, past in group for answer in answers]
 
 
 def _is_open(value: ir.Value) -> bool:
@@ -166,7 +189,7 @@ def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: in
         name = value.name or ""
         shape = [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
         shapes[name] = tuple(shape)
-        axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not isinstance(size, int)}
+        axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not str(size).isdecimal()}
         if value is mask:
             seen = draw(shape[0], shape[-1])
             whole = seen.reshape(len(seen), *[1] * (len(shape) - 2), seen.shape[1])

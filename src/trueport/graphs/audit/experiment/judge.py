@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -12,6 +12,7 @@ from trueport.graphs.audit.experiment.evaluator import Budget
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
 from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, multiplied, real_queries
 from trueport.graphs.audit.softmax import renormalised
+from trueport.graphs.audit.view import ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,17 +48,18 @@ class Verdict:
 
     Attributes:
         leaks: every layer and mask that goes wrong.
-        unknown: layers that a mask reaches, and of which nothing can be said.
+        unknown: softmaxes and attention operators that a mask reaches, and of which nothing can be said.
     """
 
     leaks: tuple[Leak, ...]
-    unknown: tuple[Site, ...]
+    unknown: tuple[ir.Node, ...]
 
 
 def judge(view: View) -> Verdict:
     """Every mask input and every layer that it reaches, one after the other."""
     leaks: list[Leak] = []
-    unknown: dict[int, Site] = {}
+    unknown: dict[int, ir.Node] = {}
+    known = {id(site.node) for site in view.sites}
     budget = Budget()
     for mask in padding_masks(view):
         one = _Judge(view, mask, budget)
@@ -65,10 +67,11 @@ def judge(view: View) -> Verdict:
         for site in direct:
             wrong = one.always_leaks(site)
             if wrong is None:
-                unknown[id(site.node)] = site
+                unknown[id(site.node)] = site.node
             elif wrong:
                 leaks.append(one.leak(site))
         leaks += one.through_scores(lone=not direct)
+        unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
     return Verdict(tuple(leaks), tuple(unknown.values()))
 
 
@@ -90,6 +93,13 @@ class _Judge:
         if not site.fused and renormalised(site.node, self.reached):
             return False  # the weights are masked behind the softmax, whatever stands before it
         return any(id(value) in self.direct for value in site.mask_values())
+
+    def reaches_layer(self, node: ir.Node) -> bool:
+        """Whether a node is a softmax, or a whole attention, that reads what depends on the mask."""
+        layer = node.op_type in (*ATTENTION, "Softmax", "BiasSoftmax") or id(node) in self.view.spelled
+        written = self.view.spelled.get(id(node))
+        values = node.inputs if written is None else [written.given, written.factor]
+        return layer and any(id(value) in self.direct for value in values)
 
     def through_scores(self, *, lone: bool) -> list[Leak]:
         """Layers of which only queries or keys depend on the mask: multiplied by it, or moved to other positions.
@@ -159,7 +169,7 @@ class _Judge:
 
     def _sees_hidden(self, site: Site, seen: Seen, trial: Trial) -> bool:
         """Whether a reading is wrong; of a loop's body, which may go row by row, the first turn has the first row."""
-        by_rows = site.node.graph is not self.view.model.graph and _as_first_row(seen, trial)
+        by_rows = self.view.repeats(site.node) and _as_first_row(seen, trial)
         return leaks(seen, trial.mask, trial.past) and not by_rows
 
     def _kind(self, site: Site) -> tuple[str, ir.Node | None]:
