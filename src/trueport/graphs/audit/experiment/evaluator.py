@@ -28,6 +28,8 @@ MOVES_LITTLE = {"Reshape", "Expand", "Flatten"}
 """Those behind which a masked score's last axis is still the keys: heads are folded into the batch, or stretched."""
 PRODUCTS = {"MatMul", "Einsum", "FusedMatMul", "Gemm"}
 """Products with a hidden state are hidden states or scores, whatever the other factor is."""
+MOST_AXES = 4
+"""Axes of scores: batch, heads, queries, keys. A mask that has them all needs no more."""
 QUANTISES = {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"}
 """Operators that write hidden states and scores in another way."""
 JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor", "ArgMax", "ArgMin"}
@@ -203,6 +205,8 @@ class Evaluator:
             UnknownError: how many there are is not known.
         """
         shape = self.shape(value)
+        if np.ndim(array) >= MOST_AXES:
+            return array
         if shape is None or len(shape) < np.ndim(array):
             raise UnknownError
         return np.reshape(array, (1,) * (len(shape) - np.ndim(array)) + np.shape(array))
