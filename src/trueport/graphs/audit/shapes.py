@@ -73,10 +73,10 @@ def _set_sizes(graph: Any, given: Mapping[str, Sequence[int]], axes: Mapping[str
     for value in (*graph.value_info, *graph.output):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:
-                size = axes.get(axis.dim_param)
+                known = axes.get(axis.dim_param)
                 axis.Clear()
-                if size is not None:
-                    axis.dim_value = size
+                if known is not None:
+                    axis.dim_value = known
 
 
 def _most_worked_out(model: ir.Model) -> int:

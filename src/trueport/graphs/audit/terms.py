@@ -71,7 +71,7 @@ class Fills:
 
     def _find(self, value: ir.Value, depth: int) -> float | None:
         source = self.view.source(value)
-        if source is not value:
+        if source is None or source is not value:
             return self.of(source, depth)
         array = self.view.array(value)
         if array is not None:

@@ -256,6 +256,10 @@ def _reduced(function: Callable[..., Any]) -> Callable[[ir.Node, Operands], Any]
     return run
 
 
+def _absolute_sum(given: Array, **how: Any) -> Array:
+    return np.sum(np.abs(given), **how)
+
+
 def _best(function: Callable[..., Any]) -> Callable[[ir.Node, Operands], Any]:
     def run(node: ir.Node, operands: Operands) -> Any:
         axis, keeps = int(attribute(node, "axis", 0)), bool(attribute(node, "keepdims", 1))
@@ -306,22 +310,25 @@ def _where(node: ir.Node, operands: Operands) -> Array:
     return np.where(np.asarray(operands[0]).astype(bool), operands[1], operands[2])
 
 
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Neg": np.negative, "Abs": np.abs, "Not": np.logical_not, "Log": np.log, "Exp": np.exp, "Sqrt": np.sqrt,
+    "Reciprocal": np.reciprocal, "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Sign": np.sign,
+    "Tanh": np.tanh, "Cos": np.cos, "Sin": np.sin, "IsNaN": np.isnan, "IsInf": np.isinf,
+    "Relu": lambda x: np.maximum(x, 0), "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _quotient, "Pow": np.power,
+    "Mod": np.mod, "Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal,
+    "GreaterOrEqual": np.greater_equal, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
+    "BitwiseAnd": np.bitwise_and, "BitwiseOr": np.bitwise_or, "BitwiseNot": np.bitwise_not,
+}  # fmt: skip
+FOLDED: dict[str, Callable[..., Any]] = {"Min": np.minimum, "Max": np.maximum, "Sum": np.add}
+REDUCED: dict[str, Callable[..., Any]] = {
+    "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceMean": np.mean, "ReduceProd": np.prod,
+    "ReduceL1": _absolute_sum,
+}  # fmt: skip
 OPERATORS: dict[str, Callable[[ir.Node, Operands], Any]] = {
-    **{name: _elementwise(function) for name, function in {
-        "Neg": np.negative, "Abs": np.abs, "Not": np.logical_not, "Log": np.log, "Exp": np.exp, "Sqrt": np.sqrt,
-        "Reciprocal": np.reciprocal, "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Sign": np.sign,
-        "Tanh": np.tanh, "Cos": np.cos, "Sin": np.sin, "IsNaN": np.isnan, "IsInf": np.isinf,
-        "Relu": lambda x: np.maximum(x, 0), "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-        "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _quotient, "Pow": np.power,
-        "Mod": np.mod, "Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal,
-        "GreaterOrEqual": np.greater_equal, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
-        "BitwiseAnd": np.bitwise_and, "BitwiseOr": np.bitwise_or, "BitwiseNot": np.bitwise_not,
-    }.items()},
-    **{name: _folded(function) for name, function in {"Min": np.minimum, "Max": np.maximum, "Sum": np.add}.items()},
-    **{name: _reduced(function) for name, function in {
-        "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceMean": np.mean, "ReduceProd": np.prod,
-        "ReduceL1": lambda x, **how: np.sum(np.abs(x), **how),
-    }.items()},
+    **{name: _elementwise(function) for name, function in ELEMENTWISE.items()},
+    **{name: _folded(function) for name, function in FOLDED.items()},
+    **{name: _reduced(function) for name, function in REDUCED.items()},
     "Where": _where, "ArgMax": _best(np.argmax), "ArgMin": _best(np.argmin),
     "Identity": lambda node, operands: operands[0], "Dropout": lambda node, operands: operands[0],
     "Cast": _cast, "CastLike": _cast, "Clip": _clip, "Reshape": _reshape, "Expand": _expand, "Unsqueeze": _unsqueeze,

@@ -163,7 +163,7 @@ class Evaluator:
             return [self.score] * len(node.outputs)
         if any(found is None and operand is not None for found, operand in zip(operands, node.inputs, strict=True)):
             raise UnknownError
-        arrays = [None if operand is None else operand.array for operand in operands]
+        arrays: list[Any] = [None if operand is None else operand.array for operand in operands]
         scores = [operand for operand in operands if operand is not None and operand.score]
         if not scores:
             return [Known(array) for array in self._computed(node, arrays)]
