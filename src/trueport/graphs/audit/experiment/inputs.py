@@ -105,7 +105,8 @@ def batch_axes(view: View) -> frozenset[str]:
         if len(names) > 1:
             front |= {name for name in names[:1] if name is not None}
         others |= {name for name in names[1:] if name is not None}
-    return frozenset(front - others)
+    # Some operators' past has two parts in front, and the batch behind them.
+    return frozenset(name for name in front if name not in others or "batch" in name)
 
 
 def axis_size(size: object, index: int, name: str, batches: frozenset[str], length: int, past: int) -> int:
