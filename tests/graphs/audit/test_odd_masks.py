@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, plain
-from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, SCORES, audited
+from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, QKV, SCORES, audited
 from trueport.graphs.audit import Report, audit
 
 
@@ -122,7 +122,17 @@ QUANTISED = (
     "k8, ks, kz = DynamicQuantizeLinear (kt)\nwhole = MatMulInteger (q8, k8, qz, kz)\nf = Cast <to = 1> (whole)\n"
     "scale = Mul (qs, ks)\nscores = Mul (f, scale)\n"
 )
+IN_PLACE = (
+    f"{HEAD}g ({QKV}, int64[batch, total_length] attention_mask, float[batch, 2, cache_capacity, 4] past_key_values)\n"
+    f"=> (float[batch, 2, length, 4] y)\n<{STORED}>\n{{\n{REAL}room = Shape <start = 2, end = 3> (past_key_values)\n"
+    "size = Shape <start = 3, end = 4> (row)\nfree = Sub (room, size)\npads = Concat <axis = 0> (none, free)\n"
+    "seen = Pad (row, pads)\nkt = Transpose <perm = [0, 1, 3, 2]> (past_key_values)\nscores = MatMul (q, kt)\n"
+    "masked = Where (seen, scores, low)\nweights = Softmax <axis = -1> (masked)\ny = MatMul (weights, past_key_values)\n}"
+).replace("bool yes", "int64[7] none = {0, 0, 0, 0, 0, 0, 0}, bool yes")
 MORE_WRONG = {
+    "inverted, caches in place": (
+        "inverted-mask", "error", IN_PLACE.replace("(seen, scores, low)", "(seen, low, scores)"),
+    ),
     "inverted, scores of integers": (
         "inverted-mask", "error", plain(REAL + "n = Not (row)\n" + QUANTISED + "masked = Where (n, scores, low)\n" + END),
     ),
@@ -211,6 +221,7 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "caches in place": IN_PLACE,
     "single steps": STEP,
     "scores of integers": plain(REAL + QUANTISED + "masked = Where (row, scores, low)\n" + END),
     "row by row": plain(REAL + ROW_BY_ROW.format("m, scores, low")),

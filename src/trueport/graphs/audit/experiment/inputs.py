@@ -116,9 +116,9 @@ def axis_size(size: object, index: int, name: str, batches: frozenset[str], leng
         return int(text)
     if text in batches or (index == 0 and text in UNNAMED):
         return ROWS
-    if "past" in name:
+    if "past" in name and "capacity" not in text:
         return past
-    whole = "+" in text or "total" in text or ("past" in text and "seq" in text)
+    whole = "capacity" in text or "+" in text or "total" in text or ("past" in text and "seq" in text)
     return past + length if whole or (past and MASK_NAME.search(name)) else length
 
 
