@@ -221,6 +221,11 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "tokens that are seen from everywhere": plain(
+        "all = Cast <to = 9> (global_attention_mask)\nalls = Unsqueeze (all, keys)\n" + REAL
+        + "near = Or (window, alls)\nseen = And (row, near)\n" + CHOSEN,
+        f"{IDS}, int64[batch, length] global_attention_mask, bool[1, 1, length, length] window",
+    ),
     "caches in place": IN_PLACE,
     "single steps": STEP,
     "scores of integers": plain(REAL + QUANTISED + "masked = Where (row, scores, low)\n" + END),

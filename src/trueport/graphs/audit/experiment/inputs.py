@@ -28,6 +28,8 @@ PADDING = re.compile(
 SURE = re.compile(r"attention_?mask([._:]\d+)?$", re.IGNORECASE)
 """Those in which, by every exporter's convention, 1 is a token and 0 padding; others have it either way, and so have all
 masks with an axis of queries."""
+OTHERS = re.compile(r"causal|global", re.IGNORECASE)
+"""Masks that say something else: what is in the future, and which tokens see, and are seen from, everywhere."""
 NEW = re.compile(r"(input_ids|inputs_embeds|tokens|position_ids)([._:]\d+)?$")
 """Inputs with an entry for each new token."""
 UNNAMED = ("None", "?")
@@ -132,7 +134,7 @@ def padding_masks(view: View) -> list[ir.Value]:
     for value in taken(view):
         name = value.name or ""
         axes = None if value.shape is None else [str(size) for size in value.shape]
-        if not PADDING.search(name) or "causal" in name.lower() or (axes is not None and not 2 <= len(axes) <= 4):
+        if not PADDING.search(name) or OTHERS.search(name) or (axes is not None and not 2 <= len(axes) <= 4):
             continue
         # A square is a mask of queries and keys, which is not about padding.
         square = (
