@@ -223,8 +223,8 @@ DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w
 MORE_RIGHT = {
     "tokens that are seen from everywhere": plain(
         "all = Cast <to = 9> (global_attention_mask)\nalls = Unsqueeze (all, keys)\n" + REAL
-        + "near = Or (window, alls)\nseen = And (row, near)\n" + CHOSEN,
-        f"{IDS}, int64[batch, length] global_attention_mask, bool[1, 1, length, length] window",
+        + "near = Or (causal, alls)\nseen = And (row, near)\n" + CHOSEN,
+        f"{IDS}, int64[batch, length] global_attention_mask, {CAUSAL}",
     ),
     "caches in place": IN_PLACE,
     "single steps": STEP,
