@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, plain
-from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, QKV, SCORES, audited
+from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, OUT, QKV, SCORES, audited
 from trueport.graphs.audit import Report, audit
 
 
@@ -129,7 +129,35 @@ IN_PLACE = (
     "seen = Pad (row, pads)\nkt = Transpose <perm = [0, 1, 3, 2]> (past_key_values)\nscores = MatMul (q, kt)\n"
     "masked = Where (seen, scores, low)\nweights = Softmax <axis = -1> (masked)\ny = MatMul (weights, past_key_values)\n}"
 ).replace("bool yes", "int64[7] none = {0, 0, 0, 0, 0, 0, 0}, bool yes")
+CACHED = (
+    (
+        f"{HEAD}g ({QKV}, int64[batch, total_length] attention_mask, float[batch, 2, past_length, 4] past_k)\n{OUT}\n"
+        f"<{STORED}, int64 i1s = {{1}}>\n{{\n{REAL}all = Concat <axis = 2> (past_k, k)\n"
+        "to = Shape <start = 2, end = 3> (all)\n"
+        "news = Shape <start = 2, end = 3> (q)\nold = Sub (to, news)\nkeys = Squeeze (to)\nq0 = Squeeze (%s)\n"
+        "new = Squeeze (news)\n"
+        "behind = Add (q0, new)\nj = Range (i0, keys, i1s)\ni = Range (q0, behind, i1s)\ncolumn = Unsqueeze (i, i2)\n"
+        "before = LessOrEqual (j, column)\nseen = And (row, before)\nkt = Transpose <perm = [0, 1, 3, 2]> (all)\n"
+        "scores = MatMul (q, kt)\nmasked = Where (seen, scores, low)\nw = Softmax <axis = -1> (masked)\n"
+        "y = MatMul (w, all)\n}"
+    )
+    .replace("keys = Sq", "count = Sq")
+    .replace("(i0, keys,", "(i0, count,")
+)
 MORE_WRONG = {
+    "a causal mask that forgets the past": ("leaking-mask", "error", CACHED % "i1"),
+    "others than itself": (
+        "misplaced-causal", "warning",
+        plain(REAL + "other = Not (itself)\nseen = And (row, other)\n" + CHOSEN)
+        .replace("other = Not (itself)", "size = Shape <start = 1, end = 2> (attention_mask)\ncount = Squeeze (size)\n"
+                 "places = Range (i0, count, one64)\ncolumn = Unsqueeze (places, i2)\nsame = Equal (places, column)\n"
+                 "other = Not (same)").replace("bool yes", "int64 one64 = {1}, bool yes"),
+    ),
+    "the future alone": (
+        "misplaced-causal", "warning",
+        plain(REAL + "turned = Transpose <perm = [0, 1, 3, 2]> (causal)\nseen = And (row, turned)\n" + CHOSEN,
+              f"{IDS}, {CAUSAL}"),
+    ),
     "inverted, caches in place": (
         "inverted-mask", "error", IN_PLACE.replace("(seen, scores, low)", "(seen, low, scores)"),
     ),
@@ -221,6 +249,7 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "a causal mask behind a past": CACHED % "old",
     "tokens that are seen from everywhere": plain(
         "all = Cast <to = 9> (global_attention_mask)\nalls = Unsqueeze (all, keys)\n" + REAL
         + "near = Or (causal, alls)\nseen = And (row, near)\n" + CHOSEN,

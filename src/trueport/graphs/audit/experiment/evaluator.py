@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
 MOST_NODES = 100_000
-"""Nodes that one experiment may compute, those of a loop once for each turn; a model of 100 layers needs some 20,000."""
+"""Nodes that one experiment may compute, those of a loop once for each turn; a model of 100 layers needs some thousand."""
 DEAR = 1000
 """Elements that cost as much as a node does by itself."""
 LARGEST_TABLE = 1 << 16

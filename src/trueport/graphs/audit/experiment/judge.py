@@ -10,7 +10,7 @@ import onnx_ir as ir
 from trueport.graphs.audit.experiment.arithmetic import UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
-from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, multiplied, real_queries
+from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, misplaced, multiplied, real_queries
 from trueport.graphs.audit.softmax import renormalised
 from trueport.graphs.audit.view import ATTENTION
 
@@ -48,16 +48,19 @@ class Verdict:
 
     Attributes:
         leaks: every layer and mask that goes wrong.
+        misplaced: layers whose masks hide padding, and of other keys those that a causal mask shows.
         unknown: softmaxes and attention operators that a mask reaches, and of which nothing can be said.
     """
 
     leaks: tuple[Leak, ...]
+    misplaced: tuple[Site, ...]
     unknown: tuple[ir.Node, ...]
 
 
 def judge(view: View) -> Verdict:
     """Every mask input and every layer that it reaches, one after the other."""
     leaks: list[Leak] = []
+    turned: dict[int, Site] = {}
     unknown: dict[int, ir.Node] = {}
     known = {id(site.node) for site in view.sites}
     budget = Budget()
@@ -70,9 +73,11 @@ def judge(view: View) -> Verdict:
                 unknown[id(site.node)] = site.node
             elif wrong:
                 leaks.append(one.leak(site))
+            elif one.misplaced(site):
+                turned[id(site.node)] = site
         leaks += one.through_scores(lone=not direct)
         unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
-    return Verdict(tuple(leaks), tuple(unknown.values()))
+    return Verdict(tuple(leaks), tuple(turned.values()), tuple(unknown.values()))
 
 
 class _Judge:
@@ -131,6 +136,19 @@ class _Judge:
             if not found and not yes_and_no:
                 return False
         return True
+
+    def misplaced(self, site: Site) -> bool:
+        """Whether a layer that hides padding hides a token from itself, or what goes before it alone, at every length."""
+        right = (encoding for encoding in self.encodings if encoding.expected and self._leaks(site, encoding) is False)
+        groups = self._watched(next(right, self.encodings[0]))
+        return any(all(self._is_misplaced(site, watcher) for watcher in group) for group in groups)
+
+    def _is_misplaced(self, site: Site, watcher: Watcher) -> bool:
+        trial = watcher.trial
+        try:
+            return all(misplaced(seen, trial.mask, trial.past) for seen in watcher.readings(site))
+        except UnknownError:
+            return False
 
     def leak(self, site: Site) -> Leak:
         """Why a layer sees hidden keys."""

@@ -168,6 +168,17 @@ def real_queries(seen: Seen, mask: Any, past: int) -> Any:
     return np.ones((len(mask), 1, 1, 1), bool) if own is None else own[:, None, :, None]
 
 
+def misplaced(seen: Seen, mask: Any, past: int) -> bool:
+    """Whether no token sees itself, or all see what follows and none what goes before, where keys are queries too."""
+    keys = mask.shape[1]
+    if seen.keys.shape[2] != keys - past or seen.keys.shape[2] == 1:
+        return False
+    places, own = np.arange(keys), past + np.arange(keys - past)[:, None]
+    visible = seen.keys & real_queries(seen, mask, past) & mask[:, None, None]
+    itself, before, behind = (bool((visible & where).any()) for where in (places == own, places < own, places > own))
+    return not itself or (behind and not before)
+
+
 def multiplied(watcher: Watcher, site: Site, reached: set[int]) -> ir.Node | None:
     """The Mul by which a mask of zeros and ones meets scores, queries or keys; None without one."""
     walk = watcher.walks[0]

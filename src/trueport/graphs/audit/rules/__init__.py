@@ -8,6 +8,7 @@ from trueport.graphs.audit.rules.hidden_keys import (
     FIRST_ROW_MASK,
     INVERTED_MASK,
     LEAKING_MASK,
+    MISPLACED_CAUSAL,
     MULTIPLIED_MASK,
     QUERY_AXIS_MASK,
 )
@@ -37,4 +38,5 @@ RULES: tuple[Rule, ...] = (
     QUERY_AXIS_MASK,
     FIRST_ROW_MASK,
     LEAKING_MASK,
+    MISPLACED_CAUSAL,
 )

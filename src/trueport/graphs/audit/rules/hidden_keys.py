@@ -1,4 +1,4 @@
-"""Five rules of one experiment: keys that a mask hides are seen all the same, and by which mistake."""
+"""Six rules of one experiment: keys that a mask hides are seen all the same, or those that it shows are not."""
 
 from __future__ import annotations
 
@@ -44,6 +44,19 @@ def _words(leak: Leak) -> str:
     return words + (f": {name} joins masks by Or" if leak.kind == OTHER and name else "")
 
 
+def _misplaced(rule: Rule, view: View) -> Iterator[Finding]:
+    """A warning: layers that are meant so exist."""
+    words = "no token sees itself, or every token sees what follows it and nothing before it"
+    for site in view.experiment.misplaced:
+        yield rule.finding(view, site.node, words, severity="warning")
+
+
+MISPLACED_CAUSAL = Rule(
+    "misplaced-causal",
+    "A causal mask lies at the wrong place",
+    "Show the keys up to the query's own, counted from the past's first; `trueport repair` does not mend this.",
+    _misplaced,
+)
 MULTIPLIED_MASK = Rule(
     "multiplied-mask",
     "A mask is multiplied instead of added",
