@@ -249,6 +249,12 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "a place that is one number": plain(
+        REAL + "size = Shape <start = 1, end = 2> (attention_mask)\ncount = Squeeze (size)\n"
+        "places = Range (i0, count, one64)\nnear = GreaterOrEqual (places, start_position)\nseen = And (row, near)\n"
+        + CHOSEN,
+        f"{IDS}, int64 start_position",
+    ).replace("bool yes", "int64 one64 = {1}, bool yes"),
     "a causal mask behind a past": CACHED % "old",
     "tokens that are seen from everywhere": plain(
         "all = Cast <to = 9> (global_attention_mask)\nalls = Unsqueeze (all, keys)\n" + REAL

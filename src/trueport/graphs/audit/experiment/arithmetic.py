@@ -24,6 +24,10 @@ class UnknownError(Exception):
     """A value that the experiment cannot work out."""
 
 
+MISFITS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
+"""What NumPy and Python say of shapes, attributes and numbers that do not fit each other."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A value.
@@ -76,7 +80,7 @@ def compute(node: ir.Node, operands: Operands) -> list[Array]:
     try:
         with np.errstate(all="ignore"):
             found = OPERATORS[node.op_type](node, operands)
-    except (ValueError, IndexError, TypeError, KeyError, OverflowError, ZeroDivisionError, MemoryError) as error:
+    except (*MISFITS, MemoryError) as error:
         raise UnknownError from error
     results = list(found) if isinstance(found, tuple) else [found]
     arrays = [np.asarray(result) for result in results]

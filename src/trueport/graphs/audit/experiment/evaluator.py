@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
-from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError, attribute, compute
+from trueport.graphs.audit.experiment.arithmetic import MISFITS, Known, UnknownError, attribute, compute
 from trueport.graphs.audit.experiment.loops import first_turn, outcomes
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Evaluator:
             self.budget.spend()
             try:
                 self._compute(current)
-            except UnknownError:
+            except (UnknownError, *MISFITS):
                 self._known[id(current)] = None
         found = self._known[id(value)]
         if found is None:

@@ -239,6 +239,8 @@ def _plain(value: ir.Value, name: str, shape: list[int], past: int) -> Any:
         return (np.where(seen, 0.0, -1e4) if dtype.kind == "f" else seen).astype(dtype)
     if masks:
         return np.zeros(shape, dtype) if dtype.kind == "f" and len(shape) > 2 else np.ones(shape, dtype)
+    if "position" in name and not shape:
+        return np.asarray(past, dtype)
     if "position" in name:
         return np.broadcast_to(past + np.arange(shape[-1] if shape else 1), shape).astype(dtype)
     if dtype.kind == "b":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import UnknownError
+from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
 from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, misplaced, multiplied, real_queries
@@ -147,7 +147,7 @@ class _Judge:
         trial = watcher.trial
         try:
             return all(misplaced(seen, trial.mask, trial.past) for seen in watcher.readings(site))
-        except UnknownError:
+        except (UnknownError, *MISFITS):
             return False
 
     def leak(self, site: Site) -> Leak:
@@ -166,7 +166,7 @@ class _Judge:
                     [Watcher(self.view, trial, self.budget) for trial in group]
                     for group in trials(self.view, self.mask, encoding)
                 ]
-            except UnknownError:
+            except (UnknownError, *MISFITS):
                 self._watchers[encoding] = []
         return self._watchers[encoding]
 
@@ -182,7 +182,7 @@ class _Judge:
                 all(self._sees_hidden(site, seen, watcher.trial) for seen in watcher.readings(site))
                 for watcher in watchers
             )
-        except UnknownError:
+        except (UnknownError, *MISFITS):
             return None
 
     def _sees_hidden(self, site: Site, seen: Seen, trial: Trial) -> bool:
