@@ -77,10 +77,10 @@ def folds(view: View) -> tuple[int, ...]:
 def _mask_sizes(view: View, length: int, past: int) -> tuple[int, int]:
     """Rows and keys of the mask inputs, which may be fixed."""
     batches = batch_axes(view)
-    for value in taken(view):
-        if MASK_NAME.search(value.name or "") and len(value.shape or ()) > 1:
-            sizes = _sizes(value, batches, length, past)
-            return sizes[0], sizes[-1]
+    masks = (value for value in taken(view) if MASK_NAME.search(value.name or "") and len(value.shape or ()) > 1)
+    sizes = max((_sizes(value, batches, length, past) for value in masks), key=lambda sizes: sizes[0], default=None)
+    if sizes is not None:
+        return sizes[0], sizes[-1]
     first = next((_sizes(value, batches, length, past)[0] for value in taken(view) if len(value.shape or ()) > 1), ROWS)
     return first, past + length
 
