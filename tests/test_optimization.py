@@ -57,6 +57,7 @@ def test_what_is_fused_is_proven(name: str, kept: dict[str, int], copied: Export
     assert manifest["optimized"] == done.to_json() and manifest["proof"]["verdict"] == "proven"
     assert json.loads((folder / "proof.json").read_text())["verdict"] == "proven"
     assert trueport.verify(folder, clauses=["shapes", "cache"]).proven
+    assert all(audit(graph).clean for graph in (folder / "onnx").glob("*.onnx"))
     with pytest.raises(ArtifactError, match="is optimised already"):
         optimize(folder)
 

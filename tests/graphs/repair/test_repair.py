@@ -11,6 +11,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
+from tests.graphs.audit.test_hidden_keys import RIGHT, WRONG, plain
 from tests.graphs.audit.test_report import command
 from tests.graphs.audit.test_rules import BRANCH, CAUSAL, END, HEAD, MASK, SCORES, VARIANTS, blocks, branches, graph
 from trueport.attention import reference
@@ -228,6 +229,67 @@ def test_what_cannot_be_mended_is_said(tmp_path: Path) -> None:
     )  # fmt: skip
     done = repair(saved(packed, tmp_path), tmp_path / "fixed.onnx")
     assert "packed" in done.left and done.after is not None and done.after.errors
+
+
+ROW = "real = Cast <to = 9> (attention_mask)\nrow = Unsqueeze (real, keys)\n"
+TWICE = "a = Where (row, zero, fill)\nb = Add (a, a)\n" + SCORES + "masked = Add (scores, b)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (WRONG["summed before a softmax that is spelled out"][1], "spelled out"),
+        (WRONG["summed in a loop"][1], "body of a Loop"),
+        (plain(ROW + TWICE + "w = Softmax <axis = 2> (masked)\ny = MatMul (w, v)\n"), "last axis"),
+        (plain(ROW.replace("(real, keys)", "<axes = [1, 2]> (real)") + TWICE
+               + "w = Softmax (masked)\ny = MatMul (w, v)\n").replace('"" : 23', '"" : 11'), "last axis"),
+    ],
+)  # fmt: skip
+def test_layers_of_other_forms_are_left(text: str, words: str, tmp_path: Path) -> None:
+    done = repair(saved(text, tmp_path), tmp_path / "fixed.onnx")
+    (reason,) = done.left.values()
+    assert words in reason and reason in done.text() and done.proof is None
+
+
+@pytest.mark.parametrize(
+    "rule", sorted({rule for rule, _ in WRONG.values()} & {r.id for r in RULES if not r.repairable})
+)
+def test_what_no_repair_mends_is_said(rule: str, tmp_path: Path) -> None:
+    """One sentence for each finding; the graph is a copy of what it was."""
+    path = saved(blocks(rule)[0], tmp_path)
+    done = repair(path, tmp_path / "fixed.onnx")
+    assert not done.mended and done.proof is None
+    assert f"not mended: error {rule} at at_fault" in done.text() and "does not mend this" in done.text()
+
+
+SUMMED = plain(ROW + TWICE + END)
+FOLDED = RIGHT["heads in the batch"].replace(
+    "masked = Where (flat, scores, low)", "a = Where (flat, zero, fill)\nb = Add (a, a)\nmasked = Add (scores, b)"
+)
+FIXED = "{} = com.microsoft.Attention <num_heads = 2> (x, w, c, mask_index)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FOLDED,
+        SUMMED.replace("batch", "2").replace("length", "16"),
+        attention("int32[2] mask_index", FIXED.format("y")).replace("batch", "2"),
+        attention("int32[4] mask_index", FIXED.format("y")).replace("batch", "2"),
+    ],
+    ids=["heads in the batch", "fixed sizes", "lengths of two rows", "starts and ends of two rows"],
+)
+def test_sizes_that_belong_together(text: str, tmp_path: Path) -> None:
+    """The proof's inputs fit the graph."""
+    mended(saved(text, tmp_path))
+
+
+def test_an_inverted_mask_stays_said_where_sums_are_mended(tmp_path: Path) -> None:
+    """The proof is about how masks are combined, not about what they mean."""
+    done = repair(saved(plain(ROW.replace("row =", "other =") + "row = Not (other)\n" + TWICE + END), tmp_path),
+                  tmp_path / "fixed.onnx")  # fmt: skip
+    assert [finding.rule for finding in done.mended] == ["summed-masks"]
+    assert "not mended: error inverted-mask" in done.text()
 
 
 def test_a_repair_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,12 +49,14 @@ class Report:
         nodes: nodes of the graph.
         attentions: attention layers that the audit knew as such.
         findings: the worst first.
+        unjudged: softmaxes and attention operators that a mask reaches, and of which the experiment could say nothing.
     """
 
     file: str
     nodes: int
     attentions: int
     findings: tuple[Finding, ...]
+    unjudged: int = 0
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -75,12 +77,15 @@ class Report:
         counts = [count_words(sum(f.severity == s for f in self.findings), s) for s in SEVERITIES]
         said = ", ".join(words for words in counts if not words.startswith("0 ")) or "nothing found"
         total = f"{clean(self.file)}: {said} in {count_words(self.attentions, 'attention layer')}"
+        if self.unjudged:
+            total += f"; whether padding is hidden in {count_words(self.unjudged, 'layer')} is not known"
         return "\n".join([*(finding.line() for finding in self.findings), total + "."])
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data; ``schema_version`` 1."""
         findings = [asdict(finding) for finding in self.findings]
         whole = {"schema_version": 1, "file": self.file, "nodes": self.nodes, "attentions": self.attentions}
+        whole["unjudged"] = self.unjudged
         return dict(clean(whole | {"findings": findings}))
 
     def to_sarif(self, rules: Sequence[Any]) -> dict[str, Any]:

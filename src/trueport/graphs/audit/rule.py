@@ -45,6 +45,11 @@ class Rule:
         """
         from trueport.graphs.audit.report import Finding
 
-        place = at if node is None else node.name or (node.outputs[0].name or node.op_type)
+        where = at if node is None else place(node)
         module = "" if node is None else view.module(node)
-        return Finding(self.id, severity, place, module, message, self.mend, self.repairable)
+        return Finding(self.id, severity, where, module, message, self.mend, self.repairable)
+
+
+def place(node: ir.Node) -> str:
+    """How reports call a node: by its name, else by what it gives."""
+    return node.name or node.outputs[0].name or node.op_type

@@ -35,11 +35,14 @@ def audit(path: str | Path) -> Report:
     Raises:
         GraphError: the file is not an ONNX graph, or does what none should (see ``trueport.graphs.loading``).
     """
+    from trueport.graphs.audit.rule import place
     from trueport.graphs.audit.rules import RULES
     from trueport.graphs.audit.view import View
 
     with explained(Path(path)):
         view = View.open(Path(path))
         found = [finding for rule in RULES for finding in rule.check(rule, view)]
+        known = {finding.node for finding in found if finding.severity == "error"}
+        unjudged = sum(place(node) not in known for node in view.experiment.unknown)
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    return Report(Path(path).name, len(view.nodes), len(view.sites), tuple(dict.fromkeys(found)))
+    return Report(Path(path).name, len(view.nodes), len(view.sites), tuple(dict.fromkeys(found)), unjudged)

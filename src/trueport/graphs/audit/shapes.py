@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -20,8 +21,16 @@ LIMIT = 50_000
 Shape = tuple[int | str | None, ...]
 
 
-def infer(model: ir.Model) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Shapes and ONNX dtypes by value name; empty where the inference refuses the graph."""
+def infer(
+    model: ir.Model, given: Mapping[str, Sequence[int]] | None = None, axes: Mapping[str, int] | None = None
+) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Shapes and ONNX dtypes by value name; empty where the inference refuses the graph.
+
+    Args:
+        model: the graph.
+        given: of inputs, by name, shapes in place of their own.
+        axes: sizes of named axes, wherever else the names stand.
+    """
     import onnx
     from onnx import shape_inference
 
@@ -39,6 +48,8 @@ def infer(model: ir.Model) -> tuple[dict[str, Shape], dict[str, int]]:
     finally:
         for value, tensor in held.items():
             value.const_value = tensor
+    if given is not None:
+        _set_sizes(proto.graph, given, axes or {})
     try:
         inferred = shape_inference.infer_shapes(proto, data_prop=_most_worked_out(model) <= MOST_WORKED_OUT)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
@@ -53,6 +64,19 @@ def infer(model: ir.Model) -> tuple[dict[str, Shape], dict[str, int]]:
         if value.type.tensor_type.HasField("shape")
     }
     return shapes, {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+def _set_sizes(graph: Any, given: Mapping[str, Sequence[int]], axes: Mapping[str, int]) -> None:
+    for value in graph.input:
+        for axis, size in zip(value.type.tensor_type.shape.dim, given.get(value.name, ()), strict=False):
+            axis.dim_value = size
+    for value in (*graph.value_info, *graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                known = axes.get(axis.dim_param)
+                axis.Clear()
+                if known is not None:
+                    axis.dim_value = known
 
 
 def _most_worked_out(model: ir.Model) -> int:

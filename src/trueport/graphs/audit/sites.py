@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from trueport.graphs.audit.softmax import softmax_axis
 from trueport.graphs.audit.terms import Fills, Term
 from trueport.graphs.audit.view import uncast
 
 if TYPE_CHECKING:
+    from trueport.graphs.audit.softmax import Spelled
     from trueport.graphs.audit.view import View
 
 SLOTS: dict[tuple[str, str], dict[str, int]] = {
@@ -23,8 +25,11 @@ SLOTS: dict[tuple[str, str], dict[str, int]] = {
 }
 """Inputs of the attention operators that masks come in by (onnx operators 23 and 24; ONNX Runtime's ContribOperators.md)."""
 KEEPS = {"Identity", "Cast", "CastLike", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tanh", "Slice", "Concat",
-         "Dropout", "Flatten", "Expand", "Pad"}  # fmt: skip
+         "Dropout", "Flatten", "Expand", "Pad", "Neg", "Split", "Gather", "GatherElements", "Relu", "Min",
+         "ScatterND", "ScatterElements", "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
 """Operators on the way from scores to softmax that hide nothing."""
+PRODUCTS = {"MatMul", "FusedMatMul", "Einsum", "Gemm", "MatMulInteger"}
+"""Operators that scores come from."""
 
 MOST_DECIDED = 512
 """Values of one condition that are looked at."""
@@ -42,6 +47,8 @@ class Site:
         terms: the masks between scores and softmax, the last one first; for an operator those in its bias.
         clamped: whether summed masks are clipped from below.
         bound: the largest score where masks meet scores that were capped by tanh; None where they were not.
+        given: the masked scores that the softmax reads; None for an operator.
+        spelled: the softmax, where it is written out; ``node`` is then its last one.
     """
 
     node: ir.Node
@@ -49,6 +56,8 @@ class Site:
     terms: tuple[Term, ...] = ()
     clamped: bool = False
     bound: float | None = None
+    given: ir.Value | None = None
+    spelled: Spelled | None = None
 
     @property
     def fused(self) -> bool:
@@ -63,9 +72,14 @@ class Site:
     def mask_values(self) -> list[ir.Value]:
         """What may carry a mask into this layer."""
         if not self.fused:
-            return [value for value in self.node.inputs[:1] if value is not None]
+            factor = None if self.spelled is None else self.spelled.factor
+            return [value for value in (self.given, factor) if value is not None]
         slots = (self.slot(name) for name in ("mask", "bias", "lengths"))
         return [value for value in slots if value is not None]
+
+    def axis(self, view: View) -> int | None:
+        """The axis of the keys, along which a softmax goes; None where it does not tell."""
+        return softmax_axis(view, self.node) if self.spelled is None else self.spelled.axis
 
     def flag(self, name: str) -> int:
         """An integer attribute, 0 where it is not set."""
@@ -90,29 +104,38 @@ def find_sites(view: View) -> list[Site]:
             if fill is not None and bias is not None:
                 terms = fills.summands(Term(node, bias, fill))
             found.append(Site(node, None, tuple(terms)))
-        elif node.op_type == "Softmax" and node.inputs:
-            site_ = _decomposed(view, fills, node)
+        elif (given := _argument(view, node)) is not None:
+            site_ = _decomposed(view, fills, node, given)
             if site_ is not None:
-                found.append(site_)
+                written = view.spelled.get(id(node))
+                found.append(site_ if written is None else replace(site_, spelled=written))
     return found
 
 
-def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
-    """Walk from the softmax up to the product of two computed matrices."""
+def _argument(view: View, node: ir.Node) -> ir.Value | None:
+    """What a softmax is of, by its operator or written out; None for other nodes."""
+    if node.op_type == "Softmax" and node.inputs:
+        return node.inputs[0]
+    return view.spelled[id(node)].given if id(node) in view.spelled else None
+
+
+def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> Site | None:
+    """Walk from the softmax of ``given`` up to the product of two computed matrices."""
     terms: list[Term] = []
     clamped = False
     bound: float | None = None
     cap = 1.0
-    value = softmax.inputs[0]
+    value: ir.Value | None = given
     for _ in range(200):
+        value = view.source(value)
         node = value.producer() if value is not None else None
         if node is None:
             return None
         kind, inputs = node.op_type, node.inputs
-        if kind in ("MatMul", "FusedMatMul", "Einsum", "Gemm"):
+        if kind in PRODUCTS:
             if any(view.is_weight(operand) for operand in inputs):
                 return None
-            return Site(softmax, node, _uncovered(terms), clamped, bound)
+            return Site(softmax, node, _uncovered(terms), clamped, bound, given)
         if kind == "Where":
             scalars = [view.scalar(branch) for branch in inputs[1:3]]
             filled = [s is not None and s <= fills.limit(inputs[0]) for s in scalars]
@@ -123,7 +146,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node) -> Site | None:
             fill = fill if bound is None else max(fill, -bound)
             terms.append(Term(node, inputs[0], fill, True, hides=filled[0]))
             value = inputs[1 + filled.index(False)]
-        elif kind in ("Add", "Sub", "Mul", "Div"):
+        elif kind in ("Add", "Sub", "Mul", "Div", "Sum"):
             before = len(terms)
             value = _through(view, fills, node, terms)
             if bound is not None:
@@ -175,7 +198,9 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
         fill = fills.positive(second)
         if fill is not None and second is not None:
             terms.append(Term(node, second, fill))
-        return first
+        return second if _has_product(view, second) and not _has_product(view, first) else first
+    if node.op_type == "Sum":
+        return _summed(view, fills, node, terms)
     if node.op_type == "Add":
         for operand, other in ((first, second), (second, first)):
             fill = fills.of(operand)
@@ -195,15 +220,26 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
     return None
 
 
+def _summed(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Value | None:
+    """The scores among any number of summands."""
+    scores = next((value for value in node.inputs if _has_product(view, value)), None)
+    for value in node.inputs:
+        fill = fills.of(value)
+        if value is not scores and value is not None:
+            terms += fills.inside(value) if fill is None else fills.summands(Term(node, value, fill))
+    return scores
+
+
 def _has_product(view: View, value: ir.Value | None) -> bool:
     """Whether scores lie a few nodes above ``value``."""
     level = [value]
     for _ in range(12):
-        nodes = {id(n): n for v in level if v is not None and (n := v.producer()) is not None}
+        sources = [view.source(value) for value in level]
+        nodes = {id(n): n for v in sources if v is not None and (n := v.producer()) is not None}
         for node in nodes.values():
-            if node.op_type in ("MatMul", "FusedMatMul", "Einsum") and not any(map(view.is_weight, node.inputs)):
+            if node.op_type in PRODUCTS and not any(map(view.is_weight, node.inputs)):
                 return True
-        follow = [n for n in nodes.values() if n.op_type in KEEPS | {"Add", "Sub", "Mul", "Div", "Where", "Max"}]
+        follow = [n for n in nodes.values() if n.op_type in KEEPS | {"Add", "Sub", "Mul", "Div", "Where", "Max", "Sum"}]
         level = [v for n in follow for v in n.inputs]
         if not level:
             return False

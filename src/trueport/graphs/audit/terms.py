@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.view import inner_graphs, narrowed, uncast
+from trueport.graphs.audit.bodies import inner_graphs
+from trueport.graphs.audit.view import narrowed, uncast
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
@@ -69,6 +70,9 @@ class Fills:
         return self._known[id(value)]
 
     def _find(self, value: ir.Value, depth: int) -> float | None:
+        source = self.view.source(value)
+        if source is None or source is not value:
+            return self.of(source, depth)
         array = self.view.array(value)
         if array is not None:
             return _fill_of_array(array)

@@ -8,18 +8,22 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit import bodies
+from trueport.graphs.audit.bodies import inner_graphs
 from trueport.graphs.loading import GraphError
 
 if TYPE_CHECKING:
+    from trueport.graphs.audit.experiment.judge import Verdict
     from trueport.graphs.audit.shapes import Shape
     from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.softmax import Spelled
 
 READABLE = 1 << 24
 """Elements of the largest constant that is looked into."""
@@ -27,8 +31,10 @@ PATIENCE = 20_000_000
 """Steps that all walks through one graph may take together: seconds; a real model needs some hundred thousand."""
 MAX_MASKS = 64
 """Mask inputs that are followed; models have three at most."""
-MASK_NAME = re.compile(r"(^|[._/])(\w*attention_mask|\w*padding_mask|input_mask|mask|mask_index|attn_mask)([._]\d+)?$")
-"""How exporters name the inputs that say what is padding."""
+MASK_NAME = re.compile(
+    r"(^|[._/])(\w*attention_?mask|\w*padding_?mask|input_mask|mask|mask_index|attn_mask)([._:]\d+)?$", re.IGNORECASE
+)
+"""How exporters name the inputs that say what is padding; TensorFlow's end in ``:0``."""
 SAME = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten"}
 """Operators that keep every element's value."""
 ARITHMETIC: dict[str, Callable[..., float]] = {
@@ -64,6 +70,7 @@ class View:
         self.nodes: list[ir.Node] = list(ir.traversal.RecursiveGraphIterator(model.graph))
         self.parents = {id(graph): node for node in self.nodes for graph in inner_graphs(node)}
         self._arrays: dict[int, np.ndarray | None] = {}
+        self._sized: dict[tuple[Any, ...], dict[str, Shape]] = {}
         self._steps = 0
 
     @classmethod
@@ -86,6 +93,13 @@ class View:
         return find_sites(self)
 
     @functools.cached_property
+    def experiment(self) -> Verdict:
+        """Layers that see keys which a mask hides, and those that cannot be judged."""
+        from trueport.graphs.audit.experiment.judge import judge
+
+        return judge(self)
+
+    @functools.cached_property
     def masks(self) -> dict[str, set[int]]:
         """For every mask input, the ids of the values that depend on it before they become hidden states."""
         found: dict[str, set[int]] = {}
@@ -106,8 +120,16 @@ class View:
         """Ids of the values that depend on any mask input."""
         return set().union(*self.masks.values()) if self.masks else set()
 
-    def dependents(self, values: Iterable[ir.Value], beyond: frozenset[str] = frozenset()) -> set[int]:
-        """Ids of what is computed from ``values``, not looking through attention, weights, shapes and ``beyond``."""
+    def dependents(
+        self, values: Iterable[ir.Value], beyond: frozenset[str] = frozenset(), barriers: frozenset[int] = frozenset()
+    ) -> set[int]:
+        """Ids of what is computed from ``values``.
+
+        Args:
+            values: where to begin.
+            beyond: operators that are not looked through, as attention, weights and shapes are not.
+            barriers: ids of nodes that are not either.
+        """
         seen: set[int] = set()
         waiting = list(values)
         while waiting:
@@ -120,25 +142,66 @@ class View:
             for use in uses:
                 if use.node.op_type == "EmbedLayerNormalization" and use.idx == EMBED_MASK:
                     waiting += use.node.outputs[1:2]
-                elif not self.stops(use.node) and use.node.op_type not in beyond:
-                    waiting += use.node.outputs
-                    waiting += [inner for graph in inner_graphs(use.node) for inner in graph.inputs]
+                elif not self.stops(use.node) and use.node.op_type not in beyond and id(use.node) not in barriers:
+                    waiting += bodies.entered(use.node, use.idx) if inner_graphs(use.node) else use.node.outputs
             if value.is_graph_output() and value.graph is not None and id(value.graph) in self.parents:
-                waiting += self.parents[id(value.graph)].outputs
+                waiting += bodies.left(self.parents[id(value.graph)], value)
         return seen
 
     def stops(self, node: ir.Node) -> bool:
         """Whether what leaves ``node`` is a hidden state, a size or a probability, no mask any more."""
         if node.op_type in ("Softmax", "Shape", "Size") or node.op_type in LEARNED or node.op_type in ATTENTION:
             return True
+        if id(node) in self.spelled:
+            return True
         if node.op_type in ("MatMul", "FusedMatMul"):
             return any(self.is_weight(value) for value in node.inputs)
         # A table that is looked up: words, positions.
         return node.op_type == "Gather" and self.is_weight(node.inputs[0])
 
+    def entering(self, value: ir.Value) -> ir.Value | None:
+        """What an input of a Loop's or Scan's body is given from outside, in its first turn; None for other values."""
+        return self._entrances.get(id(value))
+
+    @functools.cached_property
+    def _entrances(self) -> dict[int, ir.Value]:
+        """What enters every Loop's and Scan's body, by the id of the body's input."""
+        looping = (node for node in self.nodes if node.op_type in ("Loop", "Scan"))
+        return {id(value): outer for node in looping for value, outer in bodies.given(node)}
+
+    def repeats(self, node: ir.Node) -> bool:
+        """Whether a node lies in the body of a loop."""
+        graph = node.graph
+        while graph is not None and id(graph) in self.parents:
+            parent = self.parents[id(graph)]
+            if parent.op_type != "If":
+                return True
+            graph = parent.graph
+        return False
+
+    def source(self, value: ir.Value | None) -> ir.Value | None:
+        """The value itself, or what it is inside or outside of a Loop or Scan that it comes from or enters."""
+        for _ in range(16):
+            node = None if value is None else value.producer()
+            if value is not None and node is None and (outer := self.entering(value)) is not None:
+                value = outer
+            elif value is not None and node is not None and node.op_type in ("Loop", "Scan"):
+                value = bodies.inside(node, value)
+            else:
+                break
+        return value
+
+    @functools.cached_property
+    def spelled(self) -> dict[int, Spelled]:
+        """Softmaxes that are written out, by the id of their last node."""
+        from trueport.graphs.audit.softmax import spelled
+
+        return {id(node): found for node in self.nodes if (found := spelled(self, node)) is not None}
+
     def is_weight(self, value: ir.Value | None) -> bool:
         """Whether a value is a learned matrix: a stored float tensor of two axes or more, perhaps transposed or scaled."""
         for _ in range(8):
+            value = self.source(value)
             if value is None:
                 return False
             if value.is_initializer() or value.const_value is not None:
@@ -156,7 +219,12 @@ class View:
         seen: set[int] = set()
         waiting = [value for value in values if value is not None]
         while waiting:
-            node = waiting.pop().producer()
+            value = waiting.pop()
+            node = value.producer()
+            outer = self.entering(value)
+            if outer is not None and id(outer) not in seen:
+                seen.add(id(outer))
+                waiting.append(outer)
             if node is None or id(node) in seen:
                 continue
             seen.add(id(node))
@@ -181,6 +249,9 @@ class View:
             if array.size and array.dtype.kind in "fiub" and (array == array.flat[0]).all():
                 return float(array.flat[0])
             return None
+        source = self.source(value)
+        if source is not value and depth <= 16:
+            return self.scalar(source, depth + 1)
         node = value.producer() if value is not None else None
         if node is None or depth > 16:
             return None
@@ -239,6 +310,24 @@ class View:
             return tuple(int(size) for size in value.const_value.shape.numpy())
         return self.inferred[0].get(value.name)
 
+    def sized(self, value: ir.Value, given: Mapping[str, tuple[int, ...]], axes: Mapping[str, int]) -> list[int] | None:
+        """A value's shape where inputs have these; None where it is not known, or not wholly.
+
+        Args:
+            value: any.
+            given: shapes of inputs, by name.
+            axes: sizes of named axes.
+        """
+        from trueport.graphs.audit.shapes import infer
+
+        key = tuple(sorted(given.items()))
+        if key not in self._sized:
+            self._sized[key] = infer(self.model, given, axes)[0]
+        shape = self._sized[key].get(value.name or "")
+        return (
+            None if shape is None or not all(isinstance(size, int) for size in shape) else [int(s or 0) for s in shape]
+        )
+
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """The model's config beside the graph, or one folder up; empty where there is none."""
@@ -253,17 +342,6 @@ class View:
             except (OSError, ValueError, RecursionError):
                 continue
         return {}
-
-
-def inner_graphs(node: ir.Node) -> list[ir.Graph]:
-    """The graphs inside a node: an If's branches, a Loop's body."""
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found += attribute.as_graphs()
-    return found
 
 
 def uncast(value: ir.Value) -> ir.Value:

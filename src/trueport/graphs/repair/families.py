@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit.experiment.inputs import ROWS, axis_size, batch_axes, taken
 from trueport.graphs.audit.view import MASK_NAME
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
-ROWS, LENGTH, PAST = 3, 7, 3
-"""Batch, new tokens, and tokens of the past where the graph takes one."""
+HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 64)
+"""Heads that models have."""
 FAMILIES = ("none hidden", "right", "left", "both sides", "holes", "random", "one row empty", "all rows empty")
 """The masks of the proof; all but the first keep their shape and draw their places."""
 
@@ -42,32 +43,67 @@ def draw(family: str, rng: np.random.Generator, rows: int, keys: int) -> np.ndar
     return mask
 
 
-def feeds(view: View, *, seed: int, rounds: int, past: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def feeds(
+    view: View, *, seed: int, rounds: int, length: int = 7, past: int = 0, folded: int = 1
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Families and inputs for the whole graph, ``rounds`` of each family.
 
     Token ids stay inside the tables that are read with them, positions count up, other floats are N(0, 1).
+
+    Args:
+        view: the graph.
+        seed: of all that is drawn.
+        rounds: masks of each family.
+        length: new tokens.
+        past: tokens of the past.
+        folded: heads that lie in the batch axis of inputs whose batch has another name than the mask's.
     """
     rng = np.random.default_rng(seed)
+    rows, keys = _mask_sizes(view, length, past)
     for _ in range(rounds):
         for family in FAMILIES:
-            mask = draw(family, rng, ROWS, past + LENGTH)
-            yield family, {value.name or "": _fill(view, value, mask, rng, past) for value in _inputs(view)}
+            mask = draw(family, rng, rows, keys)
+            yield (
+                family,
+                {value.name or "": _fill(view, value, mask, rng, length, past, folded) for value in taken(view)},
+            )
 
 
-def _inputs(view: View) -> list[ir.Value]:
-    stored = view.model.graph.initializers
-    return [value for value in view.model.graph.inputs if value.name not in stored]
+def folds(view: View) -> tuple[int, ...]:
+    """How many heads may lie in the batch axis of other inputs than the mask: 1 where its name is everywhere the same."""
+    return HEADS if len(batch_axes(view)) > 1 else (1,)
 
 
-def has_past(view: View) -> bool:
-    """Whether the graph takes keys and values of earlier tokens."""
-    return any("past" in (value.name or "") for value in _inputs(view))
+def _mask_sizes(view: View, length: int, past: int) -> tuple[int, int]:
+    """Rows and keys of the mask inputs, which may be fixed."""
+    batches = batch_axes(view)
+    masks = (value for value in taken(view) if MASK_NAME.search(value.name or "") and len(value.shape or ()) > 1)
+    sizes = max((_sizes(value, batches, length, past) for value in masks), key=lambda sizes: sizes[0], default=None)
+    if sizes is not None:
+        return sizes[0], sizes[-1]
+    first = next((_sizes(value, batches, length, past)[0] for value in taken(view) if len(value.shape or ()) > 1), ROWS)
+    return first, past + length
 
 
-def _fill(view: View, value: ir.Value, mask: np.ndarray, rng: np.random.Generator, past: int) -> np.ndarray:
+def _sizes(value: ir.Value, batches: frozenset[str], length: int, past: int) -> list[int]:
+    name = value.name or ""
+    return [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
+
+
+def _mask_batch(view: View) -> str:
+    """The name of the mask's batch axis."""
+    masks = (value for value in taken(view) if MASK_NAME.search(value.name or "") and value.shape is not None)
+    return next((str(value.shape[0]) for value in masks if value.shape), "")
+
+
+def _fill(
+    view: View, value: ir.Value, mask: np.ndarray, rng: np.random.Generator, length: int, past: int, folded: int
+) -> np.ndarray:
     name, dtype = value.name or "", (value.dtype or ir.DataType.FLOAT).numpy()
-    batch = _batch_axis(view)
-    shape = [_axis(size, index, name, batch, past) for index, size in enumerate(value.shape or ())]
+    batches = batch_axes(view)
+    shape = _sizes(value, batches, length, past)
+    if folded > 1 and value.shape and str(value.shape[0]) in batches - {_mask_batch(view)}:
+        shape[0] *= folded
     if MASK_NAME.search(name):
         return _shaped(mask, shape, past).astype(dtype)
     if name == "causal" or "causal_mask" in name:
@@ -85,30 +121,10 @@ def _fill(view: View, value: ir.Value, mask: np.ndarray, rng: np.random.Generato
 def _shaped(mask: np.ndarray, shape: list[int], past: int) -> np.ndarray:
     """A mask (rows, keys) in the axes that the input has; lengths where it has one."""
     if len(shape) == 1:
-        return mask.sum(axis=1)
+        ends = np.where(mask.any(axis=1), mask.shape[1] - mask[:, ::-1].argmax(axis=1), 0)
+        return np.concatenate([ends, mask.argmax(axis=1)]) if shape[0] == 2 * len(mask) else mask.sum(axis=1)
     whole = mask.reshape(len(mask), *[1] * (len(shape) - 2), mask.shape[1])
     return np.ascontiguousarray(np.broadcast_to(whole[: shape[0], ..., : shape[-1]], shape))
-
-
-def _batch_axis(view: View) -> str | None:
-    """The name of the batch axis: that of the first input that has one."""
-    for value in _inputs(view):
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
-            return str(value.shape[0])
-    return None
-
-
-def _axis(size: object, index: int, name: str, batch: str | None, past: int) -> int:
-    """A number for an axis of any length."""
-    if isinstance(size, int):
-        return size
-    text = str(size)
-    if text == batch or (index == 0 and text in ("None", "?")):
-        return ROWS
-    if "past" in name:
-        return past
-    whole = "+" in text or "total" in text or ("past" in text and "seq" in text)
-    return past + LENGTH if whole or (past and MASK_NAME.search(name)) else LENGTH
 
 
 def _range(view: View, value: ir.Value, dtype: np.dtype) -> tuple[int, int]:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from trueport.errors import RunError
+from trueport.graphs.audit.experiment.inputs import runs
 from trueport.graphs.repair.expected import expected
-from trueport.graphs.repair.families import FAMILIES, PAST, feeds, has_past
+from trueport.graphs.repair.families import FAMILIES, feeds, folds
 from trueport.graphs.repair.probe import Probe
 from trueport.graphs.repair.standard import is_standard
 from trueport.words import count_words, number
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
+    from trueport.targets.onnx.session import OnnxSession
 
 RELATIVE = 1e-5
 """How far a row may be from the reference, relative to its own largest entry."""
@@ -112,9 +115,9 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     seen: list[list[_Compared]] = [[] for _ in probes]
     moved: list[float] = []
     masks = 0
-    pasts = (0, PAST) if has_past(view) else (0,)
-    for past in pasts:
-        for _, inputs in feeds(view, seed=SEED + past, rounds=ROUNDS, past=past):
+    folded = _folded(view, before)
+    for length, past in (group[0] for group in runs(view)):
+        for _, inputs in feeds(view, seed=SEED + past, rounds=ROUNDS, length=length, past=past, folded=folded):
             masks += 1
             values = {**inputs, **inner.run(inputs)}
             with np.errstate(all="ignore"):  # what overflows is infinite, and counted as wrong
@@ -130,6 +133,18 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     unchanged = max(moved, default=None)
     right = not any(layer.wrong_after for layer in layers) and (unchanged is None or unchanged <= 100 * allowed)
     return RepairProof(bool(right), masks, layers, unchanged)
+
+
+def _folded(view: View, session: OnnxSession) -> int:
+    """The number of heads in the batch axis with which the graph runs; 1 where none makes it run."""
+    length, past = runs(view)[0][0]
+    for count in folds(view):
+        try:
+            session.run(next(feeds(view, seed=SEED, rounds=1, length=length, past=past, folded=count))[1])
+        except RunError:
+            continue
+        return count
+    return 1
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,10 @@ class Repair:
         """What was mended, what was not, and the proof."""
         lines = [f"mended {finding.rule} at {finding.module or finding.node}" for finding in self.mended]
         lines += [f"left {node}: {reason}" for node, reason in self.left.items()]
+        if self.after is not None:
+            known = {finding.node for finding in self.after.findings if finding.node in self.left}
+            kept = (f for f in self.after.findings if f.severity != "note" and f.node not in known)
+            lines += [f"not mended: {finding.line()}" for finding in kept]
         if self.proof is not None:
             lines.append(self.proof.text())
         total = f"{self.file}: {count_words(len(self.mended), 'finding')} mended"

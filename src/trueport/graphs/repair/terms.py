@@ -36,6 +36,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     Returns:
         What the proof looks at, or why the layer cannot be mended.
     """
+    if site.spelled is not None:
+        return "its softmax is spelled out, of which there is no repair"
     softmax = site.node
     scores = softmax.inputs[0]
     assert scores is not None
@@ -43,6 +45,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
         return "no mask terms were found"
     if any(not aligned(term.node.outputs[0], scores) for term in site.terms):
         return "between mask and softmax the scores change their layout"
+    if not _along_keys(view, site, scores):
+        return "its softmax does not go along the last axis alone"
     dtype = view.dtype(scores)
     if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
         return f"its scores are {dtype.name}"
@@ -68,6 +72,12 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
         softmax.name or softmax.outputs[0].name or "", view.module(softmax), original, (scores.name or "",),
         output.name or "", terms,
     )  # fmt: skip
+
+
+def _along_keys(view: View, site: Site, scores: ir.Value) -> bool:
+    """Whether a softmax goes along the last axis, as far as the graph tells."""
+    axis, shape = site.axis(view), view.shape(scores)
+    return axis is not None and (axis == -1 or shape is None or axis == len(shape) - 1)
 
 
 def condition(build: Builder, term: Term) -> ir.Value:

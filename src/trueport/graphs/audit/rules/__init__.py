@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from trueport.graphs.audit.rule import Rule
 from trueport.graphs.audit.rules.baked_length import BAKED_LENGTH
+from trueport.graphs.audit.rules.hidden_keys import (
+    FIRST_ROW_MASK,
+    INVERTED_MASK,
+    LEAKING_MASK,
+    MISPLACED_CAUSAL,
+    MULTIPLIED_MASK,
+    QUERY_AXIS_MASK,
+)
 from trueport.graphs.audit.rules.missing_window import MISSING_WINDOW
 from trueport.graphs.audit.rules.nan_rows import NAN_ROWS
 from trueport.graphs.audit.rules.no_mask import NO_MASK
@@ -25,4 +33,10 @@ RULES: tuple[Rule, ...] = (
     POSITIONS_IGNORE_MASK,
     RIGHT_PADDING_ONLY,
     MISSING_WINDOW,
+    MULTIPLIED_MASK,
+    INVERTED_MASK,
+    QUERY_AXIS_MASK,
+    FIRST_ROW_MASK,
+    LEAKING_MASK,
+    MISPLACED_CAUSAL,
 )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from trueport.graphs.audit.terms import Term
     from trueport.graphs.audit.view import View
 
+VANISHES = -104.0
+"""From here down float32's exponential is 0."""
 GUARDS = {"ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd", "IsNaN", "IsInf"}
 """What a mask goes through where somebody looks for rows without keys."""
 
@@ -24,6 +26,10 @@ GUARDS = {"ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd", "IsNaN", "IsInf"}
 def check(rule: Rule, view: View) -> Iterator[Finding]:
     """-inf at layers whose masks depend on the input, unguarded; and products with -inf."""
     for site in view.sites:
+        if _vanishes(view, site):
+            words = "a row in which all keys are hidden has only exponentials of 0, and is divided by their sum"
+            yield rule.finding(view, site.node, words)
+            continue
         if not _fills_with_inf(site) or _guarded(view, site) or not _from_input(view, site):
             continue
         yield rule.finding(view, site.node, "hidden keys get -inf, and a row in which all are hidden becomes NaN")
@@ -34,8 +40,18 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
                 yield rule.finding(view, node, "a mask is multiplied by infinity: 0 times infinity is NaN")
 
 
+def _vanishes(view: View, site: Site) -> bool:
+    """Whether a softmax is written out so that it divides 0 by 0: no maximum is taken off, nothing is added to the sum."""
+    written = site.spelled
+    if written is None or written.shifted or written.guarded or _guarded(view, site):
+        return False
+    return any(term.fill <= VANISHES and id(term.value) in view.masked for term in site.terms)
+
+
 def _fills_with_inf(site: Site) -> bool:
     """ONNX's own Attention gives zeros there, GroupQueryAttention too; the others give NaN."""
+    if site.spelled is not None and not site.spelled.shifted:
+        return False
     if site.fused and (site.node.domain != "com.microsoft" or site.node.op_type == "GroupQueryAttention"):
         return False
     own = site.fused and site.slot("mask") is not None and filter_value(site) == -math.inf

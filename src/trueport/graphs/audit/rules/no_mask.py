@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trueport.graphs.audit.sites import Site
     from trueport.graphs.audit.view import View
 
-TOKENS = re.compile(r"(^|[./])(input_ids|tokens)([._]\d+)?$")
+TOKENS = re.compile(r"(^|[./])(input_ids|tokens)([._:]\d+)?$")
 """How exporters name the tokens of a model that is given whole rows."""
 SOURCE = re.compile(r"encoder_(hidden_states|outputs)")
 """What a decoder of an encoder-decoder takes: its rows begin together, and need no padding."""

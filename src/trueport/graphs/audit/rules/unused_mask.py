@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from trueport.graphs.audit.rule import Rule
+from trueport.graphs.audit.softmax import renormalised
 from trueport.graphs.audit.terms import Fills
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.report import Finding
     from trueport.graphs.audit.view import View
-
-
-SUMS = {"ReduceSum", "ReduceL1"}
-"""What weights are divided by that do not add up to 1 any more."""
 
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
@@ -44,21 +41,10 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
 def _arrives(view: View, reached: set[int]) -> bool:
     if any(id(value) in reached for site in view.sites for value in site.mask_values()):
         return True
-    if any(not site.fused and _renormalised(site.node, reached) for site in view.sites):
+    if any(not site.fused and renormalised(site.node, reached) for site in view.sites):
         return True
     # Layers that the audit does not know as such count too: window attentions put together from pieces.
     return any(_arrives_somewhere(node, reached) for node in view.nodes)
-
-
-def _renormalised(softmax: ir.Node, reached: set[int]) -> bool:
-    """Whether a mask meets the weights behind a softmax, which are then divided by their sum."""
-    masked = [
-        use.node
-        for use in softmax.outputs[0].uses()
-        if use.node.op_type in ("Mul", "Where") and any(id(value) in reached for value in use.node.inputs)
-    ]
-    users = {use.node.op_type for node in masked for use in node.outputs[0].uses()}
-    return "Div" in users and bool(users & SUMS)
 
 
 def _arrives_somewhere(node: ir.Node, reached: set[int]) -> bool:

@@ -1,0 +1,222 @@
+"""The verdict on every layer that a padding mask reaches: whether what it hides is hidden, and if not, why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
+from trueport.graphs.audit.experiment.evaluator import Budget
+from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
+from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, misplaced, multiplied, real_queries
+from trueport.graphs.audit.softmax import renormalised
+from trueport.graphs.audit.view import ATTENTION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.view import View
+
+INVERTED, FIRST_ROW, QUERY_AXIS, MULTIPLIED, OTHER = "inverted", "first row", "query axis", "multiplied", "other"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A layer that sees keys which a mask hides.
+
+    Attributes:
+        site: the layer.
+        mask: the mask input's name.
+        kind: how the mask is misused.
+        node: the node that does it, where one can be named.
+        certain: whether the input can only mean what the experiment took it for.
+    """
+
+    site: Site
+    mask: str
+    kind: str
+    node: ir.Node | None
+    certain: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the experiment found in a graph.
+
+    Attributes:
+        leaks: every layer and mask that goes wrong.
+        misplaced: layers whose masks hide padding, and of other keys those that a causal mask shows.
+        unknown: softmaxes and attention operators that a mask reaches, and of which nothing can be said.
+    """
+
+    leaks: tuple[Leak, ...]
+    misplaced: tuple[Site, ...]
+    unknown: tuple[ir.Node, ...]
+
+
+def judge(view: View) -> Verdict:
+    """Every mask input and every layer that it reaches, one after the other."""
+    leaks: list[Leak] = []
+    turned: dict[int, Site] = {}
+    unknown: dict[int, ir.Node] = {}
+    known = {id(site.node) for site in view.sites}
+    budget = Budget()
+    for mask in padding_masks(view):
+        one = _Judge(view, mask, budget)
+        direct = [site for site in view.sites if one.reaches(site)]
+        for site in direct:
+            wrong = one.always_leaks(site)
+            if wrong is None:
+                unknown[id(site.node)] = site.node
+            elif wrong:
+                leaks.append(one.leak(site))
+            elif one.misplaced(site):
+                turned[id(site.node)] = site
+        leaks += one.through_scores(lone=not direct)
+        unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
+    return Verdict(tuple(leaks), tuple(turned.values()), tuple(unknown.values()))
+
+
+class _Judge:
+    """One mask input."""
+
+    def __init__(self, view: View, mask: ir.Value, budget: Budget) -> None:
+        self.view = view
+        self.mask = mask
+        self.reached = view.masks.get(mask.name or "", set())
+        products = frozenset(id(site.scores) for site in view.sites if site.scores is not None)
+        self.direct = view.dependents([mask], barriers=products)
+        self.budget = budget
+        self.encodings = encodings(mask)
+        self._watchers: dict[Encoding, list[list[Watcher]]] = {}
+
+    def reaches(self, site: Site) -> bool:
+        """Whether a layer's mask depends on this one, other than through queries and keys."""
+        if not site.fused and renormalised(site.node, self.reached):
+            return False  # the weights are masked behind the softmax, whatever stands before it
+        return any(id(value) in self.direct for value in site.mask_values())
+
+    def reaches_layer(self, node: ir.Node) -> bool:
+        """Whether a node is a softmax, or a whole attention, that reads what depends on the mask."""
+        layer = node.op_type in (*ATTENTION, "Softmax", "BiasSoftmax") or id(node) in self.view.spelled
+        written = self.view.spelled.get(id(node))
+        values = node.inputs if written is None else [written.given, written.factor]
+        return layer and any(id(value) in self.direct for value in values)
+
+    def through_scores(self, *, lone: bool) -> list[Leak]:
+        """Layers of which only queries or keys depend on the mask: multiplied by it, or moved to other positions.
+
+        Args:
+            lone: whether no layer has the mask in another way; positions alone are enough where one has.
+        """
+        found = []
+        for site in self.view.sites:
+            factors = site.node.inputs[:2] if site.scores is None else site.scores.inputs[:2]
+            touched = any(id(value) in self.reached for value in factors) and not self.reaches(site)
+            if touched and self.always_leaks(site):
+                leak = self.leak(site)
+                if leak.kind == MULTIPLIED:
+                    found.append(leak)
+                elif lone:
+                    found.append(replace(leak, kind=OTHER, certain=False))
+        return found
+
+    def always_leaks(self, site: Site) -> bool | None:
+        """Whether hidden keys are seen however the mask may be written; None where nothing tells."""
+        inverted = self.encodings[-1]
+        for encoding in self.encodings:
+            found = self._leaks(site, encoding) if encoding.expected else True
+            if found is None:
+                return None
+            # What hides by being other than 0 is no number to add.
+            yes_and_no = encoding.added and not inverted.expected and self._leaks(site, inverted) is False
+            if not found and not yes_and_no:
+                return False
+        return True
+
+    def misplaced(self, site: Site) -> bool:
+        """Whether a layer that hides padding hides a token from itself, or what goes before it alone, at every length."""
+        right = (encoding for encoding in self.encodings if encoding.expected and self._leaks(site, encoding) is False)
+        groups = self._watched(next(right, self.encodings[0]))
+        return any(all(self._is_misplaced(site, watcher) for watcher in group) for group in groups)
+
+    def _is_misplaced(self, site: Site, watcher: Watcher) -> bool:
+        trial = watcher.trial
+        try:
+            return all(misplaced(seen, trial.mask, trial.past) for seen in watcher.readings(site))
+        except (UnknownError, *MISFITS):
+            return False
+
+    def leak(self, site: Site) -> Leak:
+        """Why a layer sees hidden keys."""
+        kind, node = self._kind(site)
+        name = self.mask.name or ""
+        certain = bool(SURE.search(name)) and len(self.mask.shape or ()) == 2
+        if kind == INVERTED:
+            certain &= self.mask.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+        return Leak(site, name, kind, node, certain)
+
+    def _watched(self, encoding: Encoding) -> list[list[Watcher]]:
+        if encoding not in self._watchers:
+            try:
+                self._watchers[encoding] = [
+                    [Watcher(self.view, trial, self.budget) for trial in group]
+                    for group in trials(self.view, self.mask, encoding)
+                ]
+            except (UnknownError, *MISFITS):
+                self._watchers[encoding] = []
+        return self._watchers[encoding]
+
+    def _leaks(self, site: Site, encoding: Encoding) -> bool | None:
+        """Whether hidden keys are seen at every length, with a past or without one; None where nothing tells."""
+        groups = [self._all_leak(site, group) for group in self._watched(encoding)]
+        known = [group for group in groups if group is not None]
+        return any(known) if known else None
+
+    def _all_leak(self, site: Site, watchers: Sequence[Watcher]) -> bool | None:
+        try:
+            return all(
+                all(self._sees_hidden(site, seen, watcher.trial) for seen in watcher.readings(site))
+                for watcher in watchers
+            )
+        except (UnknownError, *MISFITS):
+            return None
+
+    def _sees_hidden(self, site: Site, seen: Seen, trial: Trial) -> bool:
+        """Whether a reading is wrong; of a loop's body, which may go row by row, the first turn has the first row."""
+        by_rows = self.view.repeats(site.node) and _as_first_row(seen, trial)
+        return leaks(seen, trial.mask, trial.past) and not by_rows
+
+    def _kind(self, site: Site) -> tuple[str, ir.Node | None]:
+        if self._leaks(site, self.encodings[-1]) is False:
+            return INVERTED, None
+        watcher = next(w for group in self._watched(self.encodings[0]) for w in group if self._all_leak(site, [w]))
+        trial = watcher.trial
+        if all(_as_first_row(seen, trial) for seen in watcher.readings(site)):
+            return FIRST_ROW, None
+        if all(_on_queries(seen, trial) for seen in watcher.readings(site)):
+            return QUERY_AXIS, None
+        by = multiplied(watcher, site, self.reached)
+        if by is not None:
+            return MULTIPLIED, by
+        values = [value for value in site.mask_values() if id(value) in self.reached]
+        return OTHER, next((node for node in self.view.backwards(values) if self._either(node)), None)
+
+    def _either(self, node: ir.Node) -> bool:
+        return node.op_type == "Or" and any(id(value) in self.reached for value in node.inputs)
+
+
+def _as_first_row(seen: Seen, trial: Trial) -> bool:
+    """Whether every row hides what the first row's mask hides."""
+    rows = trial.mask.shape[0]
+    hidden = (~trial.mask[:1]).repeat(rows, axis=0)
+    return rows > 1 and not leaks(seen, trial.mask, trial.past, hidden)
+
+
+def _on_queries(seen: Seen, trial: Trial) -> bool:
+    """Whether the mask hides everything from padding's own queries, and padding from nobody."""
+    real = real_queries(seen, trial.mask, trial.past)[..., 0]
+    return bool((~real).any() and (seen.blind | real).all())

@@ -1,0 +1,198 @@
+"""Which keys a layer's queries see, by the numbers in front of its softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError
+from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.experiment.inputs import Trial
+    from trueport.graphs.audit.sites import Site
+    from trueport.graphs.audit.view import View
+
+SCORES = (7.0, -7.0)
+"""What all scores count as, in turn: a mask must hide its keys whatever sign they have."""
+FAINT = 15.0
+"""How far below the best of its row a key counts as hidden; the weakest fill is 20."""
+HIDES = -1e9
+"""What a condition that hides is worth as a number."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a layer's queries see.
+
+    Attributes:
+        keys: bool (rows, heads, queries, keys), heads or queries 1 where all are alike.
+        blind: bool (rows, heads, queries), whether a query's keys are hidden as others' are, all of them.
+    """
+
+    keys: Any
+    blind: Any
+
+
+class Watcher:
+    """Looks at the layers of one graph under one filling of its inputs.
+
+    Args:
+        view: the graph.
+        trial: the filling.
+        budget: what may be computed.
+    """
+
+    def __init__(self, view: View, trial: Trial, budget: Budget) -> None:
+        self.view = view
+        self.trial = trial
+        products = [site.scores for site in view.sites if site.scores is not None]
+        self.budget = budget
+        self.walks = []
+        budget.spend(100 * len(products))
+        for score in SCORES:
+            known = {id(node.outputs[0]): Known(np.float32(score), True) for node in products}
+            self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, trial.shapes, score, budget))
+
+    def readings(self, site: Site) -> list[Seen]:
+        """What may be seen: more than one reading where heads and rows share an axis, whose order nothing tells.
+
+        Raises:
+            UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys).
+        """
+        self.budget.spend(self.trial.mask.size)
+        walks = [list(self._layouts(site, walk)) for walk in self.walks]
+        return [_seen(list(arrays)) for arrays in zip(*walks, strict=True)]
+
+    def _layouts(self, site: Site, walk: Evaluator) -> Iterator[Any]:
+        """The numbers in front of the softmax, (rows, heads, queries, keys)."""
+        rows, keys = self.trial.mask.shape
+        if site.fused:
+            whole = sum(self._slot(site, walk, name) for name in ("mask", "bias", "lengths"))
+            yield self._placed(np.asarray(whole), rows, keys)
+            return
+        assert site.given is not None and site.scores is not None
+        found = walk.of(site.given)
+        if not found.score:
+            raise UnknownError
+        array = np.asarray(found.array, dtype=np.float64)
+        if site.spelled is not None and site.spelled.factor is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                array = array + np.log(np.asarray(walk.of(site.spelled.factor).array, dtype=np.float64))
+        axis = site.axis(self.view)
+        if axis is None:
+            raise UnknownError
+        rank = max(array.ndim, 2, len(walk.shape(site.scores.outputs[0]) or ()), axis + 1)
+        array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        if axis % rank != rank - 1:
+            if axis % rank != rank - 2:
+                raise UnknownError
+            array = array.swapaxes(-1, -2)
+        if rank == 3 and array.shape[0] not in (1, rows):
+            if array.shape[0] % rows:
+                raise UnknownError
+            yield self._placed(array.reshape(rows, -1, *array.shape[1:]), rows, keys)
+            yield self._placed(array.reshape(-1, rows, *array.shape[1:]).swapaxes(0, 1), rows, keys)
+            return
+        if rank == 3:
+            array = array[:, None]
+        yield self._placed(array, rows, keys)
+
+    def _slot(self, site: Site, walk: Evaluator, name: str) -> Any:
+        """An operator's mask as numbers to add."""
+        value = site.slot(name)
+        if value is None:
+            return 0.0
+        array = np.asarray(walk.of(value).array)
+        microsoft = site.node.domain == "com.microsoft"
+        if name == "lengths" or (name == "mask" and microsoft and array.ndim < 2):
+            # GroupQueryAttention is given the last key's place, the others how many keys there are.
+            last = array.reshape(-1) - (0 if site.node.op_type == "GroupQueryAttention" else 1)
+            rows, keys = self.trial.mask.shape
+            if len(last) != rows:
+                raise UnknownError
+            return np.where(np.arange(keys) > last[:, None], HIDES, 0.0)[:, None, None]
+        if name == "mask" and microsoft:
+            array = array[:, None, None] if array.ndim == 2 else array[:, None]
+        if (name == "mask" and microsoft) or array.dtype.kind == "b":
+            return np.where(array.astype(np.float64) > 0, 0.0, HIDES)
+        return array.astype(np.float64)
+
+    def _placed(self, array: Any, rows: int, keys: int) -> Any:
+        """Four axes of what may have fewer or more.
+
+        Raises:
+            UnknownError: its axes are others than rows, heads, queries and keys.
+        """
+        while array.ndim > 4:
+            array = array.reshape(array.shape[0], array.shape[1] * array.shape[2], *array.shape[3:])
+        array = array.reshape((1,) * (4 - array.ndim) + array.shape)
+        if array.shape[0] not in (1, rows) or array.shape[-1] not in (1, keys) or np.isnan(array).any():
+            raise UnknownError
+        if array.shape[0] > 1 and array.shape[-1] == 1 and array.shape[-2] == 1 and keys > 1:
+            raise UnknownError  # one number for each row: its keys were cut off, or looked at together
+        return np.broadcast_to(array, (rows, *array.shape[1:-1], keys))
+
+
+def _seen(arrays: list[Any]) -> Seen:
+    """A key is seen if it is under any score."""
+    with np.errstate(invalid="ignore"):
+        best = [array.max(axis=-1, keepdims=True) for array in arrays]
+        keys = [array >= top - FAINT for array, top in zip(arrays, best, strict=True)]
+        most = [array.max(axis=(1, 2, 3), keepdims=True) for array in arrays]
+        blind = [(array < top - FAINT).all(axis=-1) for array, top in zip(arrays, most, strict=True)]
+    return Seen(keys[0] | keys[1], blind[0] & blind[1])
+
+
+def leaks(seen: Seen, mask: Any, past: int, hidden: Any = None) -> bool:
+    """Whether a query of a real token sees a key that is hidden.
+
+    Args:
+        seen: by a layer.
+        mask: which keys are real, bool (rows, keys).
+        past: how many of them lie before the first query.
+        hidden: the keys that must not be seen, in place of those that are not real.
+    """
+    hidden = ~mask if hidden is None else hidden
+    return bool((seen.keys & real_queries(seen, mask, past) & hidden[:, None, None]).any())
+
+
+def real_queries(seen: Seen, mask: Any, past: int) -> Any:
+    """Which queries are real tokens, bool (rows, 1, queries, 1): all, where they are others than the keys."""
+    queries = seen.keys.shape[2]
+    own = {mask.shape[1]: mask, mask.shape[1] - past: mask[:, past:]}.get(queries)
+    return np.ones((len(mask), 1, 1, 1), bool) if own is None else own[:, None, :, None]
+
+
+def misplaced(seen: Seen, mask: Any, past: int) -> bool:
+    """Whether no token sees itself, or all see what follows and none what goes before, where keys are queries too."""
+    keys = mask.shape[1]
+    if seen.keys.shape[2] != keys - past or seen.keys.shape[2] == 1:
+        return False
+    places, own = np.arange(keys), past + np.arange(keys - past)[:, None]
+    visible = seen.keys & real_queries(seen, mask, past) & mask[:, None, None]
+    itself, before, behind = (bool((visible & where).any()) for where in (places == own, places < own, places > own))
+    return not itself or (behind and not before)
+
+
+def multiplied(watcher: Watcher, site: Site, reached: set[int]) -> ir.Node | None:
+    """The Mul by which a mask of zeros and ones meets scores, queries or keys; None without one."""
+    walk = watcher.walks[0]
+    values = site.node.inputs[:2] if site.scores is None else [site.given, *site.scores.inputs[:2]]
+    for node in watcher.view.backwards(values):
+        if node.op_type != "Mul":
+            continue
+        for factor, other in (node.inputs, node.inputs[::-1]):
+            if factor is None or other is None or id(factor) not in reached:
+                continue
+            try:
+                found, met = walk.of(factor), walk.of(other)
+            except UnknownError:
+                continue
+            if met.score and not found.score and set(np.unique(found.array)) == {0.0, 1.0}:
+                return node
+    return None
