@@ -102,6 +102,12 @@ VARIANTS = {
         HEAD + "g (float[b, s, 4] x, float[4, 12] w, float[12] c, int32[b, s] attention_mask) => (float[b, s, 4] y)\n"
         "{ y = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, c, attention_mask) }",
     ),
+    "a mask and a bias of MultiHeadAttention": (
+        "summed-masks",
+        HEAD + "g (float[b, s, 4] q, int32[b, s] attention_mask, bool[1, 1, s, s] causal) => (float[b, s, 4] y)\n"
+        "<float fill = {-10000.0}, float zero = {0.0}>\n{\nm = Where (causal, zero, fill)\n"
+        'y = com.microsoft.MultiHeadAttention <num_heads = 2> (q, q, q, "", attention_mask, m)\n}',
+    ),
     "product with -inf": (
         "nan-rows",
         graph("n = Not (attention_mask)\nc = Cast <to = 1> (n)\nm = Mul (c, fill)\n" + SCORES

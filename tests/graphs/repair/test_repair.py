@@ -55,6 +55,7 @@ SUMS = (
     "inside a bias",
     "product with -inf",
     "-inf bias on MultiHeadAttention",
+    "a mask and a bias of MultiHeadAttention",
 )
 
 

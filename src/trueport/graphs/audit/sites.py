@@ -31,6 +31,8 @@ KEEPS = {"Identity", "Cast", "CastLike", "Reshape", "Unsqueeze", "Squeeze", "Tra
 PRODUCTS = {"MatMul", "FusedMatMul", "Einsum", "Gemm", "MatMulInteger"}
 """Operators that scores come from."""
 
+DEFAULT_FILL = -10000.0
+"""``mask_filter_value`` of ONNX Runtime's operators."""
 MOST_DECIDED = 512
 """Values of one condition that are looked at."""
 DECIDES = {"And", "Not", "Identity", "Cast", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
@@ -80,6 +82,17 @@ class Site:
     def axis(self, view: View) -> int | None:
         """The axis of the keys, along which a softmax goes; None where it does not tell."""
         return softmax_axis(view, self.node) if self.spelled is None else self.spelled.axis
+
+    @property
+    def filter_value(self) -> float:
+        """What ONNX Runtime's operators add where their mask hides."""
+        attribute = self.node.attributes.get("mask_filter_value")
+        return DEFAULT_FILL if attribute is None else float(attribute.value)
+
+    @property
+    def zeros(self) -> bool:
+        """Whether a query that sees no key gets zeros, from an operator that looks for such queries."""
+        return self.fused and (self.node.domain != "com.microsoft" or self.node.op_type == "GroupQueryAttention")
 
     def flag(self, name: str) -> int:
         """An integer attribute, 0 where it is not set."""

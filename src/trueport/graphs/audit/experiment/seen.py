@@ -21,8 +21,6 @@ SCORES = (7.0, -7.0)
 """What all scores count as, in turn: a mask must hide its keys whatever sign they have."""
 FAINT = 15.0
 """How far below the best of its row a key counts as hidden; the weakest fill is 20."""
-HIDES = -1e9
-"""What a condition that hides is worth as a number."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Watcher:
         """
         self.budget.spend(self.trial.mask.size)
         walks = [list(self._layouts(site, walk)) for walk in self.walks]
-        return [_seen(list(arrays)) for arrays in zip(*walks, strict=True)]
+        return [_seen(list(arrays), zeros=site.zeros) for arrays in zip(*walks, strict=True)]
 
     def _layouts(self, site: Site, walk: Evaluator) -> Iterator[Any]:
         """The numbers in front of the softmax, (rows, heads, queries, keys)."""
@@ -109,17 +107,18 @@ class Watcher:
             return 0.0
         array = np.asarray(walk.of(value).array)
         microsoft = site.node.domain == "com.microsoft"
+        hides = -np.inf if site.zeros else site.filter_value
         if name == "lengths" or (name == "mask" and microsoft and array.ndim < 2):
             # GroupQueryAttention is given the last key's place, the others how many keys there are.
             last = array.reshape(-1) - (0 if site.node.op_type == "GroupQueryAttention" else 1)
             rows, keys = self.trial.mask.shape
             if len(last) != rows:
                 raise UnknownError
-            return np.where(np.arange(keys) > last[:, None], HIDES, 0.0)[:, None, None]
+            return np.where(np.arange(keys) > last[:, None], hides, 0.0)[:, None, None]
         if name == "mask" and microsoft:
             array = array[:, None, None] if array.ndim == 2 else array[:, None]
         if (name == "mask" and microsoft) or array.dtype.kind == "b":
-            return np.where(array.astype(np.float64) > 0, 0.0, HIDES)
+            return np.where(array.astype(np.float64) > 0, 0.0, hides)
         return array.astype(np.float64)
 
     def _placed(self, array: Any, rows: int, keys: int) -> Any:
@@ -138,11 +137,13 @@ class Watcher:
         return np.broadcast_to(array, (rows, *array.shape[1:-1], keys))
 
 
-def _seen(arrays: list[Any]) -> Seen:
-    """A key is seen if it is under any score."""
+def _seen(arrays: list[Any], *, zeros: bool) -> Seen:
+    """A key is seen if it is under any score; one that gets -inf is not where ``zeros`` stand for a row without keys."""
     with np.errstate(invalid="ignore"):
         best = [array.max(axis=-1, keepdims=True) for array in arrays]
         keys = [array >= top - FAINT for array, top in zip(arrays, best, strict=True)]
+        if zeros:
+            keys = [seen & (array > -np.inf) for seen, array in zip(keys, arrays, strict=True)]
         most = [array.max(axis=(1, 2, 3), keepdims=True) for array in arrays]
         blind = [(array < top - FAINT).all(axis=-1) for array, top in zip(arrays, most, strict=True)]
     return Seen(keys[0] | keys[1], blind[0] & blind[1])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from trueport.graphs.audit.rule import Rule
-from trueport.graphs.audit.rules.summed_masks import filter_value
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.report import Finding
@@ -52,16 +51,16 @@ def _fills_with_inf(site: Site) -> bool:
     """ONNX's own Attention gives zeros there, GroupQueryAttention too; the others give NaN."""
     if site.spelled is not None and not site.spelled.shifted:
         return False
-    if site.fused and (site.node.domain != "com.microsoft" or site.node.op_type == "GroupQueryAttention"):
+    if site.zeros:
         return False
-    own = site.fused and site.slot("mask") is not None and filter_value(site) == -math.inf
+    own = site.fused and site.slot("mask") is not None and site.filter_value == -math.inf
     return own or any(term.fill == -math.inf for term in site.terms)
 
 
 def _from_input(view: View, site: Site) -> bool:
     """A mask that only hides the future, or what lies far away, leaves every query itself."""
     values = [value for term in site.terms if term.fill == -math.inf for value in _deciders(view, term)]
-    if site.fused and site.slot("mask") is not None and filter_value(site) == -math.inf:
+    if site.fused and site.slot("mask") is not None and site.filter_value == -math.inf:
         values += site.mask_values()
     return any(id(value) in view.masked for value in values)
 

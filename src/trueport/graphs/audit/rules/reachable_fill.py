@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trueport.graphs.audit.norms import chance, score_spread
 from trueport.graphs.audit.rule import Rule
-from trueport.graphs.audit.rules.summed_masks import ABSORBS, filter_value
+from trueport.graphs.audit.rules.summed_masks import ABSORBS
 from trueport.graphs.audit.terms import MASK_FILL_FROM
 from trueport.words import number
 
@@ -57,7 +57,7 @@ def weakest_fill(site: Site) -> float | None:
     """The fill that leaks first; None where nothing is filled."""
     fills = [term.fill for term in site.terms if math.isfinite(term.fill)]
     if site.fused and site.node.domain == "com.microsoft" and site.slot("mask") is not None:
-        fills.append(filter_value(site))
+        fills.append(site.filter_value)
     return max(fills, default=None)
 
 

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 ABSORBS = -1e30
 """From here on a fill swallows every float32 score; two of them make -inf."""
-DEFAULT_FILL = -10000.0
-"""``mask_filter_value`` of ONNX Runtime's operators."""
+ADDING = ("Attention", "QAttention", "MultiHeadAttention", "DecoderMaskedMultiHeadAttention")
+"""ONNX Runtime's operators that add a fill where their mask hides."""
 
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Two or more fills at one layer, or a padding mask beside ``unidirectional`` in ONNX Runtime's own operators."""
     for site in view.sites:
         fills = [term.fill for term in site.terms for _ in range(term.times)]
-        if adds_its_own(site):
-            fill = filter_value(site)
-            fills = [fill, fill]
-        elif len(fills) < 2 or site.clamped or all(term.chosen for term in site.terms):
+        own = own_fills(site)
+        if len(fills) + len(own) < 2:
+            continue
+        if not own and (site.clamped or all(term.chosen for term in site.terms)):
             continue  # a Where replaces the fill of another, it adds nothing
+        fills += own
         total = sum(fills)
         words = " and ".join(number(fill) for fill in fills)
         if all(fill <= ABSORBS for fill in fills):
@@ -43,16 +44,11 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def adds_its_own(site: Site) -> bool:
-    """Whether an operator adds its padding mask to its causal mask."""
-    own = site.node.domain == "com.microsoft" and site.node.op_type in ("Attention", "QAttention", "MultiHeadAttention")
-    return own and bool(site.flag("unidirectional")) and site.slot("mask") is not None
-
-
-def filter_value(site: Site) -> float:
-    """The fill of ONNX Runtime's operators."""
-    attribute = site.node.attributes.get("mask_filter_value")
-    return DEFAULT_FILL if attribute is None else float(attribute.value)
+def own_fills(site: Site) -> list[float]:
+    """What an operator of ONNX Runtime adds by itself: for its padding mask, and for the future."""
+    if site.node.domain != "com.microsoft" or site.node.op_type not in ADDING or site.slot("mask") is None:
+        return []
+    return [site.filter_value] * (2 if site.flag("unidirectional") else 1)
 
 
 SUMMED_MASKS = Rule(
