@@ -139,6 +139,7 @@ def test_an_option_that_nobody_knows_is_told(tmp_path: Path) -> None:
 def test_a_password_is_told_to_nobody(tmp_path: Path) -> None:
     for url, told in (
         ("memory://ada:secret@host/exports", "memory://ada@host/exports/one"),
+        ("memory://ada:sec@ret@host", "memory://ada@host/one"),
         ("memory://host/e:f@g", "memory://host/e:f@g/one"),
         (str(tmp_path / "a:b@c"), str(tmp_path / "a:b@c" / "one")),
     ):

@@ -92,7 +92,7 @@ def run(
     """
     read = read_plan(plan)
     place = out if out is not None else read.out
-    if place is None:
+    if not place:  # an empty --out, of a variable that is not set, would be the current folder
         raise TrueportError(f"{read.path} names no place for the artefacts", 'Give --out, or out = "..." in it.')
     _check_limits(read)
     tell = progress or (lambda event: None)

@@ -30,7 +30,7 @@ PAUSE = 20.0
 for a file that is not there."""
 BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"}
 """Kinds of place that begin with a bucket, which fsspec makes where there is none: a slip of the pen would."""
-PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")
+PASSWORD = re.compile(r"(?<=://)([^/:@]*):[^/]*@")
 
 
 class Store:
