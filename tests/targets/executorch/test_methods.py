@@ -41,7 +41,8 @@ class Reads(torch.nn.Module):
 def modules() -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     table = torch.nn.Embedding(16, 8)
-    return {"reader": Reads(table, 6).eval(), "answerer": Reads(table, 7).eval()}
+    found = {"reader": Reads(table, 6), "answerer": Reads(table, 7)}
+    return {name: module.eval().requires_grad_(False) for name, module in found.items()}
 
 
 def programs(modules: dict[str, torch.nn.Module]) -> dict[str, torch.export.ExportedProgram]:
