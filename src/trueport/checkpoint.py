@@ -250,6 +250,7 @@ def weights_digest(model: nn.Module, origin_of: Callable[[Any], Any] = lambda te
             values = tensor.detach() if origin is None else origin.evaluate()
             content = values.contiguous().reshape(-1).view(torch.uint8).numpy()
             seen[place] = hashlib.sha256(memoryview(content)).hexdigest()
+            del values, content  # before the next one is read
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {seen[place]}\n".encode())
     return digest.hexdigest()
 

@@ -41,7 +41,8 @@ class Reads(torch.nn.Module):
 def modules() -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     table = torch.nn.Embedding(16, 8)
-    return {"reader": Reads(table, 6).eval(), "answerer": Reads(table, 7).eval()}
+    found = {"reader": Reads(table, 6), "answerer": Reads(table, 7)}
+    return {name: module.eval().requires_grad_(False) for name, module in found.items()}
 
 
 def programs(modules: dict[str, torch.nn.Module]) -> dict[str, torch.export.ExportedProgram]:
@@ -58,12 +59,9 @@ def one_by_one(
 ) -> tuple[bytes, dict[str, bytes]]:
     partitioner = lower.partitioner_of(backend)
     with uncopied(blobs):
-        found = []
+        found, table = [], blobs.hold(modules["reader"].table.weight)  # type: ignore[arg-type,union-attr]
         for name, program in programs(modules).items():
-            for tensor in program.state_dict.values():
-                blobs.hold(tensor)
             found.append(emitted(lower.to_program({name: program}, partitioner, beside=beside)))
-        table = blobs.hold(modules["reader"].table.weight)  # type: ignore[arg-type,union-attr]
         for method in found:  # both have the embedding's own bytes
             assert any(blob is table for blob in (*method.constants, *method.external))
         program, data = together(found, lower._config(beside))
@@ -83,7 +81,7 @@ def test_they_are_the_program_that_is_lowered_at_once(
     assert program == bytes(whole._pte_data)
     assert data == {name: bytes(cord) for name, cord in (whole._tensor_data or {}).items()}
     assert bool(data) == beside
-    assert (maps.written > 0) == (backend == "xnnpack"), "what XNNPACK transposed"
+    assert maps.written > 0, "the matrices, which nobody holds"
 
 
 def test_an_executorch_that_copies_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
