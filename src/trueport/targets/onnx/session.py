@@ -227,7 +227,7 @@ def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOpti
     if memory == "map":
         # Not less: the fusion that reads a weight transposed, and so makes no copy of it, is an extended one.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        # Halves under float32 are cast in every run: an arena would keep the casts, all of them, from the first run on.
+        # Halves under float32 are cast in every run: an arena would keep room for the largest from the first run on.
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
