@@ -1,61 +1,28 @@
-"""The memory of this process: what of it are pages of files, which can be given back and read again."""
+"""Pages from templates."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-DONTNEED = 4
-"""MADV_DONTNEED of Linux: of a file's pages that nobody wrote to, it loses nothing."""
-
-
-def resident() -> tuple[int, int]:
-    """Bytes of this process in memory, and those of them that are pages of files."""
-    pages = Path("/proc/self/statm").read_text().split()
-    return int(pages[1]) * mmap.PAGESIZE, int(pages[2]) * mmap.PAGESIZE
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
-def mapped_as(file: int | Path) -> str:
-    """Device and inode of a file as the system's list of mappings names it; empty where there is no such list.
-
-    That is not what fstat says on btrfs, whose every subvolume has a device of its own: the file is mapped, and looked for.
+def templates_of(file: str, *, escaped: bool) -> Environment:
+    """The templates that lie beside a module, in ``templates``; the same values give the same bytes.
 
     Args:
-        file: its path, or a descriptor.
+        file: the module's ``__file__``.
+        escaped: whether values are escaped for HTML.
     """
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            return mapped_as(opened.fileno())
-    listed, size = Path("/proc/self/maps"), os.fstat(file).st_size
-    if not size or not listed.exists():
-        return ""
-    with mmap.mmap(file, min(size, mmap.PAGESIZE), access=mmap.ACCESS_READ) as probe:
-        address = np.frombuffer(probe, np.uint8, 1).ctypes.data
-        for line in listed.read_text().splitlines():
-            span, _, _, device, inode = line.split(maxsplit=5)[:5]
-            start, end = (int(edge, 16) for edge in span.split("-"))
-            if start <= address < end:
-                return f"{device} {inode}"
-    return ""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-
-def release(places: Iterable[str]) -> None:
-    """Give back the mapped pages of files, named by ``mapped_as``, that nobody wrote to."""
-    wanted = set(places) - {""}
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    span = ""
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, *rest = line.split(maxsplit=5)
-        if not name.endswith(":"):  # a mapping: its addresses, rights, offset, device, inode and file
-            span = name if " ".join(rest[2:4]) in wanted else ""
-        # A private page that was written to is anonymous by now, and is nowhere else. ONNX Runtime maps weights so that
-        # it could write to them, and does not.
-        elif span and name == "Anonymous:" and rest[0] == "0":
-            start, end = (int(address, 16) for address in span.split("-"))
-            advise(start, end - start, DONTNEED)
+    return Environment(
+        loader=FileSystemLoader(Path(file).parent / "templates"),
+        autoescape=escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

@@ -15,7 +15,7 @@ import trueport
 from tests import zoo
 from tests.runtime.test_generate import generate
 from trueport.errors import ArtifactError, RunError
-from trueport.pages import resident
+from trueport.resident import resident
 from trueport.runtime import TrueportModel, load
 from trueport.runtime.text import stream
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trueport.pages import release, resident
+from trueport.resident import release, resident
 from trueport.weights.files import bring
 from trueport.weights.linked import open_checkpoint
 from trueport.weights.mapped import Maps

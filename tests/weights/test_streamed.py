@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests import zoo
-from trueport.pages import release, resident
 from trueport.proof.inputs import Inputs, Limits, left
 from trueport.proof.reference import Reference, widened
+from trueport.resident import release, resident
 from trueport.source import load_source
 from trueport.weights import lazy, streamed
 from trueport.weights import mapped as home

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trueport.errors import TrueportError
-from trueport.pages import mapped_as, release, resident
+from trueport.resident import mapped_as, release, resident
 from trueport.words import size_words
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 from torch import nn
 
-from trueport.pages import mapped_as, release, resident
+from trueport.resident import mapped_as, release, resident
 from trueport.weights.files import write_all
 from trueport.weights.lazy import LazyTensor, Span
 from trueport.weights.linked import ORIGIN, origin_of
