@@ -96,11 +96,11 @@ class Maps:
         """Write bytes to a file without a name, which goes away with the process; which file, and where in it."""
         if self._open is None or self._open[2] + size > self._open[3]:
             room = max(size, SCRATCH)
-            stream = tempfile.TemporaryFile(dir=self.scratch, buffering=0)  # noqa: SIM115
-            stream.truncate(room)
+            made = tempfile.TemporaryFile(dir=self.scratch, buffering=0)  # noqa: SIM115
+            made.truncate(room)
             key = Path(f"scratch {len(self._files)}")
-            self._map(key, stream.fileno())
-            self._open = (stream, key, 0, room)
+            self._map(key, made.fileno())
+            self._open = (made, key, 0, room)
         stream, key, offset, room = self._open
         done = 0
         for piece in pieces:

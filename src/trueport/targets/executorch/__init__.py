@@ -102,7 +102,7 @@ class ExecutorchTarget:
         if found is not None and found.kind == "int8" and self._original is not None:
             from trueport.targets.executorch.calibrate import calibrated
 
-            programs = calibrated(list(captured), parts, self._original)
+            programs = calibrated(list(captured), parts, self._original)  # type: ignore[arg-type]  # none is kept
             tensors = [t for p in programs for t in (*p.program.state_dict.values(), *p.program.constants.values())]
         most = LARGEST_PROGRAM if options.get("max_pte") is None else options["max_pte"]
         beside = weights_size(tensors) > most
