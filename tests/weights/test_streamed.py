@@ -159,6 +159,11 @@ def test_an_attached_model_has_the_values_of_a_loaded_one(name: str, stored: str
     assert [b.tolist() for b in attached.buffers()] == [b.tolist() for b in loaded.buffers()]
     release(maps.places)
     assert torch.equal(next(attached.parameters()), next(loaded.parameters()))
+    content = (tmp_path / "model.safetensors").read_bytes()
+    with torch.no_grad():  # a model that does so is found out when it is traced, and must not end the process
+        next(attached.parameters()).add_(1)
+    assert torch.equal(next(attached.parameters()), next(loaded.parameters()) + 1)
+    assert (tmp_path / "model.safetensors").read_bytes() == content
 
 
 def test_scratch_holds_what_is_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

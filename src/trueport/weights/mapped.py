@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import mmap
+import sys
 import tempfile
 import threading
 import warnings
@@ -29,6 +30,8 @@ RESIDENT = 2**27
 """Bytes of mapped files in memory past which their pages are given back."""
 SECONDS = 0.01
 """Between two looks at them."""
+NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, for which older Pythons have no name: memory need not be there for all that could be written."""
 ALIGNED = 64
 """Bytes between two tensors' beginnings there divide by this."""
 
@@ -69,16 +72,20 @@ class Maps:
             return torch.empty(span.shape, dtype=span.dtype)
         if span.path not in self._files:
             with span.path.open("rb") as file:
-                self._map(span.path, file.fileno(), mmap.ACCESS_COPY if self.private else mmap.ACCESS_READ)
+                self._map(span.path, file.fileno())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it cannot be written to: nothing does
             count = span.nbytes // span.dtype.itemsize
             flat = torch.frombuffer(self._files[span.path], dtype=span.dtype, count=count, offset=span.offset)
         return flat.view(span.shape)
 
-    def _map(self, key: Path, descriptor: int, access: int = mmap.ACCESS_READ) -> None:
+    def _map(self, key: Path, descriptor: int) -> None:
         self.places.add(mapped_as(descriptor))
-        self._files[key] = mmap.mmap(descriptor, 0, access=access)
+        if self.private:
+            flags, rights = mmap.MAP_PRIVATE | NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            self._files[key] = mmap.mmap(descriptor, 0, flags=flags, prot=rights)
+        else:
+            self._files[key] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
     def _spilled(self, origin: LazyTensor) -> Span:
         """The values in scratch."""
