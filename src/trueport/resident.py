@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +61,29 @@ def release(places: Iterable[str]) -> None:
         elif span and name == "Anonymous:" and rest[0] == "0":
             start, end = (int(address, 16) for address in span.split("-"))
             advise(start, end - start, DONTNEED)
+
+
+@contextmanager
+def watched(look: Callable[[int, int], None], seconds: float) -> Iterator[None]:
+    """Within, ``look`` is told what ``resident`` tells, time and again, in a thread of its own; never where nobody tells.
+
+    Args:
+        look: takes bytes in memory, and those of them that are pages of files.
+        seconds: between two looks.
+    """
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(seconds):
+            look(*resident())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

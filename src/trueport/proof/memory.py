@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trueport.errors import TrueportError
-from trueport.resident import mapped_as, release, resident
+from trueport.resident import mapped_as, release, resident, watched
 from trueport.words import size_words
 
 if TYPE_CHECKING:
@@ -129,25 +128,17 @@ class Memory:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Within, mapped pages are given back whenever the process comes near the limit."""
-        if not self.streamed or not Path("/proc/self/statm").exists():
+        if not self.streamed:
             yield
             return
         self.places |= {mapped_as(path) for path in self.files if path.is_file()}
-        done = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
-        thread.start()
-        try:
+        with watched(self._look, SECONDS):
             yield
-        finally:
-            done.set()
-            thread.join()
 
-    def _watch(self, done: threading.Event) -> None:
-        while not done.wait(SECONDS):
-            total, shared = resident()
-            self.peak, self.peak_anonymous = max(self.peak, total), max(self.peak_anonymous, total - shared)
-            if total > self.limit * RELEASED and shared > self.limit * FEW:
-                release(self.places)
+    def _look(self, total: int, shared: int) -> None:
+        self.peak, self.peak_anonymous = max(self.peak, total), max(self.peak_anonymous, total - shared)
+        if total > self.limit * RELEASED and shared > self.limit * FEW:
+            release(self.places)
 
 
 ANY = Memory(2**63)

@@ -7,7 +7,6 @@ import copy
 import mmap
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 from torch import nn
 
-from trueport.resident import mapped_as, release, resident
+from trueport.resident import mapped_as, release, resident, watched
 from trueport.weights.files import write_all
 from trueport.weights.lazy import LazyTensor, Span
 from trueport.weights.linked import ORIGIN, origin_of
@@ -121,25 +120,17 @@ class Maps:
     @contextmanager
     def given_back(self) -> Iterator[None]:
         """Within, pages are given back whenever more than ``RESIDENT`` bytes of files have come into memory."""
-        if not Path("/proc/self/statm").exists():
-            yield
-            return
-        done = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            release(self.places)
+        least = 0
 
-    def _watch(self, done: threading.Event) -> None:
-        least = resident()[1]
-        while not done.wait(SECONDS):
-            if resident()[1] - least > RESIDENT:
+        def look(total: int, shared: int) -> None:
+            nonlocal least
+            least = least or shared
+            if shared - least > RESIDENT:
                 release(self.places)
                 least = max(least, resident()[1])  # libraries that were loaded meanwhile stay
+
+        with watched(look, SECONDS):
+            yield
 
 
 def _content(tensor: torch.Tensor) -> memoryview:
