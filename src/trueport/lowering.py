@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,8 @@ def _lowered(
             tell("load: the model asks its weights for values")
     # What lies in no file as it is goes beside the staging folder, whose files are the artefact's.
     maps = Maps(staging.parent, private=True)
-    with maps.given_back():
+    mapped = not target.links and is_fake(source.model)
+    with maps.given_back() if mapped else nullcontext():  # nobody looks at weights that are in memory
         model = source.original if target.links else source.attached(maps)
         lowered = _lower(source, model, target, staging, {**options, "maps": maps}, patches, tell)
         del model
