@@ -23,6 +23,7 @@ from trueport.graphs.fusions import Fusion
 from trueport.optimization import optimize
 
 HEADS, PAST, NORM, ROTARY, SCALE = "grouped-heads", "past-inside", "rms-norm", "rotary", "scaled-queries"
+SHAPES = "idle-reshapes"
 BROKEN = Fusion("broken", "", "", ("cpu",), "", lambda model, interface: 1 / 0)  # type: ignore[arg-type,return-value]
 
 
@@ -41,10 +42,10 @@ def fused_llama(once: Once, exported: Exported) -> Path:
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
-        ("mistral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2}),
-        ("gpt2", {SCALE: 2, PAST: 2}),
-        ("bart", {SCALE: 4, PAST: 2}),
-        ("mixtral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2}),
+        ("mistral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, PAST: 2}),
+        ("gpt2", {SCALE: 2, SHAPES: 5, PAST: 2}),
+        ("bart", {SCALE: 4, SHAPES: 4, PAST: 2}),
+        ("mixtral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 6, PAST: 2}),
         ("modernbert", {ROTARY: 4}),
     ],
 )
@@ -66,7 +67,15 @@ def test_what_is_fused_is_proven(name: str, kept: dict[str, int], copied: Export
 def test_caches_in_place_are_proven(fused_llama: Path) -> None:
     manifest = read_manifest(fused_llama)
     entry = manifest["components"]["model"]
-    assert manifest["optimized"]["fusions"] == {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2, "in-place": 4}
+    assert manifest["optimized"]["fusions"] == {
+        NORM: 5,
+        ROTARY: 4,
+        HEADS: 2,
+        SCALE: 2,
+        SHAPES: 2,
+        PAST: 2,
+        "in-place": 4,
+    }
     assert all(pair["in_place"] for pair in entry["state"]) and entry["dimensions"]["cache_capacity"] == [0, None]
     proof = json.loads((fused_llama / "proof.json").read_text())
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}
@@ -103,7 +112,7 @@ def test_a_decoder_without_a_mask_keeps_its_caches(copied: Exported) -> None:
 @pytest.mark.slow
 def test_without_the_original_the_folder_stands_in(copied: Exported) -> None:
     done = optimize(copied("llama"))
-    assert list(done.kept) == [NORM, ROTARY, HEADS, SCALE, PAST]
+    assert list(done.kept) == [NORM, ROTARY, HEADS, SCALE, SHAPES, PAST]
     assert done.proof is not None and done.proof.reference == {
         "class": "the folder before its optimisation",
         "dtype": "float32",
@@ -118,7 +127,7 @@ def test_without_the_original_the_folder_stands_in(copied: Exported) -> None:
 @pytest.mark.slow
 def test_export_fuses_before_it_proves(tmp_path: Path) -> None:
     artifact = trueport.export(zoo.build("llama"), tmp_path / "out", tokenizer=None, optimize="cpu", caches="in-place")
-    assert list(artifact.manifest["optimized"]["fusions"]) == [NORM, ROTARY, HEADS, SCALE, PAST, "in-place"]
+    assert list(artifact.manifest["optimized"]["fusions"]) == [NORM, ROTARY, HEADS, SCALE, SHAPES, PAST, "in-place"]
     assert artifact.verdict == "proven"
 
 
@@ -193,7 +202,7 @@ def test_quantised_folders_are_optimised_under_their_gate(tmp_path: Path) -> Non
         optimize(tmp_path / "out")
     optimize(tmp_path / "out", caches="in-place", against=str(source))
     manifest = read_manifest(tmp_path / "out")
-    kept = {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, PAST: 2, "in-place": 4}
+    kept = {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, PAST: 2, "in-place": 4}
     assert manifest["optimized"]["fusions"] == kept and manifest["quantize"]["kind"] == "int8"
     assert manifest["proof"]["verdict"] == "proven"
     proof = json.loads((tmp_path / "out/proof.json").read_text())

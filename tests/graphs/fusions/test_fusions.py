@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from trueport.errors import TrueportError
 from trueport.graphs.fusions import FUSIONS, fusions_for
 from trueport.graphs.fusions.apply import fuse
+from trueport.graphs.fusions.reshape import drop_reshapes
 from trueport.graphs.fusions.scale import scale_queries
 from trueport.graphs.shapes import infer_shapes
 from trueport.interface import Dimension, Interface, Tensor
@@ -155,6 +156,40 @@ def test_queries_take_the_scale(rows: tuple[int, int], attributes: dict[str, flo
     assert same(before, after, feeds) < 1e-5
 
 
+def reshaped(shape: list[int | str], made: list[int | str]) -> onnx.ModelProto:
+    """Of q, (b, 2, s, 8): to sizes of its own axes by name, and others by number."""
+    node = helper.make_node
+    parts = [f"axis_{size}" if isinstance(size, str) else f"size_{place}" for place, size in enumerate(shape)]
+    nodes = [
+        node("Relu", ["q"], ["x"]), node("Shape", ["q"], ["axis_b"], start=0, end=1),
+        node("Shape", ["q"], ["axis_s"], start=2, end=3), node("Concat", parts, ["shape"], axis=0),
+        node("Reshape", ["x", "shape"], ["r"]), node("Neg", ["r"], ["y"]),
+    ]  # fmt: skip
+    sizes = {f"size_{place}": np.array([size]) for place, size in enumerate(shape) if isinstance(size, int)}
+    return graph(nodes, {"q": ["b", 2, "s", 8]}, made, **sizes)
+
+
+@pytest.mark.parametrize("shape", [["b", -1, "s", 8], ["b", 2, "s", 8], [-1, 2, "s", 8], ["b", 2, "s", -1]], ids=str)
+def test_reshapes_that_change_nothing_go(shape: list[int | str]) -> None:
+    before = reshaped(shape, ["b", 2, "s", 8])
+    model = ir.from_proto(before)
+    assert drop_reshapes(infer(model)) == 1
+    after = ir.to_proto(model)
+    for rows, length in ((2, 3), (1, 1)):
+        q = np.random.default_rng(0).standard_normal((rows, 2, length, 8), dtype=np.float32)
+        assert same(before, after, {"q": q}) == 0
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [["b", "s", 2, 8], ["b", 2, -1, 4], ["b", -1, "s", 4], ["b", 2, -1], ["s", 2, -1, 8], ["b", 5, "s", 8]],
+    ids=str,
+)
+def test_reshapes_that_change_something_stay(shape: list[int | str]) -> None:
+    """The last one is valid where b is 0: its axis is named, and not what is left over."""
+    assert drop_reshapes(infer(ir.from_proto(reshaped(shape, [None] * len(shape))))) == 0
+
+
 def infer(model: ir.Model) -> ir.Model:
     infer_shapes(model)
     return model
@@ -191,7 +226,7 @@ def test_shapes_are_known_behind_quantised_products() -> None:
 def test_the_table_says_why() -> None:
     assert len({fusion.name for fusion in FUSIONS}) == len(FUSIONS)
     assert all(fusion.matches and fusion.operator and fusion.providers and fusion.reason for fusion in FUSIONS)
-    copied = ["rms-norm", "rotary", "grouped-heads", "scaled-queries", "past-inside"]
+    copied = ["rms-norm", "rotary", "grouped-heads", "scaled-queries", "idle-reshapes", "past-inside"]
     assert [fusion.name for fusion in fusions_for("cpu")] == copied
     assert fusions_for("cpu", "in-place") == list(FUSIONS)
     with pytest.raises(TrueportError, match=r"no fusions for 'tpu'\. Give one of cpu"):

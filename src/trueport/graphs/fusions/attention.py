@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-from trueport.graphs.fusions.reading import attribute, made_by, numbers, scalar
+from trueport.graphs.fusions.reading import numbers, parts, scalar
 
 
 class GroupedHeads(pattern.RewriteRuleClassBase):
@@ -81,17 +81,9 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 
 def _repeated(wide: ir.Value, flat: ir.Value) -> bool:
     """Whether shapes (batch, heads, groups, length, size) and (batch, heads · groups, length, size) belong together."""
-    first, second = _parts(wide), _parts(flat)
+    first, second = parts(wide), parts(flat)
     if first is None or second is None or len(first) != 5 or len(second) != 4:
         return False
     heads, groups, all_heads = (scalar(value) for value in (first[1], first[2], second[1]))
     same = [first[0] is second[0], first[3] is second[2], scalar(first[4]) == scalar(second[3])]
     return None not in (heads, groups, all_heads) and heads * groups == all_heads and all(same)
-
-
-def _parts(shape: ir.Value) -> list[ir.Value] | None:
-    """The lengths that a shape was put together from, one value for each axis."""
-    node = made_by(shape, "Concat")
-    if node is None or attribute(node, "axis", 0) != 0 or any(value is None for value in node.inputs):
-        return None
-    return [value for value in node.inputs if value is not None]

@@ -40,3 +40,11 @@ def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """An attribute's value, or what the operator takes without it."""
     return node.attributes[name].value if name in node.attributes else default
+
+
+def parts(shape: ir.Value) -> list[ir.Value] | None:
+    """The lengths that a shape was put together from, one value for each axis."""
+    node = made_by(shape, "Concat")
+    if node is None or attribute(node, "axis", 0) != 0 or any(value is None for value in node.inputs):
+        return None
+    return [value for value in node.inputs if value is not None]

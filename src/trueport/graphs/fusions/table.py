@@ -12,6 +12,7 @@ from trueport.errors import TrueportError
 from trueport.graphs.fusions.attention import GroupedHeads, PastInside
 from trueport.graphs.fusions.in_place import write_in_place
 from trueport.graphs.fusions.norms import RMSNorm
+from trueport.graphs.fusions.reshape import drop_reshapes
 from trueport.graphs.fusions.rotary import Rotary
 from trueport.graphs.fusions.scale import scale_queries
 from trueport.interface import PAST, Interface
@@ -78,6 +79,11 @@ def _scaled_queries(model: ir.Model, interface: Interface) -> Applied:
     return Applied(scale_queries(model) if interface.state else 0, interface)
 
 
+def _idle_reshapes(model: ir.Model, interface: Interface) -> Applied:
+    """Only where steps are taken: beside products of many rows two operators are nothing."""
+    return Applied(drop_reshapes(model) if interface.state else 0, interface)
+
+
 def _in_place(model: ir.Model, interface: Interface) -> Applied:
     if not interface.state:
         return Applied(0, interface)
@@ -105,6 +111,11 @@ FUSIONS = (
         "scaled-queries", "an attention that scales its scores", "Mul of the queries, Attention with scale 1", ("cpu",),
         "one row's scores without a packed copy of all keys",
         _scaled_queries,
+    ),
+    Fusion(
+        "idle-reshapes", "a Reshape to the shape that is there, as behind each attention", "nothing", ("cpu",),
+        "two operators less in each layer",
+        _idle_reshapes,
     ),
     Fusion(
         "past-inside", "a cache concatenated with new keys and values before the attention", "Attention", ("cpu",),
