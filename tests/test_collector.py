@@ -25,6 +25,26 @@ def test_full_collections_are_rarer_within_and_as_before_after_an_error(before: 
     assert gc.get_threshold() == before
 
 
+def test_what_was_there_before_is_not_looked_at_within(before: tuple[int, int, int]) -> None:
+    assert not gc.get_freeze_count()
+    with rare_collections():
+        assert gc.get_freeze_count()
+        with rare_collections():
+            pass
+        assert gc.get_freeze_count()
+    assert not gc.get_freeze_count()
+
+
+def test_what_the_process_froze_itself_stays_so(before: tuple[int, int, int]) -> None:
+    gc.freeze()
+    try:
+        with rare_collections():
+            pass
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+
+
 def test_two_at_once_set_it_back_once(before: tuple[int, int, int]) -> None:
     inside, leave = threading.Event(), threading.Event()
 

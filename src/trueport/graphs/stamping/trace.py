@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueport.graphs.stamping import RefusedError
+from trueport.graphs.stamping.memo import Memo
 from trueport.graphs.stamping.stacks import Stack
 from trueport.roles.component import Component, sample
 from trueport.weights.linked import fake_mode_of
@@ -59,12 +60,13 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.trace = Trace()
         self.known = dict(known)
+        self.memo = Memo()
         self.alive: list[Any] = []  # an id is a tensor's own only while the tensor lives
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         noted = (self.seen(args), tuple((key, self.seen(kwargs[key])) for key in sorted(kwargs)))
-        result = func(*args, **kwargs)
+        result = self.memo.call(func, args, kwargs)
         number = len(self.trace.operations)
         self.trace.operations.append((func, noted))
         for place, tensor in enumerate(result if isinstance(result, (tuple, list)) else (result,)):

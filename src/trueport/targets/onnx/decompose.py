@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,37 +41,27 @@ IN_PLACE = {
 """In-place operators and what computes the same anew; the dtype must not change."""
 
 
-@contextmanager
-def spared_retracing(program: ExportedProgram) -> Iterator[None]:
-    """Let ``program.run_decompositions`` rename in place of tracing, where that gives the same program.
+def decomposed(
+    plainly: Callable[[ExportedProgram, Any], ExportedProgram], program: ExportedProgram, registry: Any
+) -> ExportedProgram:
+    """The program in operators that have an ONNX form; renamed in place of traced, where that gives the same one.
 
-    An attribute of this one object shadows the method for the while; torch itself stays as it is.
+    Args:
+        plainly: torch's own pass.
+        program: what was captured.
+        registry: of the ONNX forms.
     """
-    retrace = program.run_decompositions
-
-    def run_decompositions(decomp_table: Any = None, *args: Any, **named: Any) -> ExportedProgram:
-        targets = None if decomp_table is None else _plan(program, decomp_table)
-        return retrace(decomp_table, *args, **named) if targets is None else _renamed(program, targets)
-
-    program.run_decompositions = run_decompositions  # type: ignore[method-assign]
     try:
-        yield
-    finally:
-        del program.run_decompositions
+        from torch.onnx._internal.exporter import _decomp
+
+        implemented = frozenset(_decomp.get_onnx_implemented_overloads(registry))
+    except (ImportError, AttributeError):  # torch moved the list
+        return plainly(program, registry)
+    targets = _plan(program, implemented)
+    return plainly(program, registry) if targets is None else _renamed(program, targets)
 
 
-@functools.cache
-def _translated() -> frozenset[Any]:
-    """Operators with an ONNX form; empty, which means that every program is traced again, where torch moved the list."""
-    try:
-        from torch.onnx._internal.exporter import _decomp, _registration
-
-        return frozenset(_decomp.get_onnx_implemented_overloads(_registration.ONNXRegistry.from_torchlib()))
-    except (ImportError, AttributeError):
-        return frozenset()
-
-
-def _plan(program: ExportedProgram, table: Any) -> dict[str, Any] | None:
+def _plan(program: ExportedProgram, implemented: Collection[Any]) -> dict[str, Any] | None:
     """New targets by node name, ``None`` for a cast; None where the program has to be traced again."""
     signature = program.graph_signature
     nested = sum(1 for _ in program.graph_module.modules()) > 1
@@ -93,11 +82,17 @@ def _plan(program: ExportedProgram, table: Any) -> dict[str, Any] | None:
             targets[node.name] = IN_PLACE[target]
         elif target.name().startswith("aten::_assert"):
             continue  # torch.onnx drops them itself
-        elif (
-            target._schema.is_mutable or target in table or (target.namespace == "aten" and target not in _translated())
+        elif target._schema.is_mutable or (
+            target not in implemented and (target.namespace == "aten" or target in _table())
         ):
             return None
     return targets
+
+
+@functools.cache
+def _table() -> frozenset[Any]:
+    """Operators that torch.onnx would decompose."""
+    return frozenset((*torch.export.default_decompositions(), *torch._decomp.decomposition_table))
 
 
 def _unshared(value: torch.fx.Node, user: torch.fx.Node) -> bool:

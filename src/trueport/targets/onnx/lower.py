@@ -18,7 +18,7 @@ from trueport.graphs.shapes import forget_shapes
 from trueport.graphs.stamping import RefusedError
 from trueport.graphs.stamping.match import read
 from trueport.interface import Interface
-from trueport.targets.onnx.decompose import spared_retracing
+from trueport.targets.onnx.passes import spared_passes
 from trueport.targets.onnx.translations import translations
 from trueport.weights.linked import origin_of
 
@@ -137,7 +137,7 @@ def _convert(captured: Captured, opset: int) -> ir.Model:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(quiet), warnings.catch_warnings(), spared_retracing(captured.program):
+        with contextlib.redirect_stdout(quiet), warnings.catch_warnings(), spared_passes():
             warnings.simplefilter("ignore")
             program: torch.onnx.ONNXProgram | None = torch.onnx.export(
                 captured.program,

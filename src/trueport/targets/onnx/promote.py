@@ -1,0 +1,50 @@
+"""Casts where an operator's operands have several dtypes, without running the program again.
+
+``torch.onnx`` runs the whole program under fake tensors to learn its operands' dtypes. A captured program knows them: each
+node's value is noted with it. Only a node whose operands are cast is run again, by torch's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def promoted(plainly: Callable[[torch.fx.GraphModule], None], module: torch.fx.GraphModule) -> None:
+    """Put torch's casts in, in place.
+
+    Args:
+        plainly: torch's own pass.
+        module: the program's graph, and those nested in it.
+    """
+    try:
+        from torch.onnx._internal.fx.passes import type_promotion
+
+        interpreter = _interpreter(type_promotion)
+        passes = [type_promotion.InsertTypePromotion(part) for part in module.modules()]  # type: ignore[arg-type]
+        for found in passes:
+            found.interpreter = interpreter(found.module, found.interpreter.type_promotion_table)
+    except (ImportError, AttributeError):  # torch moved them
+        plainly(module)
+        return
+    for found in passes:
+        found.run()
+
+
+def _interpreter(type_promotion: Any) -> Any:
+    class Knowing(type_promotion._TypePromotionInterpreter):  # type: ignore[misc]
+        """Torch's, for which a node's value is the one that is noted."""
+
+        def run_node(self, node: torch.fx.Node) -> Any:
+            """Cast the operands where there is a rule; a node that changes is run, and noted, by ``super``'s helpers."""
+            if node.op != "call_function" or "val" not in node.meta:
+                return super().run_node(node)
+            rule = type_promotion.get_type_promotion_rule(node, self.type_promotion_table)
+            if rule:
+                with self._set_current_node(node):
+                    self._maybe_promote_node(node, rule)
+            return node.meta["val"]
+
+    return Knowing

@@ -1,0 +1,113 @@
+"""Torch's passes in front of the conversion, spared: what comes out is what torch's own make."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.onnx._internal.exporter import _fx_passes
+
+from tests import zoo
+from trueport.quiet import quiet
+from trueport.roles import components
+from trueport.targets.onnx import passes, promote
+from trueport.targets.onnx.lower import lower
+
+DYNAMIC = torch.export.Dim.DYNAMIC
+
+
+def several_dtypes(x: torch.Tensor, n: torch.Tensor) -> list[torch.Tensor]:
+    """Integers with floats, booleans that are counted, scalars of another kind, sizes, halves, a view of a sum."""
+    mask, half = n > 1.5, x.half()
+    wide = (x + n).reshape(x.shape[0], -1, 1)
+    return [
+        x * n, n / 2, n**2.5, x**2, 1 - mask.float() * n, mask.sum(-1), n.mean(-1, dtype=torch.float32), half + x, half * n,
+        torch.where(mask, x, half), torch.where(mask, 1.0, 0), torch.cat([x, n.float()], -1), x + x.shape[1],
+        n.clamp(min=1.5), (x > n) | mask, x.double() + x, wide * n.sum(), torch.softmax(half, -1, dtype=torch.float32),
+    ]  # fmt: skip
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def program(function: Callable[..., Any], *args: torch.Tensor) -> torch.export.ExportedProgram:
+    dynamic = (tuple({0: DYNAMIC, 1: DYNAMIC} for _ in args),)
+    return torch.export.export(Function(function), args, dynamic_shapes=dynamic, strict=False)
+
+
+def told(module: torch.fx.GraphModule) -> list[tuple[Any, ...]]:
+    """Operators, operands, dtypes and ranks, in order; torch numbers sizes that it derives anew."""
+    rows = []
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        kind = (value.dtype, value.dim()) if isinstance(value, torch.Tensor) else type(value)
+        rows.append(
+            (node.op, str(node.target), str(node.args), str(node.kwargs), kind if node.op != "output" else None)
+        )
+    return rows
+
+
+def test_promotion_is_torchs_own() -> None:
+    args = torch.randn(2, 3), torch.arange(6).reshape(2, 3)
+    decomposed = program(several_dtypes, *args).run_decompositions()
+    ours, theirs = (copy.deepcopy(decomposed.graph_module) for _ in range(2))
+    before = len(ours.graph.nodes)
+    with quiet():
+        promote.promoted(_fx_passes.insert_type_promotion_nodes, ours)
+        _fx_passes.insert_type_promotion_nodes(theirs)
+    assert told(ours) == told(theirs)
+    assert len(ours.graph.nodes) > before + 8  # casts there were
+
+
+def test_promotion_runs_only_the_nodes_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = program(lambda x: torch.relu(x * 2.0) + x, torch.randn(2, 3)).run_decompositions().graph_module
+    ran: list[str] = []
+    original = torch.fx.Interpreter.call_function
+    monkeypatch.setattr(
+        torch.fx.Interpreter, "call_function", lambda *a, **k: ran.append(str(a[1])) or original(*a, **k)
+    )
+    with quiet():
+        promote.promoted(_fx_passes.insert_type_promotion_nodes, found)
+    assert "aten.relu.default" not in ran
+
+
+@pytest.mark.parametrize(
+    "absent", [(), ("decompose_with_registry", "insert_type_promotion_nodes")], ids=["here", "moved"]
+)
+def test_torch_is_as_it_was_afterwards(absent: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in absent:
+        monkeypatch.delattr(_fx_passes, name)
+    before = dict(vars(_fx_passes))
+    with pytest.raises(KeyError), passes.spared_passes():
+        changed = [name for name in passes.OURS if vars(_fx_passes).get(name) is not before.get(name)]
+        assert changed == ([] if absent else list(passes.OURS))
+        raise KeyError
+    assert dict(vars(_fx_passes)) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "t5", "falcon", "deberta_v2"])
+def test_graphs_are_those_of_torchs_promotion(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte by byte, of every component."""
+    from trueport.capture import capture
+
+    model = zoo.build(name)
+    with quiet():
+        parts = [capture(part) for part in components(model)]
+        ours = [lower(part).model for part in parts]
+        monkeypatch.delitem(passes.OURS, "insert_type_promotion_nodes")
+        theirs = [lower(part).model for part in parts]
+    import onnx_ir as ir
+
+    texts = [[ir.to_proto(model).SerializeToString(deterministic=True) for model in found] for found in (ours, theirs)]
+    assert texts[0] == texts[1]
