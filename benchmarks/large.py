@@ -11,7 +11,9 @@ by phase.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,6 +31,8 @@ RESULTS = measure.ROOT / "out" / "benchmarks" / "large.json"
 PAGE = measure.ROOT / "docs" / "large-models.md"
 IMAGES = "images"
 """Beside the page."""
+SHORT = 20
+"""Seconds of a run that is worth another one: others share this machine."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ def main() -> None:
     report = _saved()
     limits = Limits(given.memory, given.seconds, given.disk)
     with tempfile.TemporaryDirectory(prefix="trueport-large-", dir=given.folder) as place:
-        for name in SERIES if given.what == "all" else () if given.what == "none" else (given.what,):
-            for tool in given.tools.split(","):
-                for found in _runs(name, tool, Path(place), limits):
-                    report["runs"].setdefault(name, {})[tool] = found
-                    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        names = SERIES if given.what == "all" else () if given.what == "none" else (given.what,)
+        for name, turn, tool in itertools.product(names, range(given.turns), given.tools.split(",")):
+            runs = report["runs"].setdefault(name, {})
+            for found in _runs(name, tool, Path(place), limits, runs[tool] if turn else {}):
+                runs[tool] = runs[tool] | found if turn else found
+                RESULTS.parent.mkdir(parents=True, exist_ok=True)
+                RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     words = [_conditions(report), *(_section(name, runs) for name, runs in report["runs"].items())]
     print("\n".join(words))
     _draw(report, RESULTS.parent)
@@ -89,6 +94,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=10, help="GB at which a process is stopped")
     parser.add_argument("--seconds", type=float, default=160, help="seconds at which it is stopped")
     parser.add_argument("--disk", type=float, default=30, help="GB written at which it is stopped")
+    parser.add_argument("--turns", type=int, default=1, help=f"runs of what takes less than {SHORT} s; the best counts")
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
     parser.add_argument("--docs", action="store_true", help="write the tables and charts into docs/large-models.md")
     given = parser.parse_args()
@@ -107,10 +113,19 @@ def _saved() -> dict[str, Any]:
     return {"machine": machine, "runs": {}}
 
 
-def _runs(name: str, tool: str, place: Path, limits: Limits) -> Iterator[dict[str, measure.Run]]:
-    """One tool on the checkpoints of one series, the small ones first, until one does not fit; all so far, each time."""
+def _runs(
+    name: str, tool: str, place: Path, limits: Limits, before: dict[str, measure.Run]
+) -> Iterator[dict[str, measure.Run]]:
+    """One tool on the checkpoints of one series, the small ones first, until one does not fit; all so far, each time.
+
+    What was measured before stays where that was faster, and is not measured again where it took long.
+    """
     found: dict[str, measure.Run] = {}
     for size in SERIES[name].places:
+        earlier = before.get(size)
+        if earlier is not None and not earlier.get("seconds", SHORT) < SHORT:
+            found[size] = earlier
+            continue
         failed = next((at for at, run in found.items() if "stopped" in run or "error" in run), None)
         if failed is not None:
             found[size] = {"untried": failed}
@@ -123,8 +138,10 @@ def _runs(name: str, tool: str, place: Path, limits: Limits) -> Iterator[dict[st
             if not (place / "warm").exists():
                 layers.make("llama", 2, place / "warm")
             _run(tool, place / "warm", place, limits)
-        found[size] = _run(tool, checkpoint, place, limits)
-        print(f"{name} {size}, {tool}: {_cell(found[size])}", file=sys.stderr, flush=True)
+        run = _run(tool, checkpoint, place, limits)
+        turns = 1 + (earlier or {}).get("turns", 0)
+        found[size] = min((run, earlier or run), key=lambda one: one.get("seconds", math.inf)) | {"turns": turns}
+        print(f"{name} {size}, {tool}: {_cell(run)}", file=sys.stderr, flush=True)
         yield found
 
 
@@ -209,12 +226,14 @@ def _conditions(report: dict[str, Any]) -> str:
     every = [run for runs in report["runs"].values() for own in runs.values() for run in own.values() if "load" in run]
     loads = [run["load"] for run in every] or [0.0]
     limits = sorted({run["limits"] for run in every})
+    most = max((run.get("turns", 1) for run in every), default=1)
     imports = [run["import_seconds"] for run in every if "import_seconds" in run] or [0.0]
     return (
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB, 2 threads; {versions}, mobius-onnx 0.1.0. One run each, "
-        f"in a process of its own; load {min(loads):.1f} to {max(loads):.1f} at the starts. Seconds from the checkpoint on "
-        f"the disk to the files on the disk, after the imports ({min(imports):.1f} to {max(imports):.1f} s more); resident "
-        f"memory at most, mapped files included. Limits: {'; or '.join(limits)}; what is larger than what was stopped "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB, 2 threads; {versions}, mobius-onnx 0.1.0. Each run "
+        f"in a process of its own; of those below {SHORT} s the best of {most} counts; load {min(loads):.1f} to "
+        f"{max(loads):.1f} at the starts. Seconds from the checkpoint on the disk to the files on the disk, after the "
+        f"imports ({min(imports):.1f} to {max(imports):.1f} s more); resident memory at most, mapped files included. "
+        f"Limits: {'; or '.join(limits)}; what is larger than what was stopped "
         "is not tried (–).\n"
     )
 

@@ -116,6 +116,8 @@ def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
         exportable(module, inputs=args, skip=skip) as context,
         watch_specializations() as seen,
         torch.no_grad(),
+        # Where sizes are symbols, looking an operator's result up takes longer than asking for it again.
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # type: ignore[attr-defined]
         redirect_stderr(io.StringIO()),
     ):
         try:

@@ -65,6 +65,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # no operation of the model's: real tensors are not asked this way
+            return self.memo.call(func, args, kwargs)
         noted = (self.seen(args), tuple((key, self.seen(kwargs[key])) for key in sorted(kwargs)))
         result = self.memo.call(func, args, kwargs)
         number = len(self.trace.operations)
