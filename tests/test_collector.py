@@ -25,14 +25,14 @@ def test_full_collections_are_rarer_within_and_as_before_after_an_error(before: 
     assert gc.get_threshold() == before
 
 
-def test_what_was_there_before_is_not_looked_at_within(before: tuple[int, int, int]) -> None:
-    assert not gc.get_freeze_count()
+def test_no_full_collection_follows_at_once(before: tuple[int, int, int]) -> None:
+    """By its count one would be due: as many came within as come between two, ten times over."""
+    gc.set_threshold(700, 10, 10)
     with rare_collections():
-        assert gc.get_freeze_count()
-        with rare_collections():
-            pass
-        assert gc.get_freeze_count()
-    assert not gc.get_freeze_count()
+        for _ in range(10 * 11):
+            gc.collect(1)
+        assert gc.get_count()[2] > 10
+    assert gc.get_count()[2] == 0 and not gc.get_freeze_count()
 
 
 def test_what_the_process_froze_itself_stays_so(before: tuple[int, int, int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,25 @@ def test_the_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "proof.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_processes_hash_alike(tmp_path: Path) -> None:
+    """The order of a model's sets is the order of its graph; 64 random bits would differ. A seed of the user's stays."""
+    more = "import os, sys\n\ndef told():\n    sys.exit(f'{hash(os.__name__)} {os.getpid()}')\n"
+    path = written(tmp_path, more)
+    free = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    found = []
+    for environment in (free, free, free | {"PYTHONHASHSEED": "7"}):
+        command = [sys.executable, "-m", "trueport", "export", f"{path}:told", str(tmp_path / "out")]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        said, _ = process.communicate(timeout=120)
+        number, pid = re.search(r"(-?\d+) (\d+)", said).groups()  # type: ignore[union-attr]
+        assert int(pid) == process.pid, "the process is the one that was started: signals reach it"
+        found.append(number)
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_module_and_its_class(tmp_path: Path) -> None:

@@ -14,21 +14,17 @@ FACTOR = 20
 _lock = threading.Lock()
 _within = 0
 _before = gc.get_threshold()
-_froze = False
 
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Within, full collections are rarer, and look only at what was made within. The setting is the process's: the first to
-    come changes it, the last to go sets it back. What the process froze itself stays frozen."""
-    global _within, _before, _froze
+    """Within, full collections are rarer, and none follows at once. The setting is the process's: the first to come changes
+    it, the last to go sets it back. Nothing is frozen: rewriting looks for functions among what the collector knows."""
+    global _within, _before
     with _lock:
         if not _within:
             _before = gc.get_threshold()
             gc.set_threshold(*_before[:2], _before[2] * FACTOR)
-            _froze = not gc.get_freeze_count()
-            if _froze:
-                gc.freeze()
         _within += 1
     try:
         yield
@@ -37,6 +33,6 @@ def rare_collections() -> Iterator[None]:
             _within -= 1
             if not _within:
                 gc.set_threshold(*_before)
-                if _froze:
-                    gc.freeze()  # which sets the counts to 0: a full collection would follow at once
+                if not gc.get_freeze_count():
+                    gc.freeze()  # which sets the counts to 0; what the process froze itself would not stay so
                     gc.unfreeze()

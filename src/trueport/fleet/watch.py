@@ -190,7 +190,7 @@ def _sweep() -> None:
 def _environment(job: Job) -> dict[str, str]:
     given = {} if job.cpus is None else {"OMP_NUM_THREADS": str(job.cpus)}
     # Temporary files of a worker that is killed go the way of its scratch folder.
-    return {**os.environ, "TOKENIZERS_PARALLELISM": "false", "TMPDIR": str(job.scratch), **given}
+    return {"PYTHONHASHSEED": "0", **os.environ, "TOKENIZERS_PARALLELISM": "false", "TMPDIR": str(job.scratch), **given}
 
 
 def _last_words(log: Path) -> str:
