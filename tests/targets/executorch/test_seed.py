@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import trueport
+from tests import zoo
 from tests.conftest import EXAMPLES, Once
 from trueport.errors import ProofError
 from trueport.proof.tolerance import MULTIPLE
@@ -82,8 +83,14 @@ def test_tokens_of_all_prompts_are_the_originals(artefact, original, options):
 
 
 def failed(tmp_path: Path) -> set[str]:
+    """The clauses by which a T5 of one layer falls; what is planted is in no layer."""
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1}
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).eval()
+    zoo.amplify(model, seed=0)
+    options = {"tokenizer": None, "max_batch": 3, "max_length": 40, "backend": "portable"}
     with pytest.raises(ProofError) as raised:
-        trueport.export(DATES, tmp_path / "out", to="executorch", max_batch=3, max_length=40, backend="portable")
+        trueport.export(model, tmp_path / "out", to="executorch", **options)
     assert not (tmp_path / "out").exists()
     return {clause.clause for clause in raised.value.proof.failures()}
 

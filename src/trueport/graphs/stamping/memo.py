@@ -14,6 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 Form = tuple[Any, ...]
 
 
+class _Several(list[Any]):
+    """Forms of a tuple's entries; of a list's they are a list."""
+
+
 class _UnknownError(Exception):
     """The shapes alone do not tell what an operator gives."""
 
@@ -59,13 +63,13 @@ def _form(value: Any) -> Any:
 
 
 def _noted(value: Any) -> Any:
-    """A result's form: of a tensor its shape, strides, dtype, device and mode; a list of those as a list; a device itself.
+    """A result's form: of a tensor its shape, strides, dtype, device and mode; several of those together; a device itself.
 
     Raises:
         _UnknownError: it has values, or sizes that depend on some.
     """
     if isinstance(value, (tuple, list)):
-        return [_noted(entry) for entry in value]
+        return (_Several if isinstance(value, tuple) else list)(_noted(entry) for entry in value)
     if isinstance(value, (torch.device, torch.dtype, torch.layout)):
         return value
     plain = isinstance(value, FakeTensor) and value.constant is None and value.layout == torch.strided
@@ -77,7 +81,7 @@ def _noted(value: Any) -> Any:
 def _made(form: Any) -> Any:
     """New tensors of these forms."""
     if isinstance(form, list):
-        return [_made(entry) for entry in form]
+        return (tuple if isinstance(form, _Several) else list)(_made(entry) for entry in form)
     if not isinstance(form, tuple):
         return form
     shape, strides, dtype, device, mode = form
