@@ -63,6 +63,11 @@ class Recorder(TorchDispatchMode):
         self.memo = Memo()
         self.alive: list[Any] = []  # an id is a tensor's own only while the tensor lives
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it takes as long as the rest."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # no operation of the model's: real tensors are not asked this way
