@@ -80,7 +80,7 @@ def _scaled_queries(model: ir.Model, interface: Interface) -> Applied:
 
 
 def _idle_reshapes(model: ir.Model, interface: Interface) -> Applied:
-    """Only where steps are taken: beside products of many rows two operators are nothing."""
+    """Only where steps are taken: beside products of many rows a Reshape is nothing."""
     return Applied(drop_reshapes(model) if interface.state else 0, interface)
 
 
@@ -114,7 +114,7 @@ FUSIONS = (
     ),
     Fusion(
         "idle-reshapes", "a Reshape to the shape that is there, as behind each attention", "nothing", ("cpu",),
-        "two operators less in each layer",
+        "an operator less behind each attention",
         _idle_reshapes,
     ),
     Fusion(
