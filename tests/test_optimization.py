@@ -24,6 +24,8 @@ from trueport.optimization import optimize
 
 HEADS, PAST, NORM, ROTARY, SCALE = "grouped-heads", "past-inside", "rms-norm", "rotary", "scaled-queries"
 SHAPES = "idle-reshapes"
+IN_PLACE = {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, PAST: 2, "in-place": 4}
+"""What a Llama of two layers keeps."""
 BROKEN = Fusion("broken", "", "", ("cpu",), "", lambda model, interface: 1 / 0)  # type: ignore[arg-type,return-value]
 
 
@@ -67,15 +69,7 @@ def test_what_is_fused_is_proven(name: str, kept: dict[str, int], copied: Export
 def test_caches_in_place_are_proven(fused_llama: Path) -> None:
     manifest = read_manifest(fused_llama)
     entry = manifest["components"]["model"]
-    assert manifest["optimized"]["fusions"] == {
-        NORM: 5,
-        ROTARY: 4,
-        HEADS: 2,
-        SCALE: 2,
-        SHAPES: 2,
-        PAST: 2,
-        "in-place": 4,
-    }
+    assert manifest["optimized"]["fusions"] == IN_PLACE
     assert all(pair["in_place"] for pair in entry["state"]) and entry["dimensions"]["cache_capacity"] == [0, None]
     proof = json.loads((fused_llama / "proof.json").read_text())
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}
@@ -202,8 +196,7 @@ def test_quantised_folders_are_optimised_under_their_gate(tmp_path: Path) -> Non
         optimize(tmp_path / "out")
     optimize(tmp_path / "out", caches="in-place", against=str(source))
     manifest = read_manifest(tmp_path / "out")
-    kept = {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, PAST: 2, "in-place": 4}
-    assert manifest["optimized"]["fusions"] == kept and manifest["quantize"]["kind"] == "int8"
+    assert manifest["optimized"]["fusions"] == IN_PLACE and manifest["quantize"]["kind"] == "int8"
     assert manifest["proof"]["verdict"] == "proven"
     proof = json.loads((tmp_path / "out/proof.json").read_text())
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}

@@ -106,6 +106,19 @@ def exportable(
 
 
 @contextmanager
+def applied(patches: Sequence[Patch]) -> Iterator[None]:
+    """Within, these are in force for this thread, as in ``exportable``.
+
+    Raises:
+        CaptureError: a patch finds nothing at its path; nothing stays changed.
+    """
+    with _lock, ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(_applied(patch))
+        yield
+
+
+@contextmanager
 def _applied(patch: Patch) -> Iterator[None]:
     owner, name, original = patch.resolve()
     setattr(owner, name, patch.confined(original, threading.get_ident()))

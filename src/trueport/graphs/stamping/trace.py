@@ -65,7 +65,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here, and torch's guard against it takes as long as the rest."""
+        """Nothing is compiled here, and torch's guard against it takes a tenth of the run."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

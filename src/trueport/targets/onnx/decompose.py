@@ -1,4 +1,4 @@
-"""What torch.onnx asks of ``run_decompositions``, without tracing the program a second time.
+"""A program in operators that have an ONNX form, without tracing it a second time.
 
 torch.onnx.export calls ``program.run_decompositions(table)``, which runs the whole program twice more under fake tensors:
 40% of an export. Of what torch.export leaves in a transformer, almost all has an ONNX form already; the rest are casts,

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
+from trueport.errors import CaptureError
+from trueport.patches.context import applied
+from trueport.patches.patch import Patch
 from trueport.targets.onnx import decompose, promote
 
-OURS: dict[str, Any] = {
-    "decompose_with_registry": decompose.decomposed,
-    "insert_type_promotion_nodes": promote.promoted,
-}
-"""By the name of torch's own function; ours is given that one first, then what it is called with."""
+HOME = "torch.onnx._internal.exporter._fx_passes"
+SYMPTOM = "the program is run again under fake tensors, where its graph tells the same"
 
 
-@contextmanager
-def spared_passes() -> Iterator[None]:
-    """Within, torch.onnx.export does not run the program again under fake tensors where the graph tells the same.
+def _pass(name: str, ours: Any) -> Patch:
+    """Ours is given torch's own first, then what that is called with."""
+    return Patch(f"{HOME}.{name}", SYMPTOM, f"{HOME} of torch 2.13", partial(partial, ours), lambda: [])
 
-    Where torch has no such functions, it takes its own way.
-    """
+
+PASSES = (
+    _pass("decompose_with_registry", decompose.decomposed),
+    _pass("insert_type_promotion_nodes", promote.promoted),
+)
+
+
+def spared_passes() -> AbstractContextManager[None]:
+    """Within, torch.onnx.export takes these passes; its own where torch has moved them."""
+    return applied([patch for patch in PASSES if _is_there(patch)])
+
+
+def _is_there(patch: Patch) -> bool:
     try:
-        from torch.onnx._internal.exporter import _fx_passes as passes
-    except ImportError:
-        yield
-        return
-    before: dict[str, Any] = {name: getattr(passes, name) for name in OURS if hasattr(passes, name)}
-    for name, plainly in before.items():
-        setattr(passes, name, functools.partial(OURS[name], plainly))
-    try:
-        yield
-    finally:
-        for name, plainly in before.items():
-            setattr(passes, name, plainly)
+        patch.resolve()
+    except CaptureError:
+        return False
+    return True
