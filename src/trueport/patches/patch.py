@@ -84,6 +84,15 @@ class Patch:
             "Pin the version that the lock of this release names, or report it.",
         )
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the path leads anywhere in the installed versions."""
+        try:
+            self.resolve()
+        except CaptureError:
+            return False
+        return True
+
     def applies_to(self, modules: set[str]) -> bool:
         """Whether a model whose submodules come from these Python modules needs it, in the installed versions."""
         if self.needed_by and not any(name.startswith(self.needed_by) for name in modules):

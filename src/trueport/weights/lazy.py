@@ -133,6 +133,9 @@ class LazyTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """What ``func`` would give, as a recipe; what is no tensor is computed."""
         kwargs = kwargs or {}
+        if func is _aten.detach.default:  # of every parameter, twice
+            whole: LazyTensor = args[0]
+            return cls(whole.meta, whole.leaf, (func, args, kwargs, None), whole.roots)
         if func._schema.is_mutable:
             raise SourceError(f"{func} writes to a weight while it is loaded")
         meta_kwargs = {key: "meta" if key == "device" else value for key, value in tree_map(_meta, kwargs).items()}

@@ -18,6 +18,7 @@ from trueport.checkpoint import read_safetensors, refuse
 from trueport.errors import TrueportError
 from trueport.progress import Meter
 from trueport.weights.lazy import TORCH_DTYPES, LazyTensor, Span, leaf
+from trueport.weights.patterns import late_patterns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,10 +109,11 @@ def load_linked(
     """
     if getattr(type(config), "extra_files", ()):
         raise UnlinkableError(f"A {kind.__name__} reads files besides its checkpoint")
-    model, info = cast("Any", kind).from_pretrained(
-        None, config=config, dtype=dtype, state_dict=dict(checkpoint.tensors), local_files_only=True,
-        ignore_mismatched_sizes=True, output_loading_info=True,
-    )  # fmt: skip
+    with late_patterns():
+        model, info = cast("Any", kind).from_pretrained(
+            None, config=config, dtype=dtype, state_dict=dict(checkpoint.tensors), local_files_only=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
     if model.can_generate() and (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
 

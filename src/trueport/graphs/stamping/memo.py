@@ -6,6 +6,7 @@ Layers that repeat ask the same again and again, and torch takes a quarter of a 
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ Form = tuple[Any, ...]
 
 
 class _Several(list[Any]):
-    """Forms of a tuple's entries; of a list's they are a list."""
+    """Patterns of a tuple's entries; of a list's they are a list."""
 
 
 class _UnknownError(Exception):
@@ -23,68 +24,116 @@ class _UnknownError(Exception):
 
 
 class Memo:
-    """Of one run under one fake mode."""
+    """Of one run under one fake mode.
+
+    Attributes:
+        known: results by the operator and the forms of its operands.
+        numbers: of the tensors' forms, to be looked up by.
+        seen: by a tensor's id the tensor, which has to live as long, and its form's number.
+    """
 
     def __init__(self) -> None:
         self.known: dict[Form, Any] = {}
+        self.numbers: dict[Form, int] = {}
+        self.seen: dict[int, tuple[torch.Tensor, int]] = {}
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """``func(*args, **kwargs)``, whose tensors are new ones, without memory, in any case."""
+        if not _is_pure(func):
+            self._forget((args, tuple(kwargs.values())))
+            return func(*args, **kwargs)
         try:
-            key = (func, _form(args), _form(tuple(sorted(kwargs.items())))) if _is_pure(func) else None
+            key = func, self._form(args), self._form(tuple(sorted(kwargs.items()))) if kwargs else ()
         except _UnknownError:
-            key = None
-        if key is not None and key in self.known:
-            return _made(self.known[key])
+            return func(*args, **kwargs)
+        if key in self.known:
+            return self._made(self.known[key])
         result = func(*args, **kwargs)
-        if key is not None and not any(result is operand for operand in args):
+        if not any(result is operand for operand in args):
             with suppress(_UnknownError):
-                self.known[key] = _noted(result)
+                self.known[key] = self._pattern(result)
         return result
 
+    def _form(self, value: Any) -> Any:
+        """All that an operator's result may depend on, to be looked up by: of a tensor a number, alone."""
+        if isinstance(value, torch.Tensor):
+            found = self.seen.get(id(value))
+            return self._number(value) if found is None else found[1]
+        if isinstance(value, (tuple, list)):
+            return tuple([self._form(entry) for entry in value])
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise _UnknownError
+        try:
+            hash(value)
+        except TypeError:
+            raise _UnknownError from None
+        return type(value), value  # 1, 1.0 and True are equal
 
+    def _number(self, tensor: torch.Tensor) -> int:
+        form = (*_noted(tensor), tensor.storage_offset())
+        number = self.numbers.setdefault(form, len(self.numbers))
+        self.seen[id(tensor)] = tensor, number
+        return number
+
+    def _forget(self, value: Any) -> None:
+        """The forms of tensors that an operator may change."""
+        if isinstance(value, torch.Tensor):
+            self.seen.pop(id(value), None)
+        elif isinstance(value, (tuple, list)):
+            for entry in value:
+                self._forget(entry)
+
+    def _pattern(self, value: Any) -> Any:
+        """What to make new results from: several of a tuple or a list, a tensor's pattern, a device itself."""
+        if isinstance(value, (tuple, list)):
+            return (_Several if isinstance(value, tuple) else list)(self._pattern(entry) for entry in value)
+        if isinstance(value, (torch.device, torch.dtype, torch.layout)):
+            return value
+        pattern = _Pattern(*_noted(value))
+        return pattern, self._number(pattern.made())
+
+    def _made(self, pattern: Any) -> Any:
+        """New tensors of these patterns."""
+        if isinstance(pattern, list):
+            return (tuple if isinstance(pattern, _Several) else list)(self._made(entry) for entry in pattern)
+        if not isinstance(pattern, tuple):
+            return pattern
+        tensor = pattern[0].made()
+        self.seen[id(tensor)] = tensor, pattern[1]
+        return tensor
+
+
+class _Pattern:
+    """A tensor without memory, of which there may be many."""
+
+    def __init__(self, shape: Any, strides: Any, dtype: Any, device: Any, mode: Any) -> None:
+        with torch._C._DisableTorchDispatch():
+            self.meta = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        self.device = device
+        self.state = dict(vars(FakeTensor(mode, self.meta, device)))
+
+    def made(self) -> FakeTensor:
+        """One more: FakeTensor makes the first, and what it sets besides is the same for all (a third of the time)."""
+        made = torch.Tensor._make_subclass(
+            FakeTensor, self.meta, False, dispatch_device=True, device_for_backend_keys=self.device
+        )
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        vars(made).update(self.state)
+        return made
+
+
+@cache
 def _is_pure(func: Any) -> bool:
     return isinstance(func, torch._ops.OpOverload) and not func._schema.is_mutable
 
 
-def _form(value: Any) -> Any:
-    """All that an operator's result may depend on, to be looked up by."""
-    if isinstance(value, torch.Tensor):
-        return (*_noted(value)[:4], value.storage_offset())
-    if isinstance(value, (tuple, list)):
-        return tuple(_form(entry) for entry in value)
-    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-        raise _UnknownError
-    try:
-        hash(value)
-    except TypeError:
-        raise _UnknownError from None
-    return type(value), value  # 1, 1.0 and True are equal
-
-
-def _noted(value: Any) -> Any:
-    """A result's form: of a tensor its shape, strides, dtype, device and mode; several of those together; a device itself.
+def _noted(value: Any) -> Form:
+    """A tensor's form: its shape, strides, dtype, device and mode.
 
     Raises:
         _UnknownError: it has values, or sizes that depend on some.
     """
-    if isinstance(value, (tuple, list)):
-        return (_Several if isinstance(value, tuple) else list)(_noted(entry) for entry in value)
-    if isinstance(value, (torch.device, torch.dtype, torch.layout)):
-        return value
     plain = isinstance(value, FakeTensor) and value.constant is None and value.layout == torch.strided
     if not plain or value.is_conj() or value.is_neg() or not all(type(size) is int for size in value.shape):
         raise _UnknownError
     return tuple(value.shape), value.stride(), value.dtype, value.fake_device, value.fake_mode
-
-
-def _made(form: Any) -> Any:
-    """New tensors of these forms."""
-    if isinstance(form, list):
-        return (tuple if isinstance(form, _Several) else list)(_made(entry) for entry in form)
-    if not isinstance(form, tuple):
-        return form
-    shape, strides, dtype, device, mode = form
-    with torch._C._DisableTorchDispatch():
-        meta = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-    return FakeTensor(mode, meta, device)

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueport.graphs.stamping import RefusedError
 from trueport.graphs.stamping.memo import Memo
 from trueport.graphs.stamping.stacks import Stack
 from trueport.roles.component import Component, sample
-from trueport.weights.linked import fake_mode_of
+from trueport.weights.linked import fake_mode_of, is_fake
 
 SMALL = 64
 """Elements of the largest constant that is compared by its values."""
@@ -71,8 +72,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # no operation of the model's: real tensors are not asked this way
-            return self.memo.call(func, args, kwargs)
-        noted = (self.seen(args), tuple((key, self.seen(kwargs[key])) for key in sorted(kwargs)))
+            return args[0].fake_device if type(args[0]) is FakeTensor else func(*args)
+        noted = (self.seen(args), tuple((key, self.seen(kwargs[key])) for key in sorted(kwargs)) if kwargs else ())
         result = self.memo.call(func, args, kwargs)
         number = len(self.trace.operations)
         self.trace.operations.append((func, noted))
@@ -87,7 +88,7 @@ class Recorder(TorchDispatchMode):
         if isinstance(value, torch.Tensor):
             return self.reference(value)
         if isinstance(value, (tuple, list)):
-            return tuple(self.seen(entry) for entry in value)
+            return tuple([self.seen(entry) for entry in value])
         return repr(value)
 
     def reference(self, tensor: torch.Tensor) -> Reference:
@@ -109,7 +110,7 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
     from trueport.rewrite.watch import exporting
 
     module, interface = component.module, component.interface
-    feeds = sample(interface, component.sizes) if component.feeds is None else dict(component.feeds)
+    feeds = _feeds(component)
     known: dict[int, Reference] = {id(tensor): ("input", name) for name, tensor in feeds.items()}
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False),
@@ -133,6 +134,18 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
     for output in interface.outputs:
         recorder.trace.outputs[output.name] = recorder.reference(results[output.name])
     return recorder.trace
+
+
+def _feeds(component: Component) -> dict[str, torch.Tensor]:
+    """What the capture takes; in a model without memory the caches have none either, which torch asks for twice a layer."""
+    feeds = sample(component.interface, component.sizes) if component.feeds is None else dict(component.feeds)
+    if is_fake(component.module):
+        memo, empty = Memo(), torch.ops.aten.empty.memory_format
+        with fake_mode_of(component.module):
+            for name in component.interface.state_inputs:
+                if feeds[name].is_floating_point():
+                    feeds[name] = memo.call(empty, (tuple(feeds[name].shape),), {"dtype": feeds[name].dtype})
+    return feeds
 
 
 def _noting(trace: Trace, ends: list[tuple[int, int]], index: int) -> Any:

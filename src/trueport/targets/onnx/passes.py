@@ -1,12 +1,12 @@
-"""What torch.onnx does to a program before it converts it, in a fraction of the time."""
+"""What torch.onnx does before it converts a program, in a fraction of the time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from trueport.errors import CaptureError
 from trueport.patches.context import applied
 from trueport.patches.patch import Patch
 from trueport.targets.onnx import decompose, promote
@@ -20,7 +20,30 @@ def _pass(name: str, ours: Any) -> Patch:
     return Patch(f"{HOME}.{name}", SYMPTOM, f"{HOME} of torch 2.13", partial(partial, ours), lambda: [])
 
 
+class LateForm:
+    """The form of one of torchlib's functions, read from its source when more is asked than the domain."""
+
+    def __init__(self, function: Any, read: Callable[[Any], Any]) -> None:
+        self.function, self.read = function, read
+
+    @property
+    def domain(self) -> str:
+        """What the source would tell."""
+        return str(self.function.opset.domain)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.read(self.function), name)
+
+
+FORMS = Patch(
+    "onnxscript._internal.values.TracedOnnxFunction.function_ir",
+    "the sources of all of torchlib's five hundred functions are read in every export, for a domain that nobody asks for",
+    "get_torchlib_ops of onnxscript 0.7.2",
+    lambda original: property(lambda function: LateForm(function, original.fget)),
+    lambda: [],
+)
 PASSES = (
+    FORMS,
     _pass("decompose_with_registry", decompose.decomposed),
     _pass("insert_type_promotion_nodes", promote.promoted),
 )
@@ -28,12 +51,4 @@ PASSES = (
 
 def spared_passes() -> AbstractContextManager[None]:
     """Within, torch.onnx.export takes these passes; its own where torch has moved them."""
-    return applied([patch for patch in PASSES if _is_there(patch)])
-
-
-def _is_there(patch: Patch) -> bool:
-    try:
-        patch.resolve()
-    except CaptureError:
-        return False
-    return True
+    return applied([patch for patch in PASSES if patch.is_there])
