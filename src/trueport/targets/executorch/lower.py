@@ -133,14 +133,14 @@ def to_program(
     """
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    from trueport.targets.executorch.passes import only_needed
+    from trueport.targets.executorch.passes import only_needed, remembered_shapes
     from trueport.targets.executorch.sharing import shared_weights
 
     stripped = {name: prepared(program) for name, program in programs.items()}
     if beside:
         put_beside(stripped)
     try:
-        with only_needed(), shared_weights():
+        with only_needed(), remembered_shapes(), shared_weights():
             edge = to_edge_transform_and_lower(
                 stripped,
                 partitioner=[] if partitioner is None else [partitioner],

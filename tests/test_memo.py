@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from trueport.graphs.stamping.memo import Memo
+from trueport.memo import Memo
 
 aten = torch.ops.aten
 

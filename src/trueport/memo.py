@@ -1,6 +1,7 @@
 """What operators give on shapes alone, asked of torch once for operands of the same form.
 
-Layers that repeat ask the same again and again, and torch takes a quarter of a millisecond for each answer.
+Layers that repeat ask the same again and again, as does every pass over a program, and torch takes a quarter of a
+millisecond for each answer, two where sizes are symbols.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 Form = tuple[Any, ...]
 
@@ -61,7 +64,9 @@ class Memo:
             return self._number(value) if found is None else found[1]
         if isinstance(value, (tuple, list)):
             return tuple([self._form(entry) for entry in value])
-        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        if isinstance(value, torch.SymInt):
+            return _size(value), id(value.node.shape_env)
+        if isinstance(value, (torch.SymFloat, torch.SymBool)):
             raise _UnknownError
         try:
             hash(value)
@@ -70,7 +75,7 @@ class Memo:
         return type(value), value  # 1, 1.0 and True are equal
 
     def _number(self, tensor: torch.Tensor) -> int:
-        form = (*_noted(tensor), tensor.storage_offset())
+        form = _noted(tensor)
         number = self.numbers.setdefault(form, len(self.numbers))
         self.seen[id(tensor)] = tensor, number
         return number
@@ -89,7 +94,8 @@ class Memo:
             return (_Several if isinstance(value, tuple) else list)(self._pattern(entry) for entry in value)
         if isinstance(value, (torch.device, torch.dtype, torch.layout)):
             return value
-        pattern = _Pattern(*_noted(value))
+        _noted(value)
+        pattern = _Pattern(value)
         return pattern, self._number(pattern.made())
 
     def _made(self, pattern: Any) -> Any:
@@ -106,11 +112,19 @@ class Memo:
 class _Pattern:
     """A tensor without memory, of which there may be many."""
 
-    def __init__(self, shape: Any, strides: Any, dtype: Any, device: Any, mode: Any) -> None:
+    def __init__(self, like: FakeTensor) -> None:
+        shape, strides, offset = like.shape, like.stride(), like.storage_offset()
         with torch._C._DisableTorchDispatch():
-            self.meta = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-        self.device = device
-        self.state = dict(vars(FakeTensor(mode, self.meta, device)))
+            self.meta = torch.empty_strided(shape, strides, dtype=like.dtype, device="meta")
+            if offset:
+                whole = torch.empty(
+                    self.meta.untyped_storage().nbytes() // like.element_size() + offset,
+                    dtype=like.dtype,
+                    device="meta",
+                )
+                self.meta = whole.as_strided(shape, strides, offset)
+        self.device = like.fake_device
+        self.state = dict(vars(FakeTensor(like.fake_mode, self.meta, self.device)))
 
     def made(self) -> FakeTensor:
         """One more: FakeTensor makes the first, and what it sets besides is the same for all (a third of the time)."""
@@ -124,16 +138,29 @@ class _Pattern:
 
 @cache
 def _is_pure(func: Any) -> bool:
-    return isinstance(func, torch._ops.OpOverload) and not func._schema.is_mutable
+    inner = getattr(func, "_op", None)  # ExecuTorch's operators hold torch's
+    operator = inner if isinstance(inner, torch._ops.OpOverload) else func
+    return isinstance(operator, torch._ops.OpOverload) and not operator._schema.is_mutable
 
 
 def _noted(value: Any) -> Form:
-    """A tensor's form: its shape, strides, dtype, device and mode.
+    """A tensor's form: its shape, strides, offset, dtype, device and mode.
 
     Raises:
         _UnknownError: it has values, or sizes that depend on some.
     """
     plain = isinstance(value, FakeTensor) and value.constant is None and value.layout == torch.strided
-    if not plain or value.is_conj() or value.is_neg() or not all(type(size) is int for size in value.shape):
+    if not plain or value.is_conj() or value.is_neg():
         raise _UnknownError
-    return tuple(value.shape), value.stride(), value.dtype, value.fake_device, value.fake_mode
+    sizes = tuple([_size(size) for size in (*value.shape, *value.stride(), value.storage_offset())])
+    return sizes, value.dtype, value.fake_device, value.fake_mode
+
+
+def _size(size: Any) -> Any:
+    """A number, or the formula of a symbolic one as it was written: what torch has replaced in it since stays the same."""
+    if type(size) is int:
+        return size
+    node = size.node
+    if type(node) is not SymNode or free_unbacked_symbols(size):  # each call makes a symbol of its own
+        raise _UnknownError
+    return node._expr
