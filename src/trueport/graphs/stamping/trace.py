@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueport.graphs.stamping import RefusedError
-from trueport.memo import Memo
 from trueport.graphs.stamping.stacks import Stack
+from trueport.memo import Memo
 from trueport.roles.component import Component, sample
 from trueport.weights.linked import fake_mode_of, is_fake
 

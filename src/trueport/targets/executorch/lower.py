@@ -133,6 +133,7 @@ def to_program(
     """
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+    from trueport.targets.executorch.functional import quickly_functional
     from trueport.targets.executorch.passes import only_needed, remembered_shapes
     from trueport.targets.executorch.sharing import shared_weights
 
@@ -140,7 +141,7 @@ def to_program(
     if beside:
         put_beside(stripped)
     try:
-        with only_needed(), remembered_shapes(), shared_weights():
+        with quickly_functional(), only_needed(), remembered_shapes(), shared_weights():
             edge = to_edge_transform_and_lower(
                 stripped,
                 partitioner=[] if partitioner is None else [partitioner],

@@ -78,7 +78,7 @@ def _plan(program: ExportedProgram, implemented: Collection[Any]) -> dict[str, A
             targets[node.name] = None
         elif target in SPELLINGS:
             targets[node.name] = SPELLINGS[target]
-        elif target in IN_PLACE and _unshared(node.args[0], node):
+        elif target in IN_PLACE and is_unshared(node.args[0], node):
             targets[node.name] = IN_PLACE[target]
         elif target.name().startswith("aten::_assert"):
             continue  # torch.onnx drops them itself
@@ -95,7 +95,7 @@ def _table() -> frozenset[Any]:
     return frozenset((*torch.export.default_decompositions(), *torch._decomp.decomposition_table))
 
 
-def _unshared(value: torch.fx.Node, user: torch.fx.Node) -> bool:
+def is_unshared(value: torch.fx.Node, user: torch.fx.Node) -> bool:
     """Whether ``value`` is memory of its own that only ``user`` reads, and that keeps its dtype there."""
     if not isinstance(value.target, torch._ops.OpOverload) or len(value.users) != 1:
         return False

@@ -1,0 +1,115 @@
+"""A captured program without operators that write in place, without tracing it again.
+
+ExecuTorch calls ``program.run_decompositions({})`` for this, which runs the whole program twice under fake tensors: a
+quarter of a lowering. What a transformer writes to is a cache, once, or a value that nobody else sees. Anything else, and
+the program takes torch's own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind, OutputSpec, TensorArgument
+
+from trueport.patches.context import applied
+from trueport.patches.patch import Patch
+from trueport.targets.onnx.decompose import IN_PLACE, is_unshared
+
+
+def functional(program: ExportedProgram) -> ExportedProgram | None:
+    """The program with each write as the operator that gives a new value; None where torch has to find them."""
+    if sum(1 for _ in program.graph_module.modules()) > 1:
+        return None
+    buffers = {
+        spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.kind is InputKind.BUFFER
+    }
+    written: dict[str, torch.fx.Node] = {}
+    for node in program.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        if node.target not in IN_PLACE:
+            return None
+        target = node.args[0]
+        if target.name in buffers and _is_own(target, node, program):
+            written[target.name] = node
+        elif not is_unshared(target, node):
+            return None
+    _rename(program)
+    return _given_out(program, written, buffers)
+
+
+def _is_own(buffer: torch.fx.Node, user: torch.fx.Node, program: ExportedProgram) -> bool:
+    """Whether only ``user`` reads the buffer, which is memory of its own, and leaves its dtype."""
+    signature = program.graph_signature
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    own = _storage({**program.constants, **program.state_dict}[signature.inputs_to_buffers[buffer.name]])
+    shared = sum(isinstance(tensor, torch.Tensor) and _storage(tensor) == own for tensor in tensors)
+    return shared == 1 and len(buffer.users) == 1 and buffer.meta["val"].dtype == user.meta["val"].dtype
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _rename(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if node.target in IN_PLACE:
+            node.target = IN_PLACE[node.target]
+
+
+def _given_out(
+    program: ExportedProgram, written: Mapping[str, torch.fx.Node], buffers: Mapping[str, str]
+) -> ExportedProgram:
+    """The program whose first outputs are what is written, in the order of the buffers."""
+    first = [(buffers[name], written[name]) for name in buffers if name in written]
+    output, before = program.graph.output_node(), program.graph_signature
+    kept = [_named(spec, given) for spec, given in zip(before.output_specs, output.args[0], strict=True)]
+    output.args = ((*(node for _, node in first), *output.args[0]),)
+    program.graph_module.recompile()
+    mutations = [OutputSpec(OutputKind.BUFFER_MUTATION, TensorArgument(node.name), buffer) for buffer, node in first]
+    return ExportedProgram(
+        program.graph_module,
+        program.graph,
+        ExportGraphSignature(list(before.input_specs), [*mutations, *kept]),
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        program.constants,
+    )
+
+
+def _named(spec: OutputSpec, given: Any) -> OutputSpec:
+    """The output under the name of the node that gives it: rewrites make new ones."""
+    if isinstance(spec.arg, TensorArgument) and isinstance(given, torch.fx.Node):
+        return replace(spec, arg=TensorArgument(given.name))
+    return spec
+
+
+def _quick(original: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:
+    def run(program: ExportedProgram, table: Any = None, *args: Any, **kwargs: Any) -> ExportedProgram:
+        found = functional(program) if table is not None and not table else None
+        return original(program, table, *args, **kwargs) if found is None else found
+
+    return run
+
+
+QUICK = Patch(
+    "torch.export.exported_program.ExportedProgram.run_decompositions",
+    "a program is traced twice more so that nothing in it writes in place",
+    "_gen_edge_manager_for_partitioners in exir/program/_program.py of ExecuTorch 1.4",
+    _quick,
+    lambda: [],
+)
+
+
+@contextmanager
+def quickly_functional() -> Iterator[None]:
+    """Within, programs in which writes are plain to see are not traced again to take them out."""
+    with applied([QUICK]):
+        yield
