@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from trueport.memo import Memo
 
@@ -48,6 +49,40 @@ def test_results_look_as_torchs_do(sizes: list[int], turned: bool) -> None:
             assert looks(found) == looks(wanted) and isinstance(found, tuple) == isinstance(wanted, tuple)
             assert looks(aten.neg.default(found if isinstance(found, torch.Tensor) else found[0]))
         assert memo.known
+
+
+def test_sizes_may_be_symbols() -> None:
+    memo, mode = Memo(), FakeTensorMode(shape_env=ShapeEnv())
+    marked = torch.empty(5, 7, 4)
+    torch._dynamo.mark_dynamic(marked, 0)
+    torch._dynamo.mark_dynamic(marked, 1)
+    x = mode.from_tensor(marked)
+    rows, columns = x.shape[:2]
+    assert isinstance(rows, torch.SymInt)
+    with mode:
+        for func, args in (
+            (aten.transpose.int, (x, 0, 1)), (aten.view.default, (x, [rows * columns, 4])), (aten.add.Tensor, (x, x)),
+            (aten.slice.Tensor, (x, 2, 1, 3)), (aten.slice.Tensor, (x, 1, 0, 2)),
+            (aten.new_zeros.default, (x, [columns, rows])), (aten.max.dim, (x, 1)),
+        ):  # fmt: skip
+            found, wanted = both(memo, func, *args)
+            assert looks(found) == looks(wanted)
+            one, other = (value if isinstance(value, torch.Tensor) else value[0] for value in (found, wanted))
+            assert one.storage_offset() == other.storage_offset()
+        assert len(memo.known) == 7
+        again = memo.call(aten.view.default, (x, [columns * 4, rows]), {})  # another shape, of the same symbols
+        assert again.shape[1] == rows
+        first, second = (memo.call(aten.nonzero.default, (torch.empty(3),), {}) for _ in range(2))
+        assert str(first.shape[0]) != str(second.shape[0]), "each has a length of its own"
+
+
+def test_what_is_changed_in_place_is_looked_at_again() -> None:
+    memo = Memo()
+    with FakeTensorMode():
+        x = torch.empty(2, 3)
+        memo.call(aten.relu.default, (x,), {})
+        memo.call(aten.t_.default, (x,), {})
+        assert memo.call(aten.relu.default, (x,), {}).shape == (3, 2)
 
 
 def test_each_result_is_a_tensor_of_its_own() -> None:

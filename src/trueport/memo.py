@@ -6,6 +6,7 @@ millisecond for each answer, two where sizes are symbols.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -30,19 +31,21 @@ class Memo:
     """Of one run under one fake mode.
 
     Attributes:
+        pure: higher-order operators that write to nothing.
         known: results by the operator and the forms of its operands.
         numbers: of the tensors' forms, to be looked up by.
         seen: by a tensor's id the tensor, which has to live as long, and its form's number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pure: Collection[Any] = ()) -> None:
+        self.pure = frozenset(pure)
         self.known: dict[Form, Any] = {}
         self.numbers: dict[Form, int] = {}
         self.seen: dict[int, tuple[torch.Tensor, int]] = {}
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """``func(*args, **kwargs)``, whose tensors are new ones, without memory, in any case."""
-        if not _is_pure(func):
+        if not _is_pure(func) and func not in self.pure:
             self._forget((args, tuple(kwargs.values())))
             return func(*args, **kwargs)
         try:

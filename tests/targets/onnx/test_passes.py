@@ -112,3 +112,21 @@ def test_graphs_are_those_of_torchs_promotion(name: str, monkeypatch: pytest.Mon
 
     texts = [[ir.to_proto(model).SerializeToString(deterministic=True) for model in found] for found in (ours, theirs)]
     assert texts[0] == texts[1]
+
+
+def test_forms_of_torchlibs_functions_are_in_their_domains() -> None:
+    from onnxscript._internal.values import TracedOnnxFunction
+    from onnxscript.function_libs.torch_lib import ops, registration
+
+    assert ops
+    entries = [entry for _, entry in registration.default_registry.items()]
+    functions = [
+        f for entry in entries for f in (*entry.overloads, *entry.complex) if isinstance(f, TracedOnnxFunction)
+    ]
+    whole = [function.function_ir for function in functions[:20]]
+    domains = [function.function_ir.domain for function in functions]
+    with passes.spared_passes():
+        assert [function.function_ir.domain for function in functions] == domains
+        late = [function.function_ir for function in functions[:20]]
+        assert [form.name for form in late] == [form.name for form in whole]
+    assert len(functions) > 400 and type(functions[0].function_ir) is type(whole[0])

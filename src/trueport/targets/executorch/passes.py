@@ -17,6 +17,7 @@ from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass impor
 from executorch.backends.xnnpack._passes.decompose_batch_norm import DecomposeBatchNorm
 from executorch.backends.xnnpack._passes.fuse_activation_pass import FuseActivationPass
 from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant
+from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.dialects._ops import ops
 
 from trueport.memo import Memo
@@ -79,7 +80,7 @@ class Remembering(torch.fx.Interpreter):
 
 
 def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
-    memo = Memo()
+    memo = Memo([executorch_call_delegate])
 
     def fx(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self.interpreter, Remembering):
@@ -89,19 +90,21 @@ def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
     return fx
 
 
-SHAPES = Patch(
-    "executorch.exir.pass_base._ExportPassBase._fx",
-    "a dozen passes ask torch for the same shapes",
-    "exir/pass_base.py of ExecuTorch 1.4",
-    _remembering,
-    lambda: [],
-)
+SHAPES = [
+    Patch(
+        path, "a dozen passes ask torch for the same shapes", "ExecuTorch 1.4 and torch 2.13", _remembering, lambda: []
+    )
+    for path in (
+        "executorch.exir.pass_base._ExportPassBase._fx",
+        "torch._export.pass_base._ExportPassBaseDeprecatedDoNotUse._fx",
+    )
+]
 
 
 @contextmanager
 def remembered_shapes() -> Iterator[None]:
     """Within, ExecuTorch's passes ask for the shape that an operator gives once."""
-    with applied([SHAPES] if SHAPES.is_there else []):
+    with applied([patch for patch in SHAPES if patch.is_there]):
         yield
 
 

@@ -43,7 +43,6 @@ FORMS = Patch(
     lambda: [],
 )
 PASSES = (
-    FORMS,
     _pass("decompose_with_registry", decompose.decomposed),
     _pass("insert_type_promotion_nodes", promote.promoted),
 )
@@ -51,4 +50,4 @@ PASSES = (
 
 def spared_passes() -> AbstractContextManager[None]:
     """Within, torch.onnx.export takes these passes; its own where torch has moved them."""
-    return applied([patch for patch in PASSES if patch.is_there])
+    return applied([patch for patch in (FORMS, *PASSES) if patch.is_there])
