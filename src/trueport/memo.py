@@ -55,7 +55,7 @@ class Memo:
         if key in self.known:
             return self._made(self.known[key])
         result = func(*args, **kwargs)
-        if not any(result is operand for operand in args):
+        if not _tensors(args) & _tensors(result):
             with suppress(_UnknownError):
                 self.known[key] = self._pattern(result)
         return result
@@ -137,6 +137,12 @@ class _Pattern:
         torch._C._set_throw_on_mutable_data_ptr(made)
         vars(made).update(self.state)
         return made
+
+
+def _tensors(value: Any) -> set[int]:
+    if isinstance(value, (tuple, list)):
+        return {found for entry in value for found in _tensors(entry)}
+    return {id(value)} if isinstance(value, torch.Tensor) else set()
 
 
 @cache
