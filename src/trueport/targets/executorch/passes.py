@@ -6,6 +6,7 @@ asked once for all of them. Of XNNPACK's seventeen, a pass whose operators are k
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -80,11 +81,11 @@ class Remembering(torch.fx.Interpreter):
 
 
 def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
-    memo = Memo([executorch_call_delegate])
+    memos: dict[Any, Memo] = defaultdict(lambda: Memo([executorch_call_delegate]))  # each method has a mode of its own
 
     def fx(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self.interpreter, Remembering):
-            self.interpreter = Remembering(memo)
+            self.interpreter = Remembering(memos[self.fake_tensor_mode])
         return original(self, *args, **kwargs)
 
     return fx
