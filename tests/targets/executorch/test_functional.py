@@ -127,3 +127,17 @@ def test_the_bytes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "functional", lambda _: None)
     monkeypatch.setattr(passes, "SHAPES", [])
     assert written() == short
+
+
+@pytest.mark.slow
+def test_weights_that_are_trained_on_leave_no_trace() -> None:
+    from trueport.targets.executorch.lower import partitioner_of, to_program
+
+    written = []
+    for trained in (True, False):
+        torch.manual_seed(0)
+        module = Cache().requires_grad_(trained)
+        exported = torch.export.export(module.eval(), (torch.randn(2, 8), torch.tensor([0, 2])), strict=False)
+        written.append(bytes(to_program({"forward": exported}, partitioner_of("xnnpack")).buffer))
+        assert module.inner.weight.requires_grad is trained
+    assert written[0] == written[1]

@@ -141,16 +141,17 @@ def to_program(
     if beside:
         put_beside(stripped)
     try:
-        with quickly_functional(), only_needed(), remembered_shapes(), shared_weights():
-            edge = to_edge_transform_and_lower(
-                stripped,
-                partitioner=[] if partitioner is None else [partitioner],
-                # The verifier takes len() of every tensor (exir/verification/arg_validator.py): a guard that makes the
-                # first dynamic axis a constant.
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            )
-        _refuse_written(edge, programs)
-        return edge.to_executorch(_config(beside))
+        with remembered_shapes():
+            with quickly_functional(), only_needed(), shared_weights():
+                edge = to_edge_transform_and_lower(
+                    stripped,
+                    partitioner=[] if partitioner is None else [partitioner],
+                    # The verifier takes len() of every tensor (exir/verification/arg_validator.py): a guard that makes the
+                    # first dynamic axis a constant.
+                    compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                )
+            _refuse_written(edge, programs)
+            return edge.to_executorch(_config(beside))
     except LoweringError:
         raise
     except Exception as error:

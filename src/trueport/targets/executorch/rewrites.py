@@ -24,6 +24,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     Raises:
         LoweringError: it holds a scan of unknown size, whose results ExecuTorch 1.4.1 copies into a tensor of another.
     """
+    _without_gradients(program.graph)
     for module in program.graph_module.modules():  # branches and the bodies of loops among them
         if isinstance(module, torch.fx.GraphModule):
             _refuse_scans(module.graph)
@@ -34,6 +35,13 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
             module.graph.eliminate_dead_code()
             module.recompile()
     return program
+
+
+def _without_gradients(graph: torch.fx.Graph) -> None:
+    """A live model's weights may be trained on; what is made of them here is not, as from a checkpoint."""
+    for node in graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
+            node.meta["val"].requires_grad_(False)
 
 
 def _refuse_scans(graph: torch.fx.Graph) -> None:
