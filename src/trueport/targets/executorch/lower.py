@@ -134,6 +134,7 @@ def to_program(
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     from trueport.targets.executorch.functional import quickly_functional
+    from trueport.targets.executorch.grouping import quickly_grouped
     from trueport.targets.executorch.passes import only_needed, remembered_shapes
     from trueport.targets.executorch.sharing import shared_weights
 
@@ -142,7 +143,7 @@ def to_program(
         put_beside(stripped)
     try:
         with remembered_shapes():
-            with quickly_functional(), only_needed(), shared_weights():
+            with quickly_functional(), quickly_grouped(), only_needed(), shared_weights():
                 edge = to_edge_transform_and_lower(
                     stripped,
                     partitioner=[] if partitioner is None else [partitioner],

@@ -1,0 +1,86 @@
+"""How ExecuTorch finds what XNNPACK runs and takes it out of a program, in a time that grows with the program.
+
+For each pair of groups it walks over all that follows them, and for each group that it takes out it writes the whole program
+anew: two thirds of a lowering at 24 layers. The groups and their order are the same here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.fx.passes.utils.fuser_utils import validate_partition
+
+from trueport.patches.context import applied
+from trueport.patches.patch import Patch
+
+_aten = torch.ops.aten
+FIRST = {
+    operator.add, operator.mul, operator.sub, operator.floordiv, operator.truediv, operator.mod,
+    operator.le, operator.lt, operator.ge, operator.gt, operator.eq, operator.ne,
+    _aten.sym_constrain_range.default, _aten.sym_constrain_range_for_size.default, _aten.scalar_tensor.default,
+    _aten._assert_async.msg, _aten._assert_scalar.default,
+}  # fmt: skip
+"""Sizes and assertions, which torch puts before what does not need them: torch/fx/passes/tools_common.py of 2.13."""
+
+
+def mergeable(partitioner: Any, one: int, other: int, partitions: Any) -> bool:
+    """Whether no way leads from two groups of nodes, by their numbers, out and back in."""
+    nodes = {*partitions[one].nodes, *partitions[other].nodes}
+    outside = {user for node in nodes for user in node.users} - nodes
+    behind = partitioner.dependency_viewer.downstreams_of
+    return all(behind(node).isdisjoint(nodes) for node in outside) and validate_partition(list(nodes))
+
+
+def sort(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Put a graph's nodes in the order that torch's ``legalize_graph`` gives them, in place and without compiling it.
+
+    Raises:
+        RuntimeError: the graph has a circle.
+    """
+    graph = module.graph
+    waiting = {node: len(node.all_input_nodes) for node in graph.nodes}
+    ready = deque(node for node, count in waiting.items() if not count)
+    order = []
+    while ready:
+        node = ready.popleft()
+        order.append(node)
+        for user in node.users:
+            waiting[user] -= 1
+            if not waiting[user]:
+                (ready.appendleft if _is_first(user) else ready.append)(user)
+    if len(order) < len(waiting):
+        raise RuntimeError(f"The graph has a circle through {[node for node, count in waiting.items() if count][:3]}")
+    for node in order:
+        graph._root.prepend(node)  # to the end
+    return module
+
+
+def _is_first(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and node.target in FIRST
+
+
+def _patch(path: str, ours: Callable[..., Any]) -> Patch:
+    return Patch(
+        path, "ExecuTorch takes longer with the square of a program's length", "1.4", lambda _: ours, lambda: []
+    )
+
+
+PATCHES = (
+    _patch(
+        "executorch.exir.backend.canonical_partitioners.group_partitioner.GroupBasedPartitioner._can_merge_partitions",
+        mergeable,
+    ),
+    _patch("executorch.exir.lowered_backend_module.legalize_graph", sort),
+)
+
+
+@contextmanager
+def quickly_grouped() -> Iterator[None]:
+    """Within, ExecuTorch's own are not called where they can be replaced."""
+    with applied([patch for patch in PATCHES if patch.is_there]):
+        yield
