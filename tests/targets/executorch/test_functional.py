@@ -99,6 +99,7 @@ SEEN_ELSEWHERE: dict[str, Callable[[Two, torch.Tensor], torch.Tensor]] = {
     "two names": lambda m, x: m.one.add_(x) + m.other,
     "an input": lambda m, x: x.add_(1),
     "a value that is viewed": lambda m, x: (y := x * 2).view(-1)[:8] + y.add_(1)[0],
+    "half and float": lambda m, x: (x.to(torch.float16) * 1).add_(x),
     "another dtype": lambda m, x: (x.bool().int()).mul_(2) + x.to(torch.int32).bitwise_and_(1),
 }
 

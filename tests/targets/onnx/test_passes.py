@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -15,7 +20,7 @@ from tests import zoo
 from trueport.quiet import quiet
 from trueport.roles import components
 from trueport.targets.onnx import passes, promote
-from trueport.targets.onnx.lower import lower
+from trueport.targets.onnx.lower import _convert, lower
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 
@@ -96,6 +101,22 @@ def test_torch_is_as_it_was_afterwards(absent: tuple[str, ...], monkeypatch: pyt
     assert dict(vars(_fx_passes)) == before
 
 
+def test_half_that_float_is_added_to_stays_half(tmp_path: Path) -> None:
+    """In place: half += float32 is rounded at once, and half + float32 is not."""
+    found = program(lambda x, y: (x.half() * 1).add_(y) * 2, torch.randn(2, 3), torch.randn(2, 3))
+    captured = SimpleNamespace(program=found, name="function")
+    model = _convert(captured, 23)
+    assert model.graph.outputs[0].dtype == ir.DataType.FLOAT16
+    ir.save(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    x, y = torch.full((2, 3), 2048.0), torch.full((2, 3), 0.75)
+    (result,) = session.run(
+        None, dict(zip([i.name for i in session.get_inputs()], (x.numpy(), y.numpy()), strict=True))
+    )
+    assert result.dtype == numpy.float16
+    assert (result == found.module()(x, y).numpy()).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "t5", "falcon", "deberta_v2"])
 def test_graphs_are_those_of_torchs_promotion(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +129,6 @@ def test_graphs_are_those_of_torchs_promotion(name: str, monkeypatch: pytest.Mon
         ours = [lower(part).model for part in parts]
         monkeypatch.setattr(passes, "PASSES", passes.PASSES[:1])  # without insert_type_promotion_nodes
         theirs = [lower(part).model for part in parts]
-    import onnx_ir as ir
-
     texts = [[ir.to_proto(model).SerializeToString(deterministic=True) for model in found] for found in (ours, theirs)]
     assert texts[0] == texts[1]
 

@@ -18,7 +18,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 
 from trueport.patches.context import applied
 from trueport.patches.patch import Patch
-from trueport.targets.onnx.decompose import IN_PLACE, is_unshared
+from trueport.targets.onnx.decompose import IN_PLACE, is_unshared, keeps_dtype
 
 
 def functional(program: ExportedProgram) -> ExportedProgram | None:
@@ -32,7 +32,7 @@ def functional(program: ExportedProgram) -> ExportedProgram | None:
     for node in program.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
             continue
-        if node.target not in IN_PLACE:
+        if node.target not in IN_PLACE or not keeps_dtype(node):
             return None
         target = node.args[0]
         if target.name in buffers and _is_own(target, node, program):
@@ -44,12 +44,12 @@ def functional(program: ExportedProgram) -> ExportedProgram | None:
 
 
 def _is_own(buffer: torch.fx.Node, user: torch.fx.Node, program: ExportedProgram) -> bool:
-    """Whether only ``user`` reads the buffer, which is memory of its own, and leaves its dtype."""
+    """Whether only ``user`` reads the buffer, which is memory of its own."""
     signature = program.graph_signature
     tensors = [*program.state_dict.values(), *program.constants.values()]
     own = _storage({**program.constants, **program.state_dict}[signature.inputs_to_buffers[buffer.name]])
     shared = sum(isinstance(tensor, torch.Tensor) and _storage(tensor) == own for tensor in tensors)
-    return shared == 1 and len(buffer.users) == 1 and buffer.meta["val"].dtype == user.meta["val"].dtype
+    return shared == 1 and list(buffer.users) == [user]
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -38,7 +38,7 @@ IN_PLACE = {
     _aten.div_.Tensor: _aten.div.Tensor,
     _aten.index_put_.default: _aten.index_put.default,
 }
-"""In-place operators and what computes the same anew; the dtype must not change."""
+"""In-place operators and what computes the same anew, where ``keeps_dtype``."""
 
 
 def decomposed(
@@ -78,7 +78,7 @@ def _plan(program: ExportedProgram, implemented: Collection[Any]) -> dict[str, A
             targets[node.name] = None
         elif target in SPELLINGS:
             targets[node.name] = SPELLINGS[target]
-        elif target in IN_PLACE and is_unshared(node.args[0], node):
+        elif target in IN_PLACE and keeps_dtype(node) and is_unshared(node.args[0], node):
             targets[node.name] = IN_PLACE[target]
         elif target.name().startswith("aten::_assert"):
             continue  # torch.onnx drops them itself
@@ -95,15 +95,21 @@ def _table() -> frozenset[Any]:
     return frozenset((*torch.export.default_decompositions(), *torch._decomp.decomposition_table))
 
 
+def keeps_dtype(node: torch.fx.Node) -> bool:
+    """Whether what an in-place operator computes anew is of the dtype that it writes to: half += float32 stays half."""
+    written, other = (arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in node.args[:2])
+    # What index_put writes is of the same dtype, or it does not run.
+    plain = isinstance(other, (torch.Tensor, int, float, bool))
+    return not plain or torch.result_type(written, other) == written.dtype
+
+
 def is_unshared(value: torch.fx.Node, user: torch.fx.Node) -> bool:
-    """Whether ``value`` is memory of its own that only ``user`` reads, and that keeps its dtype there."""
+    """Whether ``value`` is memory of its own that only ``user`` reads."""
     if not isinstance(value.target, torch._ops.OpOverload) or len(value.users) != 1:
         return False
     if any(result.alias_info is not None for result in value.target._schema.returns):
         return False
-    if value.target._can_decompose():  # a composite may return a view without saying so
-        return False
-    return value.meta["val"].dtype == user.meta["val"].dtype
+    return not value.target._can_decompose()  # a composite may return a view without saying so
 
 
 def _renamed(program: ExportedProgram, targets: dict[str, Any]) -> ExportedProgram:
