@@ -97,10 +97,11 @@ def _table() -> frozenset[Any]:
 
 def keeps_dtype(node: torch.fx.Node) -> bool:
     """Whether what an in-place operator computes anew is of the dtype that it writes to: half += float32 stays half."""
-    written, other = (arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in node.args[:2])
+    operands: list[Any] = [arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in node.args[:2]]
+    written, other = operands
     # What index_put writes is of the same dtype, or it does not run.
     plain = isinstance(other, (torch.Tensor, int, float, bool))
-    return not plain or torch.result_type(written, other) == written.dtype
+    return not plain or bool(torch.result_type(written, other) == written.dtype)
 
 
 def is_unshared(value: torch.fx.Node, user: torch.fx.Node) -> bool:
