@@ -33,7 +33,7 @@ def _late(module: ModuleType) -> SimpleNamespace:
 
 LATE = Patch(
     "transformers.core_model_loading.re",
-    "a regular expression is compiled for each tensor of the checkpoint: a quarter of what it takes to load without weights",
+    "a regular expression is compiled for each tensor of the checkpoint: a third of what it takes to load without weights",
     "WeightTransform.__init__ in transformers 5.23",
     _late,
     lambda: [],

@@ -1,7 +1,7 @@
 """How ExecuTorch finds what XNNPACK runs and takes it out of a program, in a time that grows with the program.
 
 For each pair of groups it walks over all that follows them, and for each group that it takes out it writes the whole program
-anew: two thirds of a lowering at 24 layers. The groups and their order are the same here.
+anew: more than half of a lowering at 24 layers. The groups and their order are the same here.
 """
 
 from __future__ import annotations
