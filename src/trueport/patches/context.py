@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,11 @@ def applied(patches: Sequence[Patch]) -> Iterator[None]:
         for patch in patches:
             stack.enter_context(_applied(patch))
         yield
+
+
+def applied_where_there(patches: Sequence[Patch]) -> AbstractContextManager[None]:
+    """``applied``, without those whose path leads nowhere in the installed versions: they save time, and nothing else."""
+    return applied([patch for patch in patches if patch.is_there])
 
 
 @contextmanager

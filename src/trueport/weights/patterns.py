@@ -8,7 +8,7 @@ from functools import cached_property
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from trueport.patches.context import applied
+from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
 
 
@@ -42,4 +42,4 @@ LATE = Patch(
 
 def late_patterns() -> AbstractContextManager[None]:
     """Within, transformers compiles a pattern when it first matches something."""
-    return applied([LATE] if LATE.is_there else [])
+    return applied_where_there([LATE])

@@ -13,8 +13,6 @@ from torch import fx
 
 pytest.importorskip("executorch")
 
-Edges = list[tuple[int, list[int]]]
-
 
 @st.composite
 def graphs(draw: st.DrawFn) -> fx.GraphModule:

@@ -137,7 +137,7 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
 
 
 def _feeds(component: Component) -> dict[str, torch.Tensor]:
-    """What the capture takes; in a model without memory the caches have none either, which torch asks for twice a layer."""
+    """What the capture takes; in a model without memory the caches have none either: a Memo knows nothing else."""
     feeds = sample(component.interface, component.sizes) if component.feeds is None else dict(component.feeds)
     if is_fake(component.module):
         memo, empty = Memo(), torch.ops.aten.empty.memory_format

@@ -7,8 +7,8 @@ the program takes torch's own way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind, OutputSpec, TensorArgument
 
-from trueport.patches.context import applied
+from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
 from trueport.targets.onnx.decompose import IN_PLACE, is_unshared, keeps_dtype
 
@@ -108,8 +108,6 @@ QUICK = Patch(
 )
 
 
-@contextmanager
-def quickly_functional() -> Iterator[None]:
+def quickly_functional() -> AbstractContextManager[None]:
     """Within, programs in which writes are plain to see are not traced again to take them out."""
-    with applied([QUICK]):
-        yield
+    return applied_where_there([QUICK])

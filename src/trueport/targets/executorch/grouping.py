@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch.fx.passes.utils.fuser_utils import validate_partition
 
-from trueport.patches.context import applied
+from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
 
 _aten = torch.ops.aten
@@ -79,8 +79,6 @@ PATCHES = (
 )
 
 
-@contextmanager
-def quickly_grouped() -> Iterator[None]:
+def quickly_grouped() -> AbstractContextManager[None]:
     """Within, ExecuTorch's own are not called where they can be replaced."""
-    with applied([patch for patch in PATCHES if patch.is_there]):
-        yield
+    return applied_where_there(PATCHES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -22,7 +22,7 @@ from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.dialects._ops import ops
 
 from trueport.memo import Memo
-from trueport.patches.context import applied
+from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
 
 Acts = Callable[[torch.fx.Node], bool]
@@ -102,11 +102,9 @@ SHAPES = [
 ]
 
 
-@contextmanager
-def remembered_shapes() -> Iterator[None]:
+def remembered_shapes() -> AbstractContextManager[None]:
     """Within, ExecuTorch's passes ask for the shape that an operator gives once."""
-    with applied([patch for patch in SHAPES if patch.is_there]):
-        yield
+    return applied_where_there(SHAPES)
 
 
 @contextmanager

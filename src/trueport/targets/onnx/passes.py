@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from trueport.patches.context import applied
+from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
 from trueport.targets.onnx import decompose, promote
 
@@ -50,4 +50,4 @@ PASSES = (
 
 def spared_passes() -> AbstractContextManager[None]:
     """Within, torch.onnx.export takes these passes; its own where torch has moved them."""
-    return applied([patch for patch in (FORMS, *PASSES) if patch.is_there])
+    return applied_where_there((FORMS, *PASSES))
