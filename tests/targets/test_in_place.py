@@ -125,6 +125,14 @@ def test_a_mask_of_another_length_is_refused(sessions) -> None:
         sessions[1].step(feeds(13, 14), state)
 
 
+def test_a_missing_input_is_refused_and_not_taken_from_the_step_before(sessions) -> None:
+    _, state = begun(sessions[1], [3, 1])
+    given = feeds(4, 5)
+    del given["position_ids"]
+    with pytest.raises(RunError, match="position_ids"):
+        sessions[1].step(given, state)
+
+
 def test_a_client_that_knows_no_buffers_is_refused(sessions) -> None:
     """Caches of exactly the past's length, as every other folder takes them: no room, and no wrong numbers."""
     _, state = begun(sessions[1], [12])

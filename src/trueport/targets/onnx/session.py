@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueport.errors import ArtifactError, RunError
-from trueport.interface import CAPACITY, PAST, Dimension, Interface, StatePair, Tensor, evaluate, terms
+from trueport.interface import CAPACITY, PAST, Dimension, Interface, StatePair, Tensor, terms
 from trueport.targets.onnx.state import BufferedState, Buffers, State
 from trueport.targets.onnx.values import from_numpy, from_torch, to_numpy, to_torch
 
@@ -62,6 +62,9 @@ class OnnxSession:
         self._rows = {name: shape.index("batch_size") for name, shape in shapes.items() if "batch_size" in shape}
         self._buffered = {pair.input: pair.axis for pair in self.interface.state if pair.in_place}
         self._written = {pair.output: pair.input for pair in self.interface.state if pair.in_place}
+        self._unwritten = [name for name in self._outputs if name not in self._written]
+        self._teller = _teller(self.interface)
+        self._value = onnxruntime.OrtValue
 
     def empty_state(self, batch: int | Mapping[str, int], given: Mapping[str, Any] | None = None) -> State:
         """State before the first step: zeros, of length 0 along the state axes, whatever an encoder gave.
@@ -136,9 +139,12 @@ class OnnxSession:
         if not isinstance(state, BufferedState):
             results = self._execute(state.values | values, feeds)
             return results, self._following(results)
+        missing = self._inputs - values.keys() - state.values.keys()
+        if missing:  # the step before left its own bound
+            raise RunError(f"{self.path.name} needs {', '.join(sorted(missing))} too")
         total = self._total(feeds, state.used)
         state = state.room(total)
-        results = self._execute(state.values | values, feeds, state.buffers)
+        results = self._execute(values, feeds, state.buffers)
         return results, state.following(total)
 
     def _following(self, results: Mapping[str, Any]) -> State:
@@ -150,16 +156,13 @@ class OnnxSession:
         Raises:
             RunError: it tells another past than the state has, and the graph would write there.
         """
-        told = [(t.shape, feeds[t.name].shape) for t in self.interface.plain_inputs if t.name in feeds]
-        sizes = {str(axis): size for axes, shape in told for axis, size in zip(axes, shape, strict=True)} | {PAST: used}
-        for tensor in self.interface.plain_inputs:
-            for index, axis in enumerate(tensor.shape):
-                if PAST in terms(axis) and tensor.name in feeds:
-                    total, given = evaluate(axis, sizes), feeds[tensor.name].shape[index]
-                    if given != total:
-                        raise RunError(f"{self.path.name} takes {tensor.name} of length {total} here, not {given}")
-                    return total
-        raise RunError(f"{self.path.name} needs an input that tells how long its caches are", "Give attention_mask.")
+        if self._teller is None:
+            raise RunError(f"{self.path.name} needs an input that tells how long its caches are", "Give attention_mask.")
+        name, index, others = self._teller
+        total = used + sum(int(feeds[other].shape[axis]) for other, axis in others)
+        if feeds[name].shape[index] != total:
+            raise RunError(f"{self.path.name} takes {name} of length {total} here, not {feeds[name].shape[index]}")
+        return total
 
     def _execute(
         self, values: dict[str, Any], feeds: Mapping[str, Any], buffers: Buffers | None = None
@@ -167,9 +170,9 @@ class OnnxSession:
         """OrtValues by name to OrtValues by name.
 
         Args:
-            values: all inputs.
+            values: all inputs that do not lie in buffers.
             feeds: what the message of an error tells.
-            buffers: of caches among the inputs, which are written where they lie and not given back.
+            buffers: of caches, which are written where they lie and not given back.
         """
         for name in feeds:
             if name not in self._inputs:
@@ -183,23 +186,24 @@ class OnnxSession:
             reason = " ".join(str(error).split())
             raise RunError(f"{self.path.name} refuses {shapes}: {reason[:400]}") from error
         # In the order in which they were first bound: caches in buffers come last.
-        return {name: _value(results[index]) for index, name in enumerate(self._given(buffers))}
+        return {name: self._value(results[index]) for index, name in enumerate(self._given(buffers))}
 
     def _given(self, buffers: Buffers | None) -> list[str]:
         """Outputs that are not written into buffers."""
-        return self._outputs if buffers is None else [name for name in self._outputs if name not in self._written]
+        return self._outputs if buffers is None else self._unwritten
 
     def _bound(self, values: Mapping[str, Any], buffers: Buffers | None) -> onnxruntime.IOBinding:
         """Inputs and outputs for one run; of buffers that this session has written before, only what is new.
 
         Binding two dozen caches takes as long as two layers of a small model in few bits.
         """
-        held = buffers.binding if buffers is not None else None
+        held = None if buffers is None else buffers.binding
         kept = held is not None and held[0] is self
         binding = held[1] if held is not None and kept else self.runtime.io_binding()
+        if buffers is not None and not kept:
+            values = buffers.values | values
         for name, value in values.items():
-            if not kept or buffers is None or name not in buffers.values:
-                binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_input(name, value)
         for name in self._given(buffers):
             binding.bind_output(name)
         if buffers is not None and not kept:
@@ -209,11 +213,19 @@ class OnnxSession:
         return binding
 
 
-def _value(raw: Any) -> Any:
-    """What ONNX Runtime's vector of results holds, as an OrtValue."""
-    import onnxruntime
-
-    return onnxruntime.OrtValue(raw)
+def _teller(interface: Interface) -> tuple[str, int, list[tuple[str, int]]] | None:
+    """The input and its axis that is as long as past and new tokens together, and where the other terms' lengths stand."""
+    plain = interface.plain_inputs
+    places: dict[str, tuple[str, int]] = {}
+    for tensor in plain:
+        for index, size in enumerate(tensor.shape):
+            places.setdefault(str(size), (tensor.name, index))
+    for tensor in plain:
+        for index, size in enumerate(tensor.shape):
+            others = [term for term in terms(size) if term != PAST]
+            if terms(size).count(PAST) == 1 and all(term in places for term in others):
+                return tensor.name, index, [places[term] for term in others]
+    return None
 
 
 def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOptions:

@@ -20,14 +20,15 @@ def from_torch(tensor: torch.Tensor) -> Any:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bool:  # DLPack's bool is newer than the one that ONNX Runtime reads
         return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
-    return onnxruntime.OrtValue.from_dlpack(tensor)
+    # A capsule takes the short way: torch's own __dlpack__ and from_dlpack first ask for devices, streams and versions.
+    return onnxruntime.OrtValue.from_dlpack(torch.utils.dlpack.to_dlpack(tensor))
 
 
 def to_torch(value: Any) -> torch.Tensor:
     """A tensor over the OrtValue's memory, which it keeps alive."""
     import torch
 
-    tensor = torch.from_dlpack(value)
+    tensor = torch.from_dlpack(value.__dlpack__())
     return tensor.view(torch.bool) if tensor.dtype == torch.uint8 and value.data_type() == "tensor(bool)" else tensor
 
 
