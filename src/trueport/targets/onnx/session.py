@@ -157,7 +157,9 @@ class OnnxSession:
             RunError: it tells another past than the state has, and the graph would write there.
         """
         if self._teller is None:
-            raise RunError(f"{self.path.name} needs an input that tells how long its caches are", "Give attention_mask.")
+            raise RunError(
+                f"{self.path.name} needs an input that tells how long its caches are", "Give attention_mask."
+            )
         name, index, others = self._teller
         total = used + sum(int(feeds[other].shape[axis]) for other, axis in others)
         if feeds[name].shape[index] != total:
@@ -201,7 +203,7 @@ class OnnxSession:
         kept = held is not None and held[0] is self
         binding = held[1] if held is not None and kept else self.runtime.io_binding()
         if buffers is not None and not kept:
-            values = buffers.values | values
+            values = {**buffers.values, **values}
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._given(buffers):
