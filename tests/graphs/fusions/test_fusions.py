@@ -10,10 +10,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnx_ir.passes import common as passes
 
 from trueport.errors import TrueportError
 from trueport.graphs.fusions import FUSIONS, fusions_for
 from trueport.graphs.fusions.apply import fuse
+from trueport.graphs.fusions.heads import cut_by_heads
 from trueport.graphs.fusions.reshape import drop_reshapes
 from trueport.graphs.fusions.scale import scale_queries
 from trueport.graphs.shapes import infer_shapes
@@ -156,6 +158,83 @@ def test_queries_take_the_scale(rows: tuple[int, int], attributes: dict[str, flo
     assert same(before, after, feeds) < 1e-5
 
 
+def turned(dim: int = 0, users: int = 1, scale: float = 0.125) -> onnx.ModelProto:
+    """Attention of queries that a RotaryEmbedding gives, of which ``dim`` entries are turned (0: all)."""
+    node = helper.make_node
+    nodes = [
+        node("RotaryEmbedding", ["q", "c", "s"], ["r"], rotary_embedding_dim=dim),
+        node("RotaryEmbedding", ["k", "c", "s"], ["t"], rotary_embedding_dim=dim),
+        node("Attention", ["r", "t", "t"], ["y"], scale=scale),
+        *[node("Neg", ["r"], [f"z{place}"]) for place in range(users - 1)],
+    ]
+    half = (dim or 8) // 2
+    inputs = {"q": ["b", 2, "s", 8], "k": ["b", 2, "s", 8], "c": ["b", "s", half], "s": ["b", "s", half]}
+    return graph(nodes, inputs, ["b", 2, "s", 8])
+
+
+@pytest.mark.parametrize(
+    ("made", "kinds"),
+    [
+        ({}, ["Mul", "Mul", "RotaryEmbedding", "RotaryEmbedding", "Attention"]),
+        ({"dim": 4}, ["RotaryEmbedding", "RotaryEmbedding", "Mul", "Attention"]),
+        ({"users": 2}, ["RotaryEmbedding", "RotaryEmbedding", "Mul", "Attention", "Neg"]),
+    ],
+    ids=str,
+)
+def test_the_angles_take_the_scale_where_all_of_the_queries_alone_are_turned(made: dict, kinds: list[str]) -> None:
+    """The keys' angles stay as they are."""
+    before = turned(**made)
+    model = ir.from_proto(before)
+    assert scale_queries(infer(model)) == 1
+    assert [node.op_type for node in model.graph] == kinds
+    draw = np.random.default_rng(0).standard_normal
+    half = (made.get("dim", 0) or 8) // 2
+    for rows, length in ((2, 5), (1, 1)):
+        shapes = dict.fromkeys("qk", (rows, 2, length, 8)) | dict.fromkeys("cs", (rows, length, half))
+        feeds = {name: draw(shape).astype(np.float32) * 3 for name, shape in shapes.items()}
+        assert same(before, ir.to_proto(model), feeds) < 1e-5
+
+
+def cut(sizes: tuple[int, ...] = (16, 8, 8), perm: tuple[int, ...] = (0, 2, 1, 3), axis: int = -1, head: int = 8,
+        left_over: int = -1, read_twice: bool = False) -> onnx.ModelProto:  # fmt: skip
+    """A product of width 32, cut, each part given its heads; all joined again, for one output to compare."""
+    node = helper.make_node
+    nodes = [node("Split", ["x", "sizes"], ["p0", "p1", "p2"], axis=axis)]
+    for place in range(3):
+        nodes.append(node("Reshape", [f"p{place}", "shape"], [f"r{place}"]))
+        nodes.append(node("Transpose", [f"r{place}"], [f"t{place}"], perm=perm))
+    nodes.append(node("Concat", ["t0", "t1", "t2"], ["y"], axis=perm.index(2)))
+    if read_twice:
+        nodes.append(node("Neg", ["p1"], ["z"]))
+    shape = np.array([0, 0, left_over, head])
+    return graph(nodes, {"x": ["b", "s", 32]}, [None] * 4, sizes=np.array(sizes), shape=shape)
+
+
+@pytest.mark.parametrize("rows", [(2, 5), (1, 1), (2, 0), (0, 3)])
+@pytest.mark.parametrize("made", [{}, {"axis": 2}, {"sizes": (8, 16, 8)}, {"head": 4}], ids=str)
+def test_heads_are_cut_at_once(made: dict, rows: tuple[int, int]) -> None:
+    before = cut(**made)
+    model = ir.from_proto(before)
+    assert cut_by_heads(infer(model)) == 1
+    passes.RemoveUnusedNodesPass()(model)
+    after = ir.to_proto(model)
+    x = np.random.default_rng(0).standard_normal((*rows, 32), dtype=np.float32)
+    if 0 not in rows:  # a Reshape cannot tell what is left over where there is nothing
+        assert same(before, after, {"x": x}) == 0
+    run = onnxruntime.InferenceSession(after.SerializeToString(), providers=["CPUExecutionProvider"])
+    size = made.get("head", 8)
+    assert run.run(None, {"x": x})[0].shape == (rows[0], 32 // size, rows[1], size)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [{"perm": (0, 1, 2, 3)}, {"read_twice": True}, {"sizes": (12, 12, 8)}, {"head": 5}],
+    ids=str,
+)
+def test_what_is_not_cut_into_heads_stays(made: dict) -> None:
+    assert cut_by_heads(infer(ir.from_proto(cut(**made)))) == 0
+
+
 def reshaped(shape: list[int | str], made: list[int | str]) -> onnx.ModelProto:
     """Of q, (b, 2, s, 8): to sizes of its own axes by name, and others by number."""
     node = helper.make_node
@@ -226,7 +305,7 @@ def test_shapes_are_known_behind_quantised_products() -> None:
 def test_the_table_says_why() -> None:
     assert len({fusion.name for fusion in FUSIONS}) == len(FUSIONS)
     assert all(fusion.matches and fusion.operator and fusion.providers and fusion.reason for fusion in FUSIONS)
-    copied = ["rms-norm", "rotary", "grouped-heads", "scaled-queries", "idle-reshapes", "past-inside"]
+    copied = ["rms-norm", "heads-at-once", "rotary", "grouped-heads", "scaled-queries", "idle-reshapes", "past-inside"]
     assert [fusion.name for fusion in fusions_for("cpu")] == copied
     assert fusions_for("cpu", "in-place") == list(FUSIONS)
     with pytest.raises(TrueportError, match=r"no fusions for 'tpu'\. Give one of cpu"):

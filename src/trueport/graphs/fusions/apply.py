@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
+from trueport.graphs.fusions.reading import SMALL
 from trueport.graphs.shapes import forget_shapes, infer_shapes
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def fuse(model: ir.Model, interface: Interface, fusions: Sequence[Fusion]) -> di
     clean_up = Sequential(
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(SMALL),  # each match has brought its own; what reads them is then the same
         passes.CommonSubexpressionEliminationPass(),
         passes.NameFixPass(),
         passes.RemoveUnusedOpsetsPass(),

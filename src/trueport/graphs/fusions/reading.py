@@ -48,3 +48,8 @@ def parts(shape: ir.Value) -> list[ir.Value] | None:
     if node is None or attribute(node, "axis", 0) != 0 or any(value is None for value in node.inputs):
         return None
     return [value for value in node.inputs if value is not None]
+
+
+def same_size(first: int | ir.SymbolicDim, second: int | ir.SymbolicDim) -> bool:
+    """Whether two axes are surely of one length."""
+    return first == second and (isinstance(first, int) or first.value is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trueport.graphs.fusions.reading import made_by, numbers, parts, scalar
+from trueport.graphs.fusions.reading import made_by, numbers, parts, same_size, scalar
 
 
 def drop_reshapes(model: ir.Model) -> int:
@@ -28,7 +28,7 @@ def _changes_nothing(node: ir.Node) -> bool:
         return False
     if len(given.shape) != len(made.shape):
         return False
-    moved = [axis for axis, size in enumerate(made.shape) if not _known(size) or size != given.shape[axis]]
+    moved = [axis for axis, size in enumerate(made.shape) if not same_size(size, given.shape[axis])]
     return not moved or (len(moved) == 1 and _asked(shape, len(made.shape))[moved[0]] == -1)
 
 
@@ -38,7 +38,3 @@ def _asked(shape: ir.Value | None, rank: int) -> list[int | None]:
         return [None] * rank
     entries = numbers(shape) or [scalar(part) for part in parts(shape) or ()]
     return entries if len(entries) == rank else [None] * rank
-
-
-def _known(size: int | ir.SymbolicDim) -> bool:
-    return isinstance(size, int) or size.value is not None
