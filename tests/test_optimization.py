@@ -23,8 +23,8 @@ from trueport.graphs.fusions import Fusion
 from trueport.optimization import optimize
 
 HEADS, PAST, NORM, ROTARY, SCALE = "grouped-heads", "past-inside", "rms-norm", "rotary", "scaled-queries"
-SHAPES = "idle-reshapes"
-IN_PLACE = {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, PAST: 2, "in-place": 4}
+CUT, SHAPES, MASK = "heads-at-once", "idle-reshapes", "whole-mask"
+IN_PLACE = {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, MASK: 1, PAST: 2, "in-place": 4}
 """What a Llama of two layers keeps."""
 BROKEN = Fusion("broken", "", "", ("cpu",), "", lambda model, interface: 1 / 0)  # type: ignore[arg-type,return-value]
 
@@ -44,10 +44,10 @@ def fused_llama(once: Once, exported: Exported) -> Path:
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
-        ("mistral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, PAST: 2}),
-        ("gpt2", {SCALE: 2, SHAPES: 5, PAST: 2}),
-        ("bart", {SCALE: 4, SHAPES: 4, PAST: 2}),
-        ("mixtral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 6, PAST: 2}),
+        ("mistral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 2, MASK: 1, PAST: 2}),
+        ("gpt2", {CUT: 2, SCALE: 2, SHAPES: 5, MASK: 1, PAST: 2}),
+        ("bart", {SCALE: 4, SHAPES: 4, MASK: 1, PAST: 2}),
+        ("mixtral", {NORM: 5, ROTARY: 4, HEADS: 2, SCALE: 2, SHAPES: 6, MASK: 1, PAST: 2}),
         ("modernbert", {ROTARY: 4}),
     ],
 )
@@ -99,14 +99,14 @@ def test_the_card_runs_buffers(fused_llama: Path, exported: Exported) -> None:
 @pytest.mark.slow
 def test_a_decoder_without_a_mask_keeps_its_caches(copied: Exported) -> None:
     done = optimize(copied("t5"), caches="in-place", against=zoo.build("t5"))
-    assert done.kept == {NORM: 12}
+    assert done.kept == {NORM: 12, MASK: 1}
     assert done.absent["in-place"] == "no attention_mask beside input_ids tells where the past ends"
 
 
 @pytest.mark.slow
 def test_without_the_original_the_folder_stands_in(copied: Exported) -> None:
     done = optimize(copied("llama"))
-    assert list(done.kept) == [NORM, ROTARY, HEADS, SCALE, SHAPES, PAST]
+    assert list(done.kept) == [NORM, ROTARY, HEADS, SCALE, SHAPES, MASK, PAST]
     assert done.proof is not None and done.proof.reference == {
         "class": "the folder before its optimisation",
         "dtype": "float32",
@@ -121,7 +121,16 @@ def test_without_the_original_the_folder_stands_in(copied: Exported) -> None:
 @pytest.mark.slow
 def test_export_fuses_before_it_proves(tmp_path: Path) -> None:
     artifact = trueport.export(zoo.build("llama"), tmp_path / "out", tokenizer=None, optimize="cpu", caches="in-place")
-    assert list(artifact.manifest["optimized"]["fusions"]) == [NORM, ROTARY, HEADS, SCALE, SHAPES, PAST, "in-place"]
+    assert list(artifact.manifest["optimized"]["fusions"]) == [
+        NORM,
+        ROTARY,
+        HEADS,
+        SCALE,
+        SHAPES,
+        MASK,
+        PAST,
+        "in-place",
+    ]
     assert artifact.verdict == "proven"
 
 
@@ -196,7 +205,7 @@ def test_quantised_folders_are_optimised_under_their_gate(tmp_path: Path) -> Non
         optimize(tmp_path / "out")
     optimize(tmp_path / "out", caches="in-place", against=str(source))
     manifest = read_manifest(tmp_path / "out")
-    assert manifest["optimized"]["fusions"] == IN_PLACE and manifest["quantize"]["kind"] == "int8"
+    assert manifest["optimized"]["fusions"] == IN_PLACE | {CUT: 2} and manifest["quantize"]["kind"] == "int8"
     assert manifest["proof"]["verdict"] == "proven"
     proof = json.loads((tmp_path / "out/proof.json").read_text())
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}

@@ -305,7 +305,16 @@ def test_shapes_are_known_behind_quantised_products() -> None:
 def test_the_table_says_why() -> None:
     assert len({fusion.name for fusion in FUSIONS}) == len(FUSIONS)
     assert all(fusion.matches and fusion.operator and fusion.providers and fusion.reason for fusion in FUSIONS)
-    copied = ["rms-norm", "heads-at-once", "rotary", "grouped-heads", "scaled-queries", "idle-reshapes", "past-inside"]
+    copied = [
+        "rms-norm",
+        "heads-at-once",
+        "rotary",
+        "grouped-heads",
+        "scaled-queries",
+        "idle-reshapes",
+        "whole-mask",
+        "past-inside",
+    ]
     assert [fusion.name for fusion in fusions_for("cpu")] == copied
     assert fusions_for("cpu", "in-place") == list(FUSIONS)
     with pytest.raises(TrueportError, match=r"no fusions for 'tpu'\. Give one of cpu"):
