@@ -247,10 +247,11 @@ def weights_digest(model: nn.Module, origin_of: Callable[[Any], Any] = lambda te
         origin = origin_of(tensor)
         place = (tensor.data_ptr() if origin is None else origin, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if place not in seen or not tensor.numel():  # a tied weight is read once
-            values = tensor.detach() if origin is None else origin.evaluate()
-            content = values.contiguous().reshape(-1).view(torch.uint8).numpy()
-            seen[place] = hashlib.sha256(memoryview(content)).hexdigest()
-            del values, content  # before the next one is read
+            own = hashlib.sha256()
+            for piece in [tensor.detach()] if origin is None else origin.pieces():
+                own.update(memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
+                del piece  # before the next one is read
+            seen[place] = own.hexdigest()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {seen[place]}\n".encode())
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import nn
 import trueport
 from trueport.diagnosis.conduct import conduct
 from trueport.errors import SourceError
+from trueport.resident import resident
 from trueport.rewrite import watch
 from trueport.rewrite.watch import preserved
+from trueport.roles.bounded import _untouched
 
 
 class Untidy(nn.Module):
@@ -46,6 +49,20 @@ def test_everything_that_a_module_holds_is_as_it_was() -> None:
     assert model.plain.tolist() == [0, 0] and model.weight.tolist() == [1, 1]
     assert torch.equal(model.words.weight, words)
     assert vars(model.holder) == {"value": 5} and random.getstate() == state
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the system does not tell what a process has in memory"
+)
+def test_empty_caches_take_no_memory_but_where_they_are_written() -> None:
+    model = nn.Module()
+    model.register_buffer("cache", _untouched((2**20, 2**6), torch.float32))
+    before = resident()[0]
+    with preserved(model):
+        model.cache[12345] = 1
+        model.cache[-1] = 2
+    assert resident()[0] - before < 2**24 < 2**20 * 2**6 * 4
+    assert not model.cache.any()
 
 
 def test_parameters_too_large_to_be_kept_are_refused_when_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:

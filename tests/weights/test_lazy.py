@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trueport.checkpoint import weights_digest
 from trueport.errors import SourceError
 from trueport.weights.lazy import LazyTensor, Span
 from trueport.weights.linked import open_checkpoint
@@ -67,6 +68,25 @@ def test_experts_that_are_fused_one_at_a_time(lazy):
     pieces = list(fused(lazy).pieces())
     assert len(pieces) == 2
     assert torch.equal(torch.cat(pieces), fused(TENSORS))
+
+
+@pytest.mark.parametrize("size", [1, 16, 40, 1000])
+def test_what_lies_in_a_file_is_read_in_pieces(lazy, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trueport.weights.lazy.PIECE", size)
+    for name, tensor in TENSORS.items():
+        pieces = list(lazy[name].pieces())
+        assert torch.equal(torch.cat(pieces), tensor)
+        row = tensor.nbytes // max(len(tensor), 1)
+        assert all(piece.nbytes <= max(size, row) for piece in pieces)
+    assert [len(piece) for piece in lazy["a"].pieces()] == {1: [1] * 6, 16: [1] * 6, 40: [2] * 3, 1000: [6]}[size]
+
+
+def test_a_digest_does_not_ask_how_the_values_were_read(lazy, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(TENSORS["a"])
+    plain = weights_digest(model)
+    monkeypatch.setattr("trueport.weights.lazy.PIECE", 16)
+    assert weights_digest(model, lambda tensor: lazy["a"]) == plain != weights_digest(model, lambda tensor: lazy["b"])
 
 
 def test_a_cast_is_left_to_the_graph_only_when_it_widens(lazy):

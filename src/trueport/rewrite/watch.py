@@ -236,11 +236,14 @@ def preserved(model: nn.Module) -> Iterator[None]:
                         f"forward of {type(model).__name__} writes to its parameters", "Let it write to a copy."
                     )
                 with torch.no_grad():
-                    tensor.copy_(value)
+                    _restore(tensor, value)
 
 
 EMPTY = 2**20
 """Bytes of a tensor from which on it is looked at whether it is empty, as the caches of a bounded program are."""
+
+PIECE = 2**16
+"""Bytes of it that are looked at together."""
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -248,6 +251,16 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     large = type(tensor) is torch.Tensor and tensor.nbytes >= EMPTY and tensor.is_contiguous()
     empty = large and not tensor.view(-1).view(torch.uint8).any()
     return tensor.new_zeros(()) if empty else tensor.clone()
+
+
+def _restore(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Write what ``_copy`` kept; of what was empty only the pieces that no longer are, so that the others take no memory."""
+    if value.ndim or not tensor.ndim or not tensor.is_contiguous():
+        tensor.copy_(value)
+        return
+    for piece in tensor.view(-1).view(torch.uint8).split(PIECE):
+        if piece.any():
+            piece.zero_()
 
 
 def _version(tensor: torch.Tensor) -> int:

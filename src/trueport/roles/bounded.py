@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -112,10 +114,20 @@ def _register(module: nn.Module, kept: tuple[Tensor, ...]) -> list[str]:
     for tensor in kept:
         rows, heads, length, size = (int(axis) for axis in tensor.shape)
         name = tensor.name.replace(".", "_")
-        zeros = torch.zeros((rows * heads * length, size), dtype=getattr(torch, tensor.dtype))
-        module.register_buffer(name, zeros, persistent=False)
+        module.register_buffer(
+            name, _untouched((rows * heads * length, size), getattr(torch, tensor.dtype)), persistent=False
+        )
         names.append(name)
     return names
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take no memory until they are written to, and then a small page; ``torch.zeros`` writes them."""
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return torch.zeros(shape, dtype=dtype)
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANON} if hasattr(mmap, "MAP_PRIVATE") else {}  # shared: taken when read
+    return torch.frombuffer(mmap.mmap(-1, size, **own), dtype=dtype).view(shape)
 
 
 def components(model: PreTrainedModel, bounds: Bounds, *, untrained: tuple[str, ...] = ()) -> list[Component]:

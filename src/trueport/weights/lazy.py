@@ -32,6 +32,9 @@ MOVES = {
 }  # fmt: skip
 """Operators that only move elements: what they give of narrow tensors, cast, is what they give of cast ones."""
 
+PIECE = 2**24
+"""Bytes of a tensor that are read together where its values are wanted one after the other."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -61,6 +64,19 @@ class Span:
                     raise SourceError(f"{self.path} became shorter while it was read", "Export again.")
                 done += count
         return content.view(self.dtype).view(self.shape)
+
+    def parts(self) -> Iterator[Span]:
+        """The same bytes in order, cut along the first axis into about ``PIECE`` bytes each; a single row is not cut."""
+        rows = self.shape[0] if self.shape else 1
+        row = self.nbytes // rows if rows else 0
+        step = max(1, PIECE // row) if row else max(rows, 1)
+        if step >= rows:
+            yield self
+            return
+        for start in range(0, rows, step):
+            count = min(step, rows - start)
+            shape = (count, *self.shape[1:])
+            yield Span(self.path, self.offset + start * row, count * row, self.dtype, shape)
 
 
 class LazyTensor(torch.Tensor):
@@ -123,7 +139,10 @@ class LazyTensor(torch.Tensor):
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """The values in order, in pieces along the first axis: experts are fused one at a time."""
-        if self.span is not None or self.ndim < 3:
+        if self.span is not None:
+            for part in self.span.parts():
+                yield part.read()
+        elif self.ndim < 3:
             yield self.evaluate()
         else:
             for row in range(self.shape[0]):

@@ -71,7 +71,7 @@ def test_the_same_groups_may_be_merged(module: fx.GraphModule, data: st.DataObje
     from executorch.exir.backend.canonical_partitioners import group_partitioner
     from torch.fx.passes.infra.partitioner import Partition
 
-    from trueport.targets.executorch.grouping import mergeable, sort
+    from trueport.targets.executorch.grouping import Followers, mergeable, sort
 
     nodes = [node for node in sort(module).graph.nodes if node.op == "call_function"]
     chosen = data.draw(st.lists(st.integers(0, 2), min_size=len(nodes), max_size=len(nodes)))
@@ -81,4 +81,17 @@ def test_the_same_groups_may_be_merged(module: fx.GraphModule, data: st.DataObje
     partitions = {number: Partition(number, groups[number]) for number in range(3)}
     partitioner = group_partitioner.GroupBasedPartitioner.__new__(group_partitioner.GroupBasedPartitioner)
     partitioner.dependency_viewer = group_partitioner._DependencyViewer(module)
-    assert mergeable(partitioner, 0, 1, partitions) == partitioner._can_merge_partitions(0, 1, partitions)
+    theirs = partitioner._can_merge_partitions(0, 1, partitions)
+    partitioner.dependency_viewer = Followers(module)
+    assert mergeable(partitioner, 0, 1, partitions) == theirs
+
+
+@settings(max_examples=200, deadline=None)
+@given(module=graphs())
+def test_what_follows_a_node_is_what_torch_says(module: fx.GraphModule) -> None:
+    from torch.fx.passes.infra.partitioner import _DependencyViewer
+
+    from trueport.targets.executorch.grouping import Followers, sort
+
+    theirs, ours = _DependencyViewer(sort(module)), Followers(module)
+    assert all(ours.downstreams_of(node) == theirs.downstreams_of(node) for node in module.graph.nodes)

@@ -1,14 +1,16 @@
 """How ExecuTorch finds what XNNPACK runs and takes it out of a program, in a time that grows with the program.
 
-For each pair of groups it walks over all that follows them, and for each group that it takes out it writes the whole program
-anew: more than half of a lowering at 24 layers. The groups and their order are the same here.
+For each node it holds the set of all that follow it, for each pair of groups it walks over these, and for each group that it
+takes out it writes the whole program anew: more than half of a lowering at 24 layers. The groups and their order are the
+same here.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,12 +30,36 @@ FIRST = {
 """Sizes and assertions, which torch puts before what does not need them: torch/fx/passes/tools_common.py of 2.13."""
 
 
+class Followers:
+    """What follows each node of a graph, a bit for each node; in place of torch's and ExecuTorch's ``_DependencyViewer``."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        self.nodes = list(module.graph.nodes)
+        self.number = {node: number for number, node in enumerate(self.nodes)}
+        self.bits = [0] * len(self.nodes)
+        for number in reversed(range(len(self.nodes))):
+            for user in self.nodes[number].users:
+                self.bits[number] |= self.bits[self.number[user]] | 1 << self.number[user]
+
+    def downstreams_of(self, node: torch.fx.Node) -> set[torch.fx.Node]:
+        """All nodes that read a node's result, or what is made of it."""
+        bits = self.bits[self.number[node]]
+        return {other for number, other in enumerate(self.nodes) if bits >> number & 1}
+
+    def mask(self, nodes: Iterable[torch.fx.Node]) -> int:
+        """The bits of nodes."""
+        return functools.reduce(operator.or_, (1 << self.number[node] for node in nodes), 0)
+
+
 def mergeable(partitioner: Any, one: int, other: int, partitions: Any) -> bool:
     """Whether no way leads from two groups of nodes, by their numbers, out and back in."""
     nodes = {*partitions[one].nodes, *partitions[other].nodes}
     outside = {user for node in nodes for user in node.users} - nodes
-    behind = partitioner.dependency_viewer.downstreams_of
-    return all(behind(node).isdisjoint(nodes) for node in outside) and validate_partition(list(nodes))
+    viewer: Followers = partitioner.dependency_viewer
+    mask = viewer.mask(nodes)
+    if any(viewer.bits[viewer.number[node]] & mask for node in outside):
+        return False
+    return bool(validate_partition(list(nodes)))
 
 
 def sort(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -71,6 +97,8 @@ def _patch(path: str, ours: Callable[..., Any]) -> Patch:
 
 
 PATCHES = (
+    _patch("torch.fx.passes.infra.partitioner._DependencyViewer", Followers),
+    _patch("executorch.exir.backend.canonical_partitioners.group_partitioner._DependencyViewer", Followers),
     _patch(
         "executorch.exir.backend.canonical_partitioners.group_partitioner.GroupBasedPartitioner._can_merge_partitions",
         mergeable,
