@@ -25,9 +25,9 @@ from trueport.weights.streamed import StreamedTensor, one_by_one
 
 SCRATCH = 4 * 2**30
 """Bytes of a scratch file, which takes no more room than what is written to it; a larger tensor has a larger one."""
-RESIDENT = 2**27
+RESIDENT = 2**26
 """Bytes of mapped files in memory past which their pages are given back."""
-SECONDS = 0.05
+SECONDS = 0.02
 """Between two looks at them; each takes the interpreter away from who traces a model."""
 NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """MAP_NORESERVE, for which older Pythons have no name: memory need not be there for all that could be written."""
