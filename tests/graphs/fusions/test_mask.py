@@ -113,3 +113,28 @@ def test_lengths_of_a_deep_graph_are_given_up() -> None:
     infer_shapes(model)
     assert Lengths().of(model.graph.outputs[0]) is None
     assert Lengths().of(model.graph.node(10).outputs[0]) == [("a",)]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Unsqueeze", ["x", "twice"], ["y"])],
+        [
+            helper.make_node("Shape", ["x"], ["n"], start=7, end=8),
+            helper.make_node("Range", ["zero", "n", "one"], ["y"]),
+        ],
+        [helper.make_node("Range", ["zero", "half", "one"], ["y"])],
+        [helper.make_node("Unsqueeze", ["x"], ["y"])],
+    ],
+    ids=["axes twice", "no such axis", "half a number", "no axes"],
+)
+def test_lengths_of_what_is_no_graph_are_given_up(nodes: list[onnx.NodeProto]) -> None:
+    value = helper.make_tensor_value_info
+    constants = {"twice": np.array([0, 0]), "zero": np.array(0), "one": np.array(1), "half": np.array(0.5)}
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    body = helper.make_graph(nodes, "g", [value("x", BOOL, ["a"])], [value("y", BOOL, None)], stored)
+    model = ir.from_proto(helper.make_model(body, opset_imports=[helper.make_opsetid("", 23)]))
+    for node in model.graph:
+        for output in node.outputs:
+            output.shape = ir.Shape([1]) if node.op_type == "Shape" else None
+    assert Lengths().of(model.graph.outputs[0]) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trueport.graphs.fusions.reading import attribute, numbers, parts, scalar
+from trueport.graphs.fusions.reading import attribute, numbers, operand, parts, scalar
 from trueport.interface import terms
 
 ELEMENTWISE = frozenset(
@@ -46,43 +46,45 @@ class Lengths:
             limit = self._number(node.inputs[1], depth)
             return [limit] if limit is not None and [scalar(node.inputs[place]) for place in (0, 2)] == [0, 1] else None
         if node is not None and kind == "Unsqueeze":
-            inner, axes = self.of(node.inputs[0], depth), numbers(node.inputs[1])
-            if inner is None or axes is None:
+            inner, axes = self.of(node.inputs[0], depth), numbers(operand(node, 1))
+            if inner is None or not axes:
                 return None
             rank, kept = len(inner) + len(axes), iter(inner)
             new = {axis % rank for axis in axes}
+            if len(new) != len(axes):
+                return None
             return [() if axis in new else next(kept) for axis in range(rank)]
         if node is not None and kind in ELEMENTWISE and value.dtype in (ir.DataType.BOOL, ir.DataType.INT64):
-            return _broadcast([self.of(operand, depth) for operand in node.inputs])
+            return _broadcast([self.of(given, depth) for given in node.inputs])
         return _noted(value)
 
     def _number(self, value: ir.Value | None, depth: int) -> Length | None:
         """What a single number counts: an axis of some value, or several together."""
         constant, node = scalar(value), None if value is None else value.producer()
         if constant is not None:
-            return _length(int(constant))
+            return _length(constant) if isinstance(constant, int) else None
         if node is None or depth == 0 or node.domain not in ("", "ai.onnx"):
             return None
         if node.op_type in SAME:
             return self._number(node.inputs[0], depth - 1)
         if node.op_type == "Add":
-            both = [self._number(operand, depth - 1) for operand in node.inputs]
+            both = [self._number(given, depth - 1) for given in node.inputs]
             named = [term for one in both if one for term in one if not term.isdigit()]
             return tuple(sorted(named)) if len(named) == sum(len(one or ("?",)) for one in both) else None
         start = attribute(node, "start", 0)
         if node.op_type == "Shape" and attribute(node, "end", None) == start + 1:
             noted = _noted(node.inputs[0])
-            return None if noted is None else noted[start]
+            return noted[start] if noted is not None and -len(noted) <= start < len(noted) else None
         return None
 
 
 def _broadcast(operands: list[list[Length] | None]) -> list[Length] | None:
     """Operands of an elementwise operator together: what is one gives way."""
-    known = [operand for operand in operands if operand is not None]
+    known = [lengths for lengths in operands if lengths is not None]
     if len(known) != len(operands):
         return None
     rank, found = max(map(len, known)), []
-    for along in zip(*[[()] * (rank - len(operand)) + operand for operand in known], strict=True):
+    for along in zip(*[[()] * (rank - len(lengths)) + lengths for lengths in known], strict=True):
         longer: set[Length] = {length for length in along if length}
         if len(longer) > 1:
             return None

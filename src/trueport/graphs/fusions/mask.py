@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trueport.graphs.fusions.lengths import Lengths
-from trueport.graphs.fusions.reading import made_by, numbers, scalar
+from trueport.graphs.fusions.reading import made_by, numbers, operand, scalar
 from trueport.graphs.repair.builder import Builder
 
 
@@ -34,7 +34,7 @@ def read_masks_whole(model: ir.Model) -> int:
 
 def _looks_up_all(node: ir.Node, lengths: Lengths) -> bool:
     """Whether a GatherND takes every entry of a matrix, rows along the first of four axes, columns along the last."""
-    whole, pairs = lengths.of(node.inputs[0]), made_by(node.inputs[1], "Concat")
+    whole, pairs = lengths.of(node.inputs[0]), made_by(operand(node, 1), "Concat")
     if whole is None or len(whole) != 2 or pairs is None or len(pairs.inputs) != 2 or node.outputs[0].is_graph_output():
         return False
     found = [lengths.of(_counted(index)) for index in pairs.inputs]
@@ -44,7 +44,7 @@ def _looks_up_all(node: ir.Node, lengths: Lengths) -> bool:
 def _counted(index: ir.Value | None) -> ir.Value | None:
     """What a column of indices is before it is broadcast: 0, 1, 2 … along one of its axes; None for anything else."""
     column = made_by(index, "Unsqueeze")
-    if column is None or numbers(column.inputs[1]) not in ([-1], [4]):
+    if column is None or numbers(operand(column, 1)) not in ([-1], [4]):
         return None
     spread = made_by(column.inputs[0], "Expand")
     found = value = None if spread is None else spread.inputs[0]

@@ -42,6 +42,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return node.attributes[name].value if name in node.attributes else default
 
 
+def operand(node: ir.Node, index: int) -> ir.Value | None:
+    """An input that older or shorter forms of an operator may lack."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def parts(shape: ir.Value) -> list[ir.Value] | None:
     """The lengths that a shape was put together from, one value for each axis."""
     node = made_by(shape, "Concat")
