@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -72,10 +71,8 @@ def _size(node: ir.Node, ends: Sequence[ir.Node]) -> int:
         return 0
     if not all(same_size(shape[axis], whole.shape[axis]) for shape in shapes if shape for axis in (0, 1)):
         return 0
-    sizes, widths = (
-        [shape[3] for shape in shapes if shape],
-        [part.shape[2] if part.shape else None for part in node.outputs],
-    )
-    if any(first != second for first, second in pairwise(sizes)) or not isinstance(sizes[0], int) or not sizes[0]:
+    size = shapes[0][3]  # type: ignore[index]
+    if not isinstance(size, int) or not size or any(shape[3] != size for shape in shapes if shape):
         return 0
-    return sizes[0] if all(isinstance(width, int) and width % sizes[0] == 0 for width in widths) else 0
+    widths = [part.shape[2] if part.shape else None for part in node.outputs]
+    return size if all(isinstance(width, int) and width % size == 0 for width in widths) else 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from trueport.graphs.fusions.reading import attribute, rank
+from trueport.graphs.fusions.reading import attribute, operand, rank
 from trueport.graphs.repair.builder import Builder
 from trueport.interface import CAPACITY, Dimension, Interface, Tensor
 
@@ -85,7 +85,7 @@ def _refusal(model: ir.Model, interface: Interface) -> str:
 
 
 def _mask(node: ir.Node) -> ir.Value | None:
-    return node.inputs[3] if len(node.inputs) > 3 else None
+    return operand(node, 3)
 
 
 def _attends(node: ir.Node) -> bool:

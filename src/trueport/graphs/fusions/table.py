@@ -137,7 +137,7 @@ FUSIONS = (
     ),
     Fusion(
         "whole-mask", "a padding mask that is looked up at every row and key", "Unsqueeze", ("cpu",),
-        "thirteen operators less in a step, and no table of indices as long as the context",
+        "fourteen operators less in a step, and no table of indices as long as the context",
         _whole_masks,
     ),
     Fusion(
