@@ -14,6 +14,7 @@ import torch
 import trueport
 from tests import zoo
 from tests.runtime.test_generate import generate
+from tests.runtime.test_large_pages import has_large_pages, large_bytes
 from trueport.errors import ArtifactError, RunError
 from trueport.resident import resident
 from trueport.runtime import TrueportModel, load
@@ -61,16 +62,19 @@ def test_mapped_weights_take_no_memory_of_their_own(tmp_path: Path, stored: torc
     with torch.random.fork_rng():
         type(zoo.build("llama"))(config).to(stored).save_pretrained(tmp_path / "checkpoint")
     trueport.export(tmp_path / "checkpoint", tmp_path / "out", weights="link", tokenizer=None, proof=False)
-    weights, grown, answers = 120_000 * 128 * 4, {}, []
+    weights, grown, answers, large = 120_000 * 128 * 4, {}, [], [large_bytes()]
     for memory in ("map", "fast"):
         before = anonymous()
         model = load(tmp_path / "out", memory=memory, threads=1)
         opened = anonymous() - before
+        large.append(large_bytes())
         answers.append(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False))
         grown[memory] = opened, anonymous() - before
         del model
     assert torch.equal(*answers)
     assert max(grown["map"]) < weights / 3 < weights / 2 < grown["fast"][0]
+    assert large[1] - large[0] < weights / 3
+    assert large[2] - large[1] > weights / 2 or not has_large_pages()
 
 
 def anonymous() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,7 @@ from trueport.artifact import MANIFEST, read_manifest
 from trueport.errors import ArtifactError
 from trueport.interface import Interface
 from trueport.runtime.generation import DecoderModel, Seq2SeqModel
+from trueport.runtime.large_pages import large_pages
 from trueport.runtime.model import TrueportModel
 from trueport.runtime.protocol import Session
 from trueport.targets import find_target, target_names
@@ -28,10 +30,11 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
     manifest = read_manifest(folder)
     if not isinstance(manifest.get("components"), dict) or not manifest["components"]:
         raise ArtifactError(f"{folder / MANIFEST} names no components", "Export again.")
-    sessions = {
-        name.rpartition("/")[2]: _open(folder, name, entry, memory, threads)
-        for name, entry in _of_runtime(folder, manifest["components"], runtime).items()
-    }
+    wanted = _of_runtime(folder, manifest["components"], runtime)
+    with large_pages() if memory == "fast" else nullcontext():
+        sessions = {
+            name.rpartition("/")[2]: _open(folder, name, entry, memory, threads) for name, entry in wanted.items()
+        }
     source = manifest.get("source") or {}
     role = source.get("role") or _role(sessions)
     kind: type[TrueportModel] = {"decoder": DecoderModel, "seq2seq": Seq2SeqModel}.get(role, TrueportModel)
