@@ -213,10 +213,13 @@ def _weights(path: Path) -> int:
 
 
 def _buffer() -> Any:
-    """More memory than any cache holds."""
+    """More memory than any cache holds, in pages as large as those of the weights."""
     import torch
 
-    return torch.ones(MEBIBYTES << 18)
+    from trueport.runtime.large_pages import large_pages
+
+    with large_pages():
+        return torch.ones(MEBIBYTES << 18)
 
 
 def bandwidth(numbers: Any) -> float:

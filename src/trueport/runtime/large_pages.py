@@ -3,68 +3,69 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PAGE = 2 << 20
-"""Bytes of a large page on x86-64, and of one on arm64 whose small ones have 4 kB."""
+import numpy as np
+
 LEAST = 16 << 20
 """The processor remembers where the small pages of about so many bytes lie; less gains nothing."""
-HUGEPAGE, COLLAPSE = 14, 25
-"""MADV_HUGEPAGE and MADV_COLLAPSE of Linux, see madvise(2); the second is there since 6.1, and needs no daemon to do it."""
-MAPS = Path("/proc/self/maps")
-SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-Span = tuple[int, int]
+COLLAPSE = 25
+"""MADV_COLLAPSE of Linux, see madvise(2); since 6.1, an error before."""
+PRESENT = 63
+"""The bit of a small page in /proc/self/pagemap that tells whether it is in memory."""
+SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+SELF = Path("/proc/self")
 
 
 @contextmanager
 def large_pages() -> Iterator[None]:
-    """Private memory that is taken within, and still held behind it, lies in large pages from then on, where the system can.
+    """Memory that is filled within, and still full behind it, lies in large pages from then on, where the system can.
 
-    What it holds stays as it is, at the same addresses; only whole large pages of it are moved. Nothing happens where the
-    administrator has turned large pages off, or for less than ``LEAST`` bytes.
+    What it holds stays as it is, at the same addresses; it takes no more memory than before, as what is filled in part is
+    left alone. Nothing happens where the administrator has turned large pages off, or for less than ``LEAST`` bytes.
     """
-    if not SETTING.exists() or "[never]" in SETTING.read_text():
+    size = _size()
+    if not size:
         yield
         return
-    before = _private()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # what the allocator keeps for later looks as full as what is in use
+        libc.malloc_trim(ctypes.c_size_t(0))
+    before = _full(size)
     yield
-    taken = [span for span in map(_whole, _without(_private(), before)) if span[0] < span[1]]
-    if sum(end - start for start, end in taken) < LEAST:
+    pages = np.setdiff1d(_full(size), before, assume_unique=True)
+    if len(pages) * size < LEAST:
         return
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for start, end in taken:
-        # A kernel that knows only the first does it by itself, later. What another thread has given back is an error.
-        advise(start, end - start, HUGEPAGE)
-        advise(start, end - start, COLLAPSE)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for run in np.split(pages, np.flatnonzero(np.diff(pages) > 1) + 1):
+        # What another thread has given back meanwhile is an error, and no harm.
+        libc.madvise(int(run[0]) * size, len(run) * size, COLLAPSE)
 
 
-def _private() -> list[Span]:
-    """Addresses of memory that is no file's and may be written to, in ascending order."""
-    spans = []
-    for line in MAPS.read_text().splitlines():
-        addresses, rights, _, _, inode, *name = line.split(maxsplit=5)
-        if rights.startswith("rw") and rights.endswith("p") and inode == "0" and (not name or name[0] == "[heap]"):
+def _size() -> int:
+    """Bytes of a large page; 0 where there are none."""
+    try:
+        off = "[never]" in (SETTINGS / "enabled").read_text()
+        return 0 if off else int((SETTINGS / "hpage_pmd_size").read_text())
+    except OSError:
+        return 0
+
+
+def _full(size: int) -> np.ndarray:
+    """Which multiples of ``size`` begin as many bytes that are all in memory, may be written to and are no file's."""
+    small, found = size // mmap.PAGESIZE, [np.empty(0, np.int64)]
+    with (SELF / "pagemap").open("rb", buffering=0) as present:
+        for line in (SELF / "maps").read_text().splitlines():
+            addresses, rights, _, _, inode, *name = line.split(maxsplit=5)
+            if not rights.startswith("rw-p") or inode != "0" or name not in ([], ["[heap]"]):
+                continue
             start, end = (int(address, 16) for address in addresses.split("-"))
-            spans.append((start, end))
-    return spans
-
-
-def _without(spans: list[Span], others: list[Span]) -> Iterator[Span]:
-    """What ``others`` leave of ``spans``; both in ascending order, and neither overlaps itself."""
-    same = set(others)
-    for start, end in (span for span in spans if span not in same):
-        for other, stop in others:
-            if stop > start and other < end:
-                if other > start:
-                    yield start, other
-                start = max(start, stop)
-        if start < end:
-            yield start, end
-
-
-def _whole(span: Span) -> Span:
-    """Its whole large pages; the end lies before the start where it has none."""
-    return -(-span[0] // PAGE) * PAGE, span[1] // PAGE * PAGE
+            first, last = -(-start // size), end // size
+            if first < last:
+                present.seek(first * small * 8)
+                told = np.frombuffer(present.read((last - first) * small * 8), np.uint64).reshape(-1, small)
+                found.append(first + np.flatnonzero((told >> np.uint64(PRESENT)).all(axis=1)))
+    return np.concatenate(found)
