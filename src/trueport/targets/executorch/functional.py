@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 
 from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
+from trueport.targets.executorch.decompose import decomposed, named
 from trueport.targets.onnx.decompose import IN_PLACE, is_unshared, keeps_dtype
 
 
@@ -68,7 +68,7 @@ def _given_out(
     """The program whose first outputs are what is written, in the order of the buffers."""
     first = [(buffers[name], written[name]) for name in buffers if name in written]
     output, before = program.graph.output_node(), program.graph_signature
-    kept = [_named(spec, given) for spec, given in zip(before.output_specs, output.args[0], strict=True)]
+    kept = [named(spec, given) for spec, given in zip(before.output_specs, output.args[0], strict=True)]
     output.args = ((*(node for _, node in first), *output.args[0]),)
     program.graph_module.recompile()
     mutations = [OutputSpec(OutputKind.BUFFER_MUTATION, TensorArgument(node.name), buffer) for buffer, node in first]
@@ -84,16 +84,11 @@ def _given_out(
     )
 
 
-def _named(spec: OutputSpec, given: Any) -> OutputSpec:
-    """The output under the name of the node that gives it: rewrites make new ones."""
-    if isinstance(spec.arg, TensorArgument) and isinstance(given, torch.fx.Node):
-        return replace(spec, arg=TensorArgument(given.name))
-    return spec
-
-
 def _quick(original: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:
     def run(program: ExportedProgram, table: Any = None, *args: Any, **kwargs: Any) -> ExportedProgram:
-        found = functional(program) if table is not None and not table else None
+        found = None
+        if table is not None:
+            found = decomposed(program, table) if table else functional(program)
         return original(program, table, *args, **kwargs) if found is None else found
 
     return run
@@ -101,7 +96,7 @@ def _quick(original: Callable[..., ExportedProgram]) -> Callable[..., ExportedPr
 
 QUICK = Patch(
     "torch.export.exported_program.ExportedProgram.run_decompositions",
-    "a program is traced twice more so that nothing in it writes in place",
+    "a program is traced twice more so that nothing in it writes in place, and twice more to break operators up",
     "_gen_edge_manager_for_partitioners in exir/program/_program.py of ExecuTorch 1.4",
     _quick,
     lambda: [],
@@ -109,5 +104,5 @@ QUICK = Patch(
 
 
 def quickly_functional() -> AbstractContextManager[None]:
-    """Within, programs in which writes are plain to see are not traced again to take them out."""
+    """Within, programs in which writes are plain to see are not traced again to take them out, or to break operators up."""
     return applied_where_there([QUICK])

@@ -1,0 +1,187 @@
+"""A captured program in ExecuTorch's operators: those that have to be broken up are traced, the others stay as they are.
+
+ExecuTorch calls ``program.run_decompositions(table)`` for this, which runs the whole program twice under fake tensors, once
+to look for writes and once to trace: a third of a lowering. A program without writes needs no look, and an operator that
+stays has its result's shape and strides in its node already.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch._dispatch.python import enable_python_dispatcher
+from torch._export.utils import _detect_fake_mode_from_gm
+from torch._subclasses import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export import exported_program as exporting
+from torch.export.graph_signature import ExportGraphSignature, OutputSpec
+from torch.fx import traceback
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.runtime_assert import insert_deferred_runtime_asserts
+from torch.utils import _pytree as pytree
+
+Leaf = Callable[[torch._ops.OpOverload], bool]
+
+
+def decomposed(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> ExportedProgram | None:
+    """The program with each operator of the table, and each composite that it leaves out, in simpler ones.
+
+    Args:
+        program: without writes in place.
+        table: what computes an operator from simpler ones, as ``run_decompositions`` takes it.
+
+    Returns:
+        None where torch has to trace the whole program: it branches, writes, or its values decide on shapes.
+    """
+    if not _is_plain(program):
+        return None
+    given = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
+    fake = _detect_fake_mode_from_gm(program.graph_module)
+    if fake is None or fake.shape_env is None or len({id(value) for value in given}) < len(given):
+        return None
+    traced = _traced(program.graph_module, dict(table), given, fake)
+    insert_deferred_runtime_asserts(traced, fake.shape_env, "", export=True)  # it merges equal sizes too
+    if len(traced.graph.find_nodes(op="placeholder")) != len(given) or traced.graph.find_nodes(op="get_attr"):
+        return None
+    return _as_program(program, traced)
+
+
+def _is_plain(program: ExportedProgram) -> bool:
+    """Whether it is one graph of operators on tensors whose sizes its inputs alone decide, without writes."""
+    if sum(1 for _ in program.graph_module.modules()) > 1:
+        return False
+    for node in program.graph.nodes:
+        if node.op == "get_attr" or node.meta.get("unbacked_bindings"):
+            return False
+        if node.op == "placeholder" and not isinstance(node.meta.get("val"), torch.Tensor):
+            return False
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            return False
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return False
+    return True
+
+
+def _traced(
+    module: torch.fx.GraphModule, table: dict[Any, Callable[..., Any]], given: list[Any], fake: FakeTensorMode
+) -> torch.fx.GraphModule:
+    """The graph anew, as ``_decompose_exported_program`` in torch/export/exported_program.py makes it."""
+    composites, ways = exporting._split_decomp_table_to_cia_and_python_decomp(table)
+    kept = {operator for operator, way in composites.items() if way is exporting._special_op_to_preserve_cia}
+    run = _Pieces(module, lambda operator: _stays(operator, ways, kept))
+    trace = make_fx(
+        lambda *values: run.run(*values, enable_io_processing=False),
+        decomposition_table=cast(Any, ways),
+        record_module_stack=False,
+        _allow_fake_constant=True,
+        _disable_torch_fn_metadata_mode=True,
+    )
+    held = exporting._override_composite_implicit_decomp(composites)
+    with torch.no_grad(), fake, held, enable_python_dispatcher(), traceback.preserve_node_meta():
+        traced = trace(*given)
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _stays(operator: torch._ops.OpOverload, table: Mapping[Any, Any], kept: set[Any]) -> bool:
+    """Whether nothing breaks the operator up: no way in the table, and no composite that torch takes apart by itself."""
+    return operator not in table and (operator in kept or not operator._can_decompose())
+
+
+class _Pieces(torch.fx.Interpreter):
+    """Runs a graph under a trace: an operator that stays is put down with the result that its node has, without running it.
+
+    Args:
+        module: the graph.
+        stays: whether an operator stays.
+    """
+
+    def __init__(self, module: torch.fx.GraphModule, stays: Leaf) -> None:
+        super().__init__(module)
+        self.stays = functools.cache(stays)
+        self.known: set[int] = set()
+        """What the trace knows already: it tells values apart by their identity."""
+        self.others: set[torch.fx.Node] = set()
+        """Nodes whose pieces give another layout than the node has: what reads them is run."""
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        """The value of a node, under the trace."""
+        value = node.meta.get("val")
+        if self._is_put_down(node, value):
+            with self._set_current_node(node):
+                result = _put_down(node, *self.fetch_args_kwargs_from_env(node))
+        else:
+            result = super().run_node(node)
+            if isinstance(value, torch.Tensor) and _layout(result) != _layout(value):
+                self.others.add(node)
+        self.known |= {id(value), id(result)}
+        return result
+
+    def _is_put_down(self, node: torch.fx.Node, value: Any) -> bool:
+        return (
+            isinstance(node.target, torch._ops.OpOverload)
+            and isinstance(value, torch.Tensor)
+            and id(value) not in self.known
+            and self.others.isdisjoint(node.all_input_nodes)
+            and self.stays(node.target)
+        )
+
+
+def _put_down(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The node in the graph that is traced; what ``proxy_call`` in torch/fx/experimental/proxy_tensor.py does but run it."""
+    mode, operator = proxy_tensor.get_proxy_mode(), node.target
+    assert mode is not None and isinstance(operator, torch._ops.OpOverload)
+    tracer = mode.tracer
+    values, form = pytree.tree_flatten((args, kwargs))
+    _, proxies, _ = proxy_tensor._fetch_proxies_and_all_constant_flag(values, tracer)
+    args, kwargs = pytree.tree_unflatten(proxies, form)
+    name = tracer.graph._target_to_str(operator.overloadpacket.__name__)
+    proxy = tracer.create_proxy("call_function", operator, args, kwargs, name=name)
+    return proxy_tensor.track_tensor_tree(node.meta["val"], proxy, constant=None, tracer=tracer)
+
+
+def _layout(value: Any) -> Any:
+    """Dtype, sizes, strides and offset of a tensor, symbols as they are written: to compare them would make guards."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    numbers = (*value.shape, *value.stride(), value.storage_offset())
+    return value.dtype, [number.node.expr if isinstance(number, torch.SymInt) else number for number in numbers]
+
+
+def _as_program(program: ExportedProgram, traced: torch.fx.GraphModule) -> ExportedProgram:
+    """The traced graph with the inputs' names, and the signature of the program with the outputs'."""
+    graph = torch.fx.Graph()
+    nodes: dict[torch.fx.Node, torch.fx.Node] = {}
+    for place, node in zip(
+        program.graph.find_nodes(op="placeholder"), traced.graph.find_nodes(op="placeholder"), strict=True
+    ):
+        nodes[node] = graph.node_copy(place)
+        nodes[node].name = nodes[node].target = place.name
+    for node in traced.graph.nodes:
+        if node.op != "placeholder":
+            nodes[node] = graph.node_copy(node, nodes.__getitem__)
+    module = torch.fx.GraphModule(torch.nn.Module(), graph)
+    module.meta.update(program.graph_module.meta)
+    before = program.graph_signature
+    given: Any = graph.output_node().args[0]
+    outputs = [named(spec, out) for spec, out in zip(before.output_specs, given, strict=True)]
+    return ExportedProgram(
+        module,
+        graph,
+        ExportGraphSignature(list(before.input_specs), outputs),
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        program.constants,
+    )
+
+
+def named(spec: OutputSpec, out: Any) -> OutputSpec:
+    """The output under the name of the node that gives it."""
+    return replace(spec, arg=replace(spec.arg, name=out.name)) if isinstance(out, torch.fx.Node) else spec
