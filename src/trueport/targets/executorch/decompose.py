@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._export.utils import _detect_fake_mode_from_gm
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export import exported_program as exporting
 from torch.export.graph_signature import ExportGraphSignature, OutputSpec
@@ -58,8 +58,8 @@ def _is_plain(program: ExportedProgram) -> bool:
     for node in program.graph.nodes:
         if node.op == "get_attr" or node.meta.get("unbacked_bindings"):
             return False
-        if node.op == "placeholder" and not isinstance(node.meta.get("val"), torch.Tensor):
-            return False
+        if node.op == "placeholder" and type(node.meta.get("val")) is not FakeTensor:
+            return False  # a number, or a quantised weight, which torch takes apart into its tensors
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             return False
         if isinstance(node.target, torch._ops.HigherOrderOperator):
