@@ -17,7 +17,6 @@ import trueport
 from tests.rewrite.constructs import CASES, Case
 from trueport.rewrite import find
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
 FAST = ("EarlyReturn", "Elif", "While", "Break", "Accumulator", "RangeOfItem", "InPlace", "Clamp")
 DELEGATED = ("EarlyReturn", "Break", "ReturnInLoop", "Submodule", "Clamp", "Helper", "NormInBranch", "GuardedDivision")
 """Where XNNPACK takes parts of a branch, or of what lies between two."""
@@ -25,8 +24,17 @@ SLOW = pytest.mark.slow
 OPERATORS = {
     "bool()": {"Cast"}, "float()": {"Cast"}, "while": {"Loop"}, "for": {"Scan", "Loop"}, "list comprehension": {"Scan"},
 }  # fmt: skip
+
+
+def group(case: Case) -> pytest.MarkDecorator:
+    """All tests of a construct on one worker: its program is traced once."""
+    return pytest.mark.xdist_group(f"construct {case}")
+
+
+every_case = pytest.mark.parametrize("case", [pytest.param(case, id=str(case), marks=group(case)) for case in CASES])
 few_are_fast = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=str(case), marks=() if str(case) in FAST else SLOW) for case in CASES]
+    "case",
+    [pytest.param(case, id=str(case), marks=(group(case), *(() if str(case) in FAST else (SLOW,)))) for case in CASES],
 )
 
 
@@ -103,8 +111,12 @@ def test_onnx_takes_every_branch(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "backend"),
-    [(case, "portable") for case in CASES] + [(case, "xnnpack") for case in CASES if str(case) in DELEGATED],
-    ids=str,
+    [
+        pytest.param(case, backend, id=f"{case}-{backend}", marks=group(case))
+        for backend in ("portable", "xnnpack")
+        for case in CASES
+        if backend == "portable" or str(case) in DELEGATED
+    ],
 )
 @torch.no_grad()
 def test_executorch_takes_every_branch(case: Case, backend: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from pathlib import Path
 
@@ -15,24 +16,26 @@ SIZE = 2 * LEAST
 
 
 def has_large_pages() -> bool:
-    """Whether this system moves memory into large pages when it is told to."""
-    if not module._size():
+    """Whether this system moves memory into large pages when it is told to, and not by itself."""
+    setting = module.SETTINGS / "enabled"
+    if not setting.exists() or "[madvise]" not in setting.read_text():
         return False
-    return tuple(int(part) for part in Path("/proc/sys/kernel/osrelease").read_text().split("-")[0].split(".")[:2]) >= (
-        6,
-        1,
-    )
+    release = Path("/proc/sys/kernel/osrelease").read_text().split("-")[0]
+    return tuple(map(int, release.split(".")[:2])) >= (6, 1)
 
 
 needs_pages = pytest.mark.skipif(
-    not has_large_pages(), reason="this system has no large pages, or moves nothing into them when told"
+    not has_large_pages(), reason="this system has no large pages, or gives them unasked, or only in its own time"
 )
 
 
 def _mapped(size: int) -> tuple[mmap.mmap, np.ndarray]:
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    numbers = np.frombuffer(memory, np.int64)
-    numbers[:] = np.arange(len(numbers))
+    """Memory with numbers in it, and nothing beside it: the system tells of neighbours that are alike as of one."""
+    memory = mmap.mmap(-1, size + 2 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    numbers = np.frombuffer(memory, np.int64, size // 8, mmap.PAGESIZE)
+    libc = ctypes.CDLL(None)
+    for edge in (numbers.ctypes.data - mmap.PAGESIZE, numbers.ctypes.data + size):
+        assert libc.mprotect(ctypes.c_void_p(edge), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
     return memory, numbers
 
 
@@ -67,6 +70,7 @@ def told(numbers: np.ndarray, what: str) -> int:
 def test_memory_taken_within_lies_in_large_pages_and_keeps_its_numbers() -> None:
     with large_pages():
         _memory, numbers = _mapped(SIZE)
+        numbers[:] = np.arange(len(numbers))
         assert large(numbers) == 0
     assert large(numbers) >= SIZE - 2 * module._size()
     assert np.array_equal(numbers, np.arange(len(numbers)))
@@ -75,8 +79,10 @@ def test_memory_taken_within_lies_in_large_pages_and_keeps_its_numbers() -> None
 @needs_pages
 def test_memory_from_before_and_little_memory_stay_as_they_are() -> None:
     _former, before = _mapped(SIZE)
+    before[:] = 1
     with large_pages():
         _memory, little = _mapped(LEAST // 2)
+        little[:] = 1
     assert large(before) == large(little) == 0
 
 
@@ -84,6 +90,7 @@ def test_memory_from_before_and_little_memory_stay_as_they_are() -> None:
 def test_memory_that_was_given_back_within_does_no_harm() -> None:
     with large_pages():
         memory, numbers = _mapped(SIZE)
+        numbers[:] = 1
         del numbers
         memory.close()
 
@@ -95,14 +102,14 @@ def test_turned_off_by_the_administrator_nothing_happens(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "SETTINGS", tmp_path)
     with large_pages():
         _memory, numbers = _mapped(SIZE)
+        numbers[:] = 1
     assert large(numbers) == 0
 
 
 @needs_pages
 def test_what_is_filled_in_part_takes_no_more_memory() -> None:
     with large_pages():
-        memory = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        numbers = np.frombuffer(memory, np.int64)
+        _memory, numbers = _mapped(SIZE)
         numbers[: len(numbers) // 2] = 1
         some = held(numbers)
     assert large(numbers) >= SIZE // 2 - 2 * module._size()
@@ -112,6 +119,7 @@ def test_what_is_filled_in_part_takes_no_more_memory() -> None:
 @needs_pages
 def test_what_is_filled_anew_of_memory_that_was_freed_counts() -> None:
     _memory, before = _mapped(SIZE)
+    before[:] = 1
     _memory.madvise(mmap.MADV_DONTNEED)
     with large_pages():
         before[:] = 7
