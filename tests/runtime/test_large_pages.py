@@ -12,7 +12,7 @@ import pytest
 from trueport.runtime import large_pages as module
 from trueport.runtime.large_pages import LEAST, large_pages
 
-SIZE = 2 * LEAST
+SIZE = 4 * LEAST
 
 
 def has_large_pages() -> bool:
