@@ -25,12 +25,12 @@ class Contender(Protocol):
 
 
 class Ours:
-    """A folder of Trueport's through its own session."""
+    """A folder of Trueport's through its own session, opened for many steps unless told otherwise."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory: str = "pages") -> None:
         import trueport
 
-        self.session = trueport.load(folder, threads=THREADS).sessions["model"]
+        self.session = trueport.load(folder, threads=THREADS, memory=memory).sessions["model"]
 
     def start(self, rows: int, length: int, room: int) -> Any:
         """Copied caches of that length, or buffers with room."""

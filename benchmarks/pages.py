@@ -1,7 +1,7 @@
 """``python -m benchmarks.pages [--quick] [--docs]``: what large pages are worth, and what they cost as a folder opens.
 
-The shapes and kinds of benchmarks.bound, fused, each folder opened twice: as ``load(memory="fast")`` does it, and with its
-memory left in small pages. Steps behind 128 tokens are measured in turns; each turn of the one is held against the other's.
+The shapes and kinds of benchmarks.bound, fused, each folder opened with ``memory="fast"`` and with
+``memory="pages"``. Steps behind 128 tokens are measured in turns; each turn of the one is held against the other's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from unittest import mock
 
 from benchmarks import context, measure
 from benchmarks.bound import KINDS, QUICK, SHAPES, Shape
@@ -64,7 +62,7 @@ def _rows(name: str, shape: Shape, place: Path, turns: int) -> list[str]:
         trueport.export(model, plain, tokenizer=None, proof=False, quantize=None if kind == "float" else kind)
         fused(plain, folder, FUSIONS)
         Ours(folder)  # the files are read, the libraries are there
-        small, large = _opened(folder, large=False), _opened(folder, large=True)
+        small, large = _opened(folder, "fast"), _opened(folder, "pages")
         steps: dict[str, list[float]] = {"small": [], "large": []}
         for turn in range(turns):
             for pages, (opened, _) in (("small", small), ("large", large))[:: 1 if turn % 2 == 0 else -1]:
@@ -78,12 +76,10 @@ def _rows(name: str, shape: Shape, place: Path, turns: int) -> list[str]:
     return rows
 
 
-def _opened(folder: Path, *, large: bool) -> tuple[Ours, float]:
+def _opened(folder: Path, memory: str) -> tuple[Ours, float]:
     """A folder in its session, and the seconds that it took."""
-    left = nullcontext() if large else mock.patch("trueport.runtime.loading.large_pages", nullcontext)
     begun = time.perf_counter()
-    with left:
-        opened = Ours(folder)
+    opened = Ours(folder, memory)
     return opened, time.perf_counter() - begun
 
 

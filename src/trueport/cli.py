@@ -212,7 +212,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Of the sampling.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of the sampling.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sampling.")] = 0,
-    memory: Annotated[str, typer.Option("--memory", help="fast (default) or map.")] = "fast",
+    memory: Annotated[str, typer.Option("--memory", help="fast (default), pages or map.")] = "fast",
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="onnx or executorch, where the folder holds both.")
     ] = None,

@@ -22,8 +22,8 @@ def load(
     Args:
         folder: what ``export`` wrote.
         runtime: ``"onnx"``; None takes the target that the manifest names.
-        memory: ``"fast"`` folds and prepacks weights and moves them into large pages; ``"map"`` leaves them mapped
-            from disk.
+        memory: ``"fast"`` folds and prepacks weights; ``"pages"`` also moves them into large pages, where the system
+            has some: a longer opening, faster steps; ``"map"`` leaves the weights mapped from disk.
         threads: threads of one operator; None leaves it to the runtime.
 
     Raises:

@@ -18,7 +18,7 @@ from trueport.runtime.model import TrueportModel
 from trueport.runtime.protocol import Session
 from trueport.targets import find_target, target_names
 
-MEMORY = ("fast", "map")
+MEMORY = ("fast", "pages", "map")
 
 
 def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None) -> TrueportModel:
@@ -31,9 +31,10 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
     if not isinstance(manifest.get("components"), dict) or not manifest["components"]:
         raise ArtifactError(f"{folder / MANIFEST} names no components", "Export again.")
     wanted = _of_runtime(folder, manifest["components"], runtime)
-    with large_pages() if memory == "fast" else nullcontext():
+    mode = "fast" if memory == "pages" else memory
+    with large_pages() if memory == "pages" else nullcontext():
         sessions = {
-            name.rpartition("/")[2]: _open(folder, name, entry, memory, threads) for name, entry in wanted.items()
+            name.rpartition("/")[2]: _open(folder, name, entry, mode, threads) for name, entry in wanted.items()
         }
     source = manifest.get("source") or {}
     role = source.get("role") or _role(sessions)
