@@ -36,7 +36,8 @@ def decomposed(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]
         table: what computes an operator from simpler ones, as ``run_decompositions`` takes it.
 
     Returns:
-        None where torch has to trace the whole program: it branches, writes, or its values decide on shapes.
+        None where torch has to trace the whole program: it branches, it or an operator's pieces write in place, or values
+        decide on shapes.
     """
     if not _is_plain(program):
         return None
@@ -44,10 +45,15 @@ def decomposed(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]
     fake = _detect_fake_mode_from_gm(program.graph_module)
     if fake is None or fake.shape_env is None or len({id(value) for value in given}) < len(given):
         return None
-    traced = _traced(program.graph_module, dict(table), given, fake)
-    insert_deferred_runtime_asserts(traced, fake.shape_env, "", export=True)  # it merges equal sizes too
-    if len(traced.graph.find_nodes(op="placeholder")) != len(given) or traced.graph.find_nodes(op="get_attr"):
+    try:
+        traced = _traced(program.graph_module, dict(table), given, fake)
+    except Exception:  # torch's own way may take it, or says in its own words why not
         return None
+    places, constants = (traced.graph.find_nodes(op=kind) for kind in ("placeholder", "get_attr"))
+    # Pieces may write to what they made themselves, as those of cosine_similarity do.
+    if len(places) != len(given) or constants or any(map(_writes, traced.graph.nodes)):
+        return None
+    insert_deferred_runtime_asserts(traced, fake.shape_env, "", export=True)  # it merges equal sizes too
     return _as_program(program, traced)
 
 
@@ -60,11 +66,13 @@ def _is_plain(program: ExportedProgram) -> bool:
             return False
         if node.op == "placeholder" and type(node.meta.get("val")) is not FakeTensor:
             return False  # a number, or a quantised weight, which torch takes apart into its tensors
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-            return False
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if _writes(node) or isinstance(node.target, torch._ops.HigherOrderOperator):
             return False
     return True
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _traced(
