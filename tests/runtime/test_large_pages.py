@@ -106,6 +106,12 @@ def test_turned_off_by_the_administrator_nothing_happens(monkeypatch: pytest.Mon
     assert large(numbers) == 0
 
 
+def test_where_the_system_does_not_tell_nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "SELF", tmp_path)
+    with large_pages():
+        assert module._size() == 0
+
+
 @needs_pages
 def test_what_is_filled_in_part_takes_no_more_memory() -> None:
     with large_pages():

@@ -46,8 +46,9 @@ def large_pages() -> Iterator[None]:
 
 
 def _size() -> int:
-    """Bytes of a large page; 0 where there are none."""
+    """Bytes of a large page; 0 where there are none, or the system does not tell what is in memory."""
     try:
+        (SELF / "pagemap").open("rb").close()
         off = "[never]" in (SETTINGS / "enabled").read_text()
         return 0 if off else int((SETTINGS / "hpage_pmd_size").read_text())
     except OSError:
@@ -66,6 +67,7 @@ def _full(size: int) -> np.ndarray:
             first, last = -(-start // size), end // size
             if first < last:
                 present.seek(first * small * 8)
-                told = np.frombuffer(present.read((last - first) * small * 8), np.uint64).reshape(-1, small)
+                told = np.frombuffer(present.read((last - first) * small * 8), np.uint64)
+                told = told[: len(told) // small * small].reshape(-1, small)  # the system may tell of fewer
                 found.append(first + np.flatnonzero((told >> np.uint64(PRESENT)).all(axis=1)))
     return np.concatenate(found)
