@@ -136,21 +136,11 @@ def _found(shape: Shape, place: Path, turns: int) -> Found:
 
 def _contenders(shape: Shape, place: Path) -> tuple[dict[str, Contender], dict[str, int], Any]:
     """In their sessions, the bytes of weights that a step of each reads, and the model's config."""
-    import torch
-    import transformers
-
-    import trueport
-    from trueport.graphs.fusions import FUSIONS
-
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**shape.sizes, tie_word_embeddings=True, pad_token_id=0)
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = model_of(shape)
     made: dict[str, Contender] = {}
     weights: dict[str, int] = {}
     for kind in KINDS:
-        plain, merged = place / kind, place / f"{kind} fused"
-        trueport.export(model, plain, tokenizer=None, proof=False, quantize=None if kind == "float" else kind)
-        fused(plain, merged, FUSIONS)
+        plain, merged = folders(model, kind, place)
         for folder, name in ((plain, kind),) * shape.plain + ((merged, f"{kind}, fused"),):
             made[name], weights[name] = Ours(folder), _weights(folder / "onnx/model.onnx")
     made[EAGER], weights[EAGER] = Static(model), weights["float, fused"]
@@ -161,8 +151,29 @@ def _contenders(shape: Shape, place: Path) -> tuple[dict[str, Contender], dict[s
         print(f"{environments.MOBIUS}: {missing}", flush=True)
     else:
         name = environments.MOBIUS
-        made[name], weights[name] = Graph(path, config, shared=False), weights["float, fused"]
-    return made, weights, config
+        made[name], weights[name] = Graph(path, model.config, shared=False), weights["float, fused"]
+    return made, weights, model.config
+
+
+def model_of(shape: Shape) -> Any:
+    """A Llama with random weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**shape.sizes, tie_word_embeddings=True, pad_token_id=0)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def folders(model: Any, kind: str, place: Path) -> tuple[Path, Path]:
+    """One of KINDS as exported and with the fusions, both unproven."""
+    import trueport
+    from trueport.graphs.fusions import FUSIONS
+
+    plain, merged = place / kind, place / f"{kind} fused"
+    trueport.export(model, plain, tokenizer=None, proof=False, quantize=None if kind == "float" else kind)
+    fused(plain, merged, FUSIONS)
+    return plain, merged
 
 
 def table(title: str, found: Found) -> str:

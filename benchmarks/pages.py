@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 from benchmarks import context, measure
-from benchmarks.bound import KINDS, QUICK, SHAPES, Shape
+from benchmarks.bound import KINDS, QUICK, SHAPES, Shape, folders, model_of
 from benchmarks.contenders import THREADS, Ours
-from benchmarks.fusions import fused
 from benchmarks.large import PAGE
 
 BEGIN = "<!-- benchmarks.pages -->"
@@ -48,19 +47,9 @@ def main() -> None:
 
 def _rows(name: str, shape: Shape, place: Path, turns: int) -> list[str]:
     """One of each kind."""
-    import torch
-    import transformers
-
-    import trueport
-    from trueport.graphs.fusions import FUSIONS
-
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**shape.sizes, tie_word_embeddings=True, pad_token_id=0)
-    model, rows = transformers.LlamaForCausalLM(config).eval(), []
+    model, rows = model_of(shape), []
     for kind in KINDS:
-        plain, folder = place / kind, place / f"{kind} fused"
-        trueport.export(model, plain, tokenizer=None, proof=False, quantize=None if kind == "float" else kind)
-        fused(plain, folder, FUSIONS)
+        _, folder = folders(model, kind, place)
         Ours(folder)  # the files are read, the libraries are there
         small, large = _opened(folder, "fast"), _opened(folder, "pages")
         steps: dict[str, list[float]] = {"small": [], "large": []}

@@ -49,8 +49,6 @@ def mapped_as(file: int | Path) -> str:
 def release(places: Iterable[str]) -> None:
     """Give back the mapped pages of files, named by ``mapped_as``, that nobody wrote to."""
     wanted = set(places) - {""}
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     span = ""
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, *rest = line.split(maxsplit=5)
@@ -61,6 +59,13 @@ def release(places: Iterable[str]) -> None:
         elif span and name == "Anonymous:" and rest[0] == "0":
             start, end = (int(address, 16) for address in span.split("-"))
             advise(start, end - start, DONTNEED)
+
+
+def advise(start: int, size: int, advice: int) -> None:
+    """Tell the system what to do with ``size`` bytes of memory from ``start`` on, see madvise(2); it may refuse."""
+    tell = ctypes.CDLL(None).madvise
+    tell.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    tell(start, size, advice)
 
 
 @contextmanager

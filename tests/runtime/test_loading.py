@@ -82,7 +82,9 @@ def anonymous() -> int:
     """Bytes of this process in memory that are no pages of files."""
     gc.collect()
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # as a fast opening does: what the allocator keeps for later is not in use
+    if hasattr(
+        libc, "malloc_trim"
+    ):  # as an opening in large pages does: what the allocator keeps for later is not in use
         libc.malloc_trim(ctypes.c_size_t(0))
     total, shared = resident()
     return total - shared

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from trueport.resident import advise
+
 LEAST = 16 << 20
-"""The processor remembers where the small pages of about so many bytes lie; less gains nothing."""
+"""About as many bytes as a processor knows the small pages of; less is left alone."""
 COLLAPSE = 25
 """MADV_COLLAPSE of Linux, see madvise(2); since 6.1, an error before."""
 PRESENT = 63
@@ -39,10 +41,9 @@ def large_pages() -> Iterator[None]:
     pages = np.setdiff1d(_full(size), before, assume_unique=True)
     if len(pages) * size < LEAST:
         return
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for run in np.split(pages, np.flatnonzero(np.diff(pages) > 1) + 1):
-        # What another thread has given back meanwhile is an error, and no harm.
-        libc.madvise(int(run[0]) * size, len(run) * size, COLLAPSE)
+        # What another thread has given back meanwhile is refused, and no harm.
+        advise(int(run[0]) * size, len(run) * size, COLLAPSE)
 
 
 def _size() -> int:
