@@ -41,7 +41,7 @@ def main() -> None:
     """Measure and print tables in Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.context", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny shape and short contexts: does everything run?")
-    parser.add_argument("--turns", type=int, default=4, help="turns of eight steps at each length (default: 4)")
+    parser.add_argument("--turns", type=int, default=16, help="turns of eight steps at each length (default: 16)")
     parser.add_argument("--key-heads", type=int, action="append", help="of 12 query heads (default: 12, then 4)")
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/optimize.md")
     parser.add_argument(
