@@ -22,15 +22,20 @@ from benchmarks import context, environments, measure
 from benchmarks.contenders import THREADS, Contender, Graph, Ours, Static
 from benchmarks.fusions import fused
 from benchmarks.large import PAGE
+from benchmarks.products import Products
+from benchmarks.products import weights as weights_of
 
 BEGIN = "<!-- benchmarks.bound -->"
 KINDS = ("float", "int8", "int4")
 AIMS = {"float": 0.9, "int8": 0.7, "int4": 0.6}
 """Share of the bound: what issue 6 asks for."""
+FASTER = {"int8": 3, "int4": 4}
+"""Steps in one of the float folder's: what issue 5 asks of about 100 million weights."""
 LENGTHS = (128, 4096)
 MEBIBYTES = 1024
-PRODUCTS = {"MatMul", "Gemm", "MatMulNBits"}
 EAGER = "eager PyTorch, static cache"
+ALONE = {kind: f"the products of {kind} alone" for kind in KINDS}
+"""What the runtime's kernels make of it: nothing lies between them, and no cache is read."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,12 @@ class Found:
     Attributes:
         turns: (seconds of a step, bytes that were read in a second beside it), by contender and length.
         weights: bytes that a step multiplies with, by contender.
-        cache: bytes of keys and values behind one token.
+        cache: bytes of keys and values behind one token, by contender.
     """
 
     turns: dict[str, dict[int, list[tuple[float, float]]]]
     weights: dict[str, int]
-    cache: int
+    cache: dict[str, int]
 
     @property
     def bandwidths(self) -> list[float]:
@@ -87,13 +92,18 @@ class Found:
         """Of the bound, the turns' median: 1 where a step takes no longer than reading does; the new token's own key
         counts too.
         """
-        read = self.weights[name] + (length + 1) * self.cache
+        read = self.weights[name] + (length + 1) * self.cache[name]
         return statistics.median(read / rate / seconds for seconds, rate in self.turns[name][length])
 
     def worst(self, name: str, length: int) -> float:
         """Of the bound that the best bandwidth of all turns would set."""
-        read = self.weights[name] + (length + 1) * self.cache
+        read = self.weights[name] + (length + 1) * self.cache[name]
         return read / max(self.bandwidths) / self.step(name, length)
+
+    def faster(self, name: str, than: str, length: int) -> float:
+        """How many steps of one fit into a step of another, the turns' median."""
+        pairs = zip(self.turns[than][length], self.turns[name][length], strict=True)
+        return statistics.median(slow / fast for (slow, _), (fast, _) in pairs)
 
 
 def main() -> None:
@@ -131,7 +141,7 @@ def _found(shape: Shape, place: Path, turns: int) -> Found:
                 found[name][length].append((milliseconds / 1e3, (before + after) / 2))
                 before = after
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    return Found(found, weights, cache)
+    return Found(found, weights, {name: 0 if name in ALONE.values() else cache for name in made})
 
 
 def _contenders(shape: Shape, place: Path) -> tuple[dict[str, Contender], dict[str, int], Any]:
@@ -142,7 +152,8 @@ def _contenders(shape: Shape, place: Path) -> tuple[dict[str, Contender], dict[s
     for kind in KINDS:
         plain, merged = folders(model, kind, place)
         for folder, name in ((plain, kind),) * shape.plain + ((merged, f"{kind}, fused"),):
-            made[name], weights[name] = Ours(folder), _weights(folder / "onnx/model.onnx")
+            made[name], weights[name] = Ours(folder), weights_of(folder / "onnx/model.onnx")
+        made[ALONE[kind]], weights[ALONE[kind]] = Products(merged / "onnx/model.onnx"), weights[f"{kind}, fused"]
     made[EAGER], weights[EAGER] = Static(model), weights["float, fused"]
     try:
         model.save_pretrained(place / "checkpoint")
@@ -183,14 +194,27 @@ def table(title: str, found: Found) -> str:
     for name in found.turns:
         figures = [f"{1 / found.step(name, n):.1f} | {found.share(name, n):.2f}" for n in LENGTHS]
         lines.append(f"| {name} | {found.weights[name] / 1e6:.0f} | {' | '.join(figures)} |")
-    caches = " and ".join(f"{length * found.cache / 1e6:.0f}" for length in LENGTHS)
+    cache = max(found.cache.values())
+    caches = " and ".join(f"{length * cache / 1e6:.0f}" for length in LENGTHS)
     rates = sorted(rate / 1e9 for rate in found.bandwidths)
     remark = (
         f"Cache read: {caches} MB. Bandwidth: {rates[0]:.1f} to {rates[-1]:.1f} GB/s, {statistics.median(rates):.1f} in the "
         f"middle. Best shares: {_verdicts(found, Found.share)}. Best step of all against best bandwidth of all: "
-        f"{_verdicts(found, Found.worst)}.\n"
+        f"{_verdicts(found, Found.worst)}. Behind {LENGTHS[0]} tokens {_ratios(found)}.\n"
     )
     return "\n".join([*lines, "", remark])
+
+
+def _ratios(found: Found) -> str:
+    """How many times as fast as the float folder the others are, whole steps and their products alone."""
+    words = []
+    for kind in KINDS[1:]:
+        whole = found.faster(f"{kind}, fused", "float, fused", LENGTHS[0])
+        products = found.faster(ALONE[kind], ALONE["float"], LENGTHS[0])
+        words.append(
+            f"{kind} is {whole:.1f} times as fast as float (aim: {FASTER[kind]:g}), its products alone {products:.1f}"
+        )
+    return ", ".join(words)
 
 
 def _verdicts(found: Found, share: Callable[[Found, str, int], float]) -> str:
@@ -201,26 +225,6 @@ def _verdicts(found: Found, share: Callable[[Found, str, int], float]) -> str:
         shares = [max(share(found, name, length) for name in own) for length in LENGTHS]
         words.append(f"{kind} {' and '.join(f'{value:.2f}' for value in shares)} (aim: {aim:g})")
     return ", ".join(words)
-
-
-def _weights(path: Path) -> int:
-    """Bytes of the matrices that one row is multiplied with."""
-    from trueport.graphs.loading import load
-
-    products = [node for node in load(path).graph if node.op_type in PRODUCTS]
-    held = {
-        id(value): value.const_value.nbytes
-        for node in products
-        for value in node.inputs
-        if value is not None and value.const_value is not None
-    }
-    # Stored the other way round and transposed as the session opens.
-    for node in products:
-        for value in node.inputs:
-            maker = None if value is None else value.producer()
-            if maker is not None and maker.op_type == "Transpose" and maker.inputs[0].const_value is not None:
-                held[id(maker.inputs[0])] = maker.inputs[0].const_value.nbytes
-    return sum(held.values())
 
 
 def _buffer() -> Any:
