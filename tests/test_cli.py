@@ -17,6 +17,12 @@ from tests.forked import trueport_command as run
 ENVIRONMENT = os.environ | SETTINGS
 
 
+def started(*words: object) -> subprocess.CompletedProcess[str]:
+    """``trueport WORDS`` in a process of its own: what ends before torch is imported starts no server to fork from."""
+    given = [sys.executable, "-m", "trueport", *map(str, words)]
+    return subprocess.run(given, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+
+
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """Exit code 2 and one line that holds these words."""
     assert done.returncode == 2, done
@@ -27,13 +33,13 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def test_version() -> None:
-    done = run("--version")
+    done = started("--version")
     assert (done.returncode, done.stdout) == (0, "trueport 0.1.0\n")
 
 
 @pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["generate"]])
 def test_help_names_the_options(command: list[str]) -> None:
-    done = run(*command, "--help")
+    done = started(*command, "--help")
     assert done.returncode == 0
     assert {"export": "--allow-unproven", "verify": "--against", "generate": "--max-new-tokens"}.get(
         command[0] if command else "", "export"
@@ -41,10 +47,10 @@ def test_help_names_the_options(command: list[str]) -> None:
 
 
 def test_wrong_words(tmp_path: Path) -> None:
-    refused(run("exprt"), "exprt", "--help")
-    refused(run("export", "x", tmp_path / "out", "--frce"), "--frce", "--force")
-    refused(run("export", "x"), "'out'")
-    refused(run("export", "x", tmp_path / "out", "--opset", "many"), "--opset")
+    refused(started("exprt"), "exprt", "--help")
+    refused(started("export", "x", tmp_path / "out", "--frce"), "--frce", "--force")
+    refused(started("export", "x"), "'out'")
+    refused(started("export", "x", tmp_path / "out", "--opset", "many"), "--opset")
 
 
 @pytest.mark.slow
@@ -58,6 +64,7 @@ def test_bad_places(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_one_line(tmp_path: Path) -> None:
     refused(run("export", "no-such/model", tmp_path / "out"), "no-such/model")
 

@@ -42,6 +42,7 @@ def written(folder: Path, more: str = "", name: str = "small_net.py") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_is_exported_verified_and_diagnosed(tmp_path: Path) -> None:
     path = written(tmp_path)
     trueport.export(str(path), tmp_path / "out")

@@ -136,16 +136,21 @@ def test_a_chart_places_points_and_names_its_lines() -> None:
 def test_the_share_of_the_bound() -> None:
     """What reads 484 bytes of weights and 129 places of 4 bytes, at 1000 bytes a second, cannot take less than a second."""
     steps = {"float": {128: 2.0, 4096: 20.0}, "int8": {128: 5.0, 4096: 50.0}, "int8, fused": {128: 1.25, 4096: 40.0},
-             "int4": {128: 1.0, 4096: 17.0}}  # fmt: skip
-    weights = {"float": 484, "int8": 184, "int8, fused": 184, "int4": 84}
+             "int4": {128: 1.0, 4096: 17.0}, "float, fused": {128: 2.5, 4096: 20.0}, "int4, fused": {128: 1.0, 4096: 20.0},
+             **{bound.ALONE[kind]: {128: step, 4096: step} for kind, step in zip(bound.KINDS, (2.4, 0.8, 0.6), strict=True)},
+            }  # fmt: skip
+    weights = {name: 484 if "float" in name else 184 if "int8" in name else 84 for name in steps}
     turns = {name: {length: [(step, 1000.0)] for length, step in lengths.items()} for name, lengths in steps.items()}
     turns["float"][128] += [(4.0, 500.0), (1.6, 2000.0)]  # a slow moment of the machine, and a fast one
-    found = bound.Found(turns, weights, 4)
+    caches = {name: 0 if name in bound.ALONE.values() else 4 for name in steps}
+    found = bound.Found(turns, weights, caches)
     assert found.share("float", 128) == pytest.approx(0.5)
     assert found.worst("float", 128) == pytest.approx(1000 / 2000 / 1.6)
     assert found.share("float", 4096) == pytest.approx((484 + 4097 * 4) / 1000 / 20)
+    assert found.share(bound.ALONE["int4"], 4096) == pytest.approx(84 / 1000 / 0.6)
     text = bound.table("0.1B", found)
     assert "| float | 0 | 0.6 | 0.50 |" in text and "int8 0.56 and 0.41 (aim: 0.7)" in text
+    assert "int8 is 2.0 times as fast as float (aim: 3), its products alone 3.0" in text
 
 
 def test_a_process_is_stopped_at_its_limit_and_one_that_fails_says_why(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_optimums_decoders_with_and_without_past(t5_graphs: tuple[Path, onnx.Mod
         assert next(clause for clause in proof.clauses if clause.clause == "cache").status == "pass"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("optimums-t5")
 def test_optimums_merged_decoder(t5_graphs: tuple[Path, onnx.ModelProto]):
     folder, decoder = t5_graphs

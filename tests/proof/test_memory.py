@@ -110,6 +110,7 @@ def test_an_export_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.proven and found.notes[:2] == tuple(told[:2])
 
 
+@pytest.mark.slow
 def test_what_was_left_out_is_said_and_not_counted(exported: Exported) -> None:
     folder, model = exported("mistral"), zoo.build("mistral")
     memory = Memory(limit=10**12)
@@ -169,6 +170,7 @@ def test_a_module_is_asked_as_much_as_fits(tmp_path: Path) -> None:
     assert len(tight.left_out) + len(tight.cases) == len(whole.cases)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_streamed_is_copied_where_that_fits(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:

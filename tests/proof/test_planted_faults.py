@@ -315,6 +315,7 @@ def stale_second_step(edit: Edit) -> None:
     edit.replace(present, store, users=False)
 
 
+@pytest.mark.slow
 def test_a_cache_whose_second_step_is_wrong(judged: Judged):
     proof = judged("gpt2", stale_second_step)
     assert failed(proof) == {"cache", "generate"}
@@ -327,6 +328,7 @@ def test_a_cache_whose_second_step_is_wrong(judged: Judged):
 # ---- generate
 
 
+@pytest.mark.slow
 def test_another_generation_config(judged: Judged):
     proof = judged("gpt2", None, files={"generation_config.json": {"repetition_penalty": 3.0}})
     assert failed(proof) == {"generate"}

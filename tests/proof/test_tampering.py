@@ -90,6 +90,7 @@ def test_assets_that_are_not_the_originals(copied: Exported, file: str, change: 
     assert file in next(clause.reason for clause in proof.clauses if clause.clause == "assets")
 
 
+@pytest.mark.slow
 def test_a_manifest_that_lies_about_the_dtype(copied: Exported) -> None:
     folder = copied("llama-tales")
     edit_json(folder / MANIFEST, lambda content: content["components"]["model"]["outputs"][0].update(dtype="bfloat16"))

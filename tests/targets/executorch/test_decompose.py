@@ -95,6 +95,7 @@ def operators(found: ExportedProgram) -> list[tuple[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_they_are_the_operators_that_torch_makes() -> None:
     found, wanted = broken_up(), block().run_decompositions(table())
     names = [name for name, _ in operators(found)]
@@ -105,6 +106,7 @@ def test_they_are_the_operators_that_torch_makes() -> None:
     assert specs[0] == specs[1]
 
 
+@pytest.mark.slow
 def test_every_node_tells_where_it_comes_from() -> None:
     called = [node for node in broken_up().graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     assert all("in forward" in node.meta["stack_trace"] for node in called if "sym_" not in str(node.target))
@@ -131,6 +133,7 @@ GIVEN_OUT: dict[str, Callable[[Own, torch.Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GIVEN_OUT)
 def test_what_is_given_out(name: str) -> None:
     from trueport.targets.executorch.decompose import decomposed

@@ -32,6 +32,7 @@ def graphs(draw: st.DrawFn) -> fx.GraphModule:
     return module
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(module=graphs())
 def test_nodes_are_in_the_order_that_torch_puts_them_in(module: fx.GraphModule) -> None:

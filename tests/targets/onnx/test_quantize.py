@@ -251,6 +251,7 @@ def test_a_search_stops_where_the_gate_holds(gate: Gate, forms: set[str]):
     assert not any(node in ("MatMulNBits",) for graph in graphs for node in operators(graph)), "a search writes nothing"
 
 
+@pytest.mark.slow
 def test_a_search_raises_the_layer_that_costs_most_for_its_bytes(monkeypatch: pytest.MonkeyPatch):
     """One layer whose 4-bit weights are useless is the first to go."""
     model, graphs = graphs_of("gpt2")
