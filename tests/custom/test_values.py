@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -38,3 +39,11 @@ def test_an_output_may_be_constant(tmp_path: Path) -> None:
     )
     given = run(torch.zeros(1, 2))
     assert (given["y"] == 1).all() and torch.as_tensor(given["two"]).tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["sum", "cumsum", "prod"])
+def test_halves_that_are_counted_in_float32_are_given_out_as_halves(name: str, tmp_path: Path) -> None:
+    run = carried(lambda x: {"y": getattr(x, name)(1)}, (1 + torch.rand(2, 3) / 5).half(), tmp_path / "o")
+    given = torch.as_tensor(run(torch.full((1, 3), 2.0).half())["y"])
+    assert given.dtype == torch.float16
+    assert given.flatten()[-1] == (8 if name == "prod" else 6)
