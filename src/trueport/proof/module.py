@@ -20,6 +20,7 @@ from trueport.proof.draws import Drawn
 from trueport.proof.memory import ANY, HELD, Memory, TooLargeError
 from trueport.proof.reference import OriginalError, jittered, wide_copy, wide_original
 from trueport.proof.result import Case
+from trueport.proof.rounding import settled
 from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
 from trueport.roles.custom import first_state
 from trueport.roles.probing import FAILURES
@@ -346,7 +347,9 @@ def _shape(asked: AskedModule, name: str, feeds: Arrays, *, own_floor: bool = Fa
         truth, tolerance = asked.exact.run(feeds), asked.tolerance
         if own_floor:
             tolerance = replace(tolerance, floors=_larger(tolerance.floors, _floors(asked.own.run(feeds), truth)))
-        return replace(asked, tolerance=tolerance).compare(name, feeds, asked.session.run(feeds), truth)
+        held, got = replace(asked, tolerance=tolerance), asked.session.run(feeds)
+        found = held.compare(name, feeds, got, truth)
+        return held.compare(name, feeds, got, settled(truth, asked.own.run(feeds), got)) if found.failed else found
 
     return asked.attempt(name, feeds, ask)
 
