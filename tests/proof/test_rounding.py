@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import trueport
+from trueport.errors import ProofError
 from trueport.proof.rounding import settled
 
 
@@ -34,6 +35,25 @@ def test_what_only_float64_tells_is_not_asked(function: Callable[[torch.Tensor],
     torch.manual_seed(0)
     trueport.export(Applied(function).eval(), tmp_path / "out", inputs=(torch.randn(30, 50),), state={})
     assert (tmp_path / "out" / "proof.json").exists()
+
+
+def chaos(x: torch.Tensor) -> torch.Tensor:
+    """Numbers that rounding alone decides."""
+    return 30 * torch.sin(x * 1e8)
+
+
+def lossy(x: torch.Tensor) -> torch.Tensor:
+    """ONNX Runtime's Sigmoid is nothing where PyTorch's is 1e-26."""
+    return torch.log(torch.sigmoid(-x).clamp(min=1e-30))
+
+
+def test_what_rounding_decides_hides_no_fault(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sample = torch.rand(3, 5) * 60
+    trueport.export(Applied(chaos).eval(), tmp_path / "out", inputs=(sample,), state={})
+    with pytest.raises(ProofError, match="shapes fail"):
+        both = Applied(lambda x: torch.cat([chaos(x), lossy(x)], -1)).eval()
+        trueport.export(both, tmp_path / "both", inputs=(sample,), state={})
 
 
 def test_only_what_the_original_gives_too_is_taken() -> None:
