@@ -64,7 +64,7 @@ def settle(model: ir.Model, weights: frozenset[str] | set[str]) -> None:
     graph.initializers.clear()
     constants = 0
     for value in used:
-        if value.name not in weights:
+        if value.name not in weights and not value.is_graph_output():
             value.name = _free(f"constant_{constants}", taken)
             constants += 1
         graph.initializers.add(value)

@@ -20,7 +20,8 @@ from trueport.proof.draws import Drawn
 from trueport.proof.memory import ANY, HELD, Memory, TooLargeError
 from trueport.proof.reference import OriginalError, jittered, wide_copy, wide_original
 from trueport.proof.result import Case
-from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
+from trueport.proof.rounding import settled
+from trueport.proof.tolerance import JITTERED, MOVED, MULTIPLE, PRECISE, ROUNDED, Tolerance, measured, modelled
 from trueport.roles.custom import first_state
 from trueport.roles.probing import FAILURES
 from trueport.weights.streamed import streamed
@@ -257,22 +258,30 @@ def tolerance_of(
             "Give a sample of a few thousand numbers at most: it is then compared itself.",
         )
     exact: Original = wide_original(lambda copied: own.exact(copied=copied), lambda wide: wide.run(feeds[0]), memory)
-    words = PRECISE
-    try:
-        fine = [[exact.run(each)] for each in feeds]
-        finite = all(np.isfinite(value).all() for runs in fine for run in runs for value in run.values())
-    except OriginalError:
-        finite = False
-    if not finite:
-        exact, words = own, JITTERED
+    floors, words = _against(own, exact, feeds), PRECISE
+    if floors is None or max(floors.values(), default=0.0) * MULTIPLE >= 1:  # a tensor of zeros would pass
         memory.copy(MOVED, own.model)
-        fine = [[own.jittered(seed).run(each) for seed in range(3)] for each in feeds]
-    floors: dict[str, float] = {}
-    for each, runs in zip(feeds, fine, strict=True):
-        rough = own.run(each)
-        for run in runs:
-            floors = _larger(floors, _floors(rough, run))
+        exact, words = own, JITTERED if floors is None else ROUNDED
+        floors = {}
+        for seed in range(3):
+            moved = own.jittered(seed)
+            for each in feeds:
+                floors = _larger(floors, _floors(own.run(each), moved.run(each)))
     return measured(floors, dtype, depth, words), exact
+
+
+def _against(own: Original, exact: Original, feeds: Sequence[Arrays]) -> dict[str, float] | None:
+    """The floors between the original and its float64 self; None where that is not finite."""
+    floors: dict[str, float] = {}
+    for each in feeds:
+        try:
+            fine = exact.run(each)
+        except OriginalError:
+            return None
+        if not all(np.isfinite(value).all() for value in fine.values()):
+            return None
+        floors = _larger(floors, _floors(own.run(each), fine))
+    return floors
 
 
 def _floors(rough: Arrays, fine: Arrays) -> dict[str, float]:
@@ -346,7 +355,9 @@ def _shape(asked: AskedModule, name: str, feeds: Arrays, *, own_floor: bool = Fa
         truth, tolerance = asked.exact.run(feeds), asked.tolerance
         if own_floor:
             tolerance = replace(tolerance, floors=_larger(tolerance.floors, _floors(asked.own.run(feeds), truth)))
-        return replace(asked, tolerance=tolerance).compare(name, feeds, asked.session.run(feeds), truth)
+        held, got = replace(asked, tolerance=tolerance), asked.session.run(feeds)
+        found = held.compare(name, feeds, got, truth)
+        return held.compare(name, feeds, got, settled(truth, asked.own.run(feeds), got)) if found.failed else found
 
     return asked.attempt(name, feeds, ask)
 

@@ -21,7 +21,11 @@ JITTERED = (
     "as it is not finite in float64"
 )
 """What the original is held against to find the noise floor."""
-MOVED = "The original is not finite in float64, and its noise floor needs a copy with every weight moved"
+ROUNDED = (
+    "with every weight moved by one unit in the last place (Monte Carlo arithmetic, Parker 1997), "
+    "as rounding decides what it answers: in float64 it answers something else"
+)
+MOVED = "The original is not finite in float64, or something else there, and its noise floor needs a copy with every weight moved"
 """Why a proof may need a copy of the weights."""
 RANDOM_WALK = (
     "unit roundoff times the square root of the number of operators, as rounding errors add up like a random walk "

@@ -30,7 +30,28 @@ def promoted(plainly: Callable[[torch.fx.GraphModule], None], module: torch.fx.G
         plainly(module)
         return
     for found in passes:
+        names = [value.name for value in _given(found.module.graph)]
         found.run()
+        _under_names(found.module.graph, names)
+
+
+def _given(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    return list(graph.output_node().all_input_nodes)
+
+
+def _under_names(graph: torch.fx.Graph, names: list[str]) -> None:
+    """Let the casts that are given out have the names of what they cast: torch finds a program's outputs by them."""
+    nodes = {node.name: node for node in graph.nodes}
+    for cast, name in zip(_given(graph), names, strict=True):
+        if cast.name == name:
+            continue
+        named = nodes[name]
+        with graph.inserting_before(named):
+            computed = graph.node_copy(named, lambda operand: operand)
+        named.target, named.args, named.kwargs = cast.target, (computed,), cast.kwargs
+        named.meta = cast.meta
+        cast.replace_all_uses_with(named)
+        graph.erase_node(cast)
 
 
 def _interpreter(type_promotion: Any) -> Any:
