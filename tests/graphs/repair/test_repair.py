@@ -217,6 +217,20 @@ def test_weights_in_a_file_go_along(linked: bool, tmp_path: Path) -> None:
     audit(tmp_path / "out" / "fixed.onnx")
 
 
+@pytest.mark.parametrize("out", ["weights", "fixed.onnx"])
+def test_the_graphs_own_weights_are_not_written_over(out: str, tmp_path: Path) -> None:
+    """Neither by the mended graph nor by the file of its weights, which takes the mended graph's name and ``_data``."""
+    model = onnx.parser.parse_model(OPERATORS["unidirectional"])
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    data = tmp_path / (out if out == "weights" else f"{out}_data")
+    onnx.save(model, tmp_path / "graph.onnx", save_as_external_data=True, location=data.name, size_threshold=0)
+    before = data.read_bytes()
+    with pytest.raises(TrueportError, match=f"over {data.name}, which is needed"):
+        repair(tmp_path / "graph.onnx", tmp_path / out, force=True)
+    assert data.read_bytes() == before and {file.name for file in tmp_path.iterdir()} == {"graph.onnx", data.name}
+
+
 def test_a_right_graph_is_copied(tmp_path: Path) -> None:
     done = repair(saved(blocks("summed-masks")[1], tmp_path), tmp_path / "fixed.onnx")
     assert done.mended == () and done.proof is None and (tmp_path / "fixed.onnx").is_file()

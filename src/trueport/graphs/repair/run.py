@@ -16,7 +16,7 @@ from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.audit import Report, audit
 from trueport.graphs.audit.report import Finding
 from trueport.graphs.audit.run import explained
-from trueport.graphs.links import outside
+from trueport.graphs.links import files, outside, spare
 from trueport.words import count_words
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def repair(
 
     Raises:
         GraphError: the file is no graph that can be opened.
+        ArtifactError: ``out`` cannot be written, or is one of the files that the graph reads.
         ProofError: a row differs from the reference, or right outputs moved; nothing is written.
     """
     from trueport.graphs.audit.view import View
@@ -106,6 +107,7 @@ def repair(
     path, out = Path(path), Path(out)
     _check_options(path, out, rows, precision, force)
     before = audit(path)
+    spare(places(out), files(path))
     with explained(path):
         view = View.open(path)
         probes, left = _mend(view, before, rows, precision)
@@ -126,6 +128,11 @@ def repair(
     return Repair(out.name, rows, mended, left, after, found)
 
 
+def places(out: Path) -> list[Path]:
+    """The files that a repair writes: the graph, and its weights where they lie beside it."""
+    return [out, out.with_name(f"{out.name}_data")]
+
+
 def _check_options(path: Path, out: Path, rows: str, precision: str, force: bool) -> None:
     if rows not in POLICIES:
         raise TrueportError(f"{rows} is no policy for rows that see no key", f"There are {', '.join(POLICIES)}.")
@@ -135,7 +142,7 @@ def _check_options(path: Path, out: Path, rows: str, precision: str, force: bool
         raise ArtifactError(f"{out} cannot be written", "Give a file in a folder that exists.")
     if out.exists() and path.exists() and out.samefile(path):
         raise ArtifactError(f"{out} is the graph itself", "Give another place.")
-    for place in (out, out.with_name(f"{out.name}_data")):
+    for place in places(out):
         if place.exists() and not force:
             raise ArtifactError(f"{place} exists", "Give --force to replace it.")
 
