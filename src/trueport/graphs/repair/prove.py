@@ -160,9 +160,10 @@ class _Compared:
 def _compare(probe: Probe, lone: _Lone, values: Mapping[str, np.ndarray], rows: str) -> _Compared:
     wanted, score = expected(probe, values, rows)
     got = values[probe.output]
-    allowed = RELATIVE if probe.double else RELATIVE * max(1.0, score / EXACT_TO)
-    if probe.original.op_type == "Softmax":
-        allowed = RELATIVE if got.dtype != np.float16 else HALF
+    exact = probe.double or probe.original.op_type == "Softmax"
+    allowed = RELATIVE if exact else RELATIVE * max(1.0, score / EXACT_TO)
+    if got.dtype == np.float16:
+        allowed = max(allowed, HALF)
     return _Compared(_errors(lone.run(values), wanted), _errors(got, wanted), allowed, score)
 
 

@@ -99,8 +99,9 @@ def bound_factors(view: View, site: Site) -> None:
             factor = view.scalar(value)
             if factor is not None and math.isinf(factor):
                 build = Builder(view.model, node, f"repair/{node.name or node.outputs[0].name}")
-                limits = np.finfo(np.float32)
-                finite = build.const(limits.max if factor > 0 else limits.min, np.float32)
+                dtype = view.dtype(node.outputs[0]).numpy()
+                limits = np.finfo(dtype)
+                finite = build.const(limits.max if factor > 0 else limits.min, dtype)
                 node.replace_input_with(index, finite)
 
 
