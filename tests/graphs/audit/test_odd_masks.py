@@ -248,7 +248,23 @@ def test_how_certain_a_finding_is(name: str, tmp_path: Path) -> None:
 KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\n"
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
+ONE_KEY_HEAD = (
+    f"{HEAD}g (float[batch, length, 2, 4] q, float[batch, length, 4] k, float[batch, length, 4] v, {IDS}, "
+    f"bool[1, length, length] causal) => (float[batch, rows, 4] y)\n<{STORED}, int64[3] flat = {{0, -1, 4}}, "
+    "int64[1] two = {2}, int64[4] heads = {1, 1, 2, 1}>\n{\nreal = Cast <to = 9> (attention_mask)\n"
+    "row = Unsqueeze (real, i2)\nboth = And (row, causal)\nseen = Unsqueeze (both, two)\nqf = Reshape (q, flat)\n"
+    "kt = Transpose <perm = [0, 2, 1]> (k)\nscores = MatMul (qf, kt)\nsize = Shape (scores)\n%s}"
+)
+"""Causal; queries, and heads behind them, share the axis of the scores: one head of keys, as in GPTBigCode."""
 MORE_RIGHT = {
+    "one head of keys, its scores apart": ONE_KEY_HEAD % (
+        "len = Shape <start = 1, end = 2> (k)\nfour = Concat <axis = 0> (i1, len, two, len)\n"
+        "apart = Reshape (scores, four)\nmasked = Where (seen, apart, low)\nw = Softmax <axis = -1> (masked)\n"
+        "weights = Reshape (w, size)\ny = MatMul (weights, v)\n"
+    ),
+    "one head of keys, its mask folded": ONE_KEY_HEAD % (
+        "wide = Expand (seen, heads)\nfolded = Reshape (wide, size)\nmasked = Where (folded, scores, low)\n" + END
+    ),
     "a place that is one number": plain(
         REAL + "size = Shape <start = 1, end = 2> (attention_mask)\ncount = Squeeze (size)\n"
         "places = Range (i0, count, one64)\nnear = GreaterOrEqual (places, start_position)\nseen = And (row, near)\n"

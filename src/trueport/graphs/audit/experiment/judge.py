@@ -10,7 +10,7 @@ import onnx_ir as ir
 from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
-from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, misplaced, multiplied, real_queries
+from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, misplaced, multiplied, own_queries
 from trueport.graphs.audit.softmax import renormalised
 from trueport.graphs.audit.view import ATTENTION
 
@@ -218,5 +218,5 @@ def _as_first_row(seen: Seen, trial: Trial) -> bool:
 
 def _on_queries(seen: Seen, trial: Trial) -> bool:
     """Whether the mask hides everything from padding's own queries, and padding from nobody."""
-    real = real_queries(seen, trial.mask, trial.past)[..., 0]
-    return bool((~real).any() and (seen.blind | real).all())
+    own = own_queries(seen, trial.mask, trial.past)
+    return own is not None and bool((~own).any() and (seen.blind | own[:, None]).all())

@@ -162,11 +162,18 @@ def leaks(seen: Seen, mask: Any, past: int, hidden: Any = None) -> bool:
     return bool((seen.keys & real_queries(seen, mask, past) & hidden[:, None, None]).any())
 
 
+def own_queries(seen: Seen, mask: Any, past: int) -> Any:
+    """Which queries are real tokens, bool (rows, queries); None where they are others than the keys."""
+    return {mask.shape[1]: mask, mask.shape[1] - past: mask[:, past:]}.get(seen.keys.shape[2])
+
+
 def real_queries(seen: Seen, mask: Any, past: int) -> Any:
-    """Which queries are real tokens, bool (rows, 1, queries, 1): all, where they are others than the keys."""
-    queries = seen.keys.shape[2]
-    own = {mask.shape[1]: mask, mask.shape[1] - past: mask[:, past:]}.get(queries)
-    return np.ones((len(mask), 1, 1, 1), bool) if own is None else own[:, None, :, None]
+    """Which queries count, bool (rows, heads or 1, queries, 1): real tokens.
+
+    Where they are others than the keys, or lie beside heads on one axis, all do that see any key: padding may see none.
+    """
+    own = own_queries(seen, mask, past)
+    return ~seen.blind[..., None] if own is None else own[:, None, :, None]
 
 
 def misplaced(seen: Seen, mask: Any, past: int) -> bool:
