@@ -218,6 +218,11 @@ MORE_WRONG = {
         "leaking-mask", "error",
         plain(REAL + "bias = Where (row, zero, tiny)\n" + ADDED).replace("bool yes", "float tiny = {-5.0}, bool yes"),
     ),
+    "one head of two": (
+        "leaking-mask", "error",
+        plain(REAL + SCORES + "one_head, other = Split <axis = 1, num_outputs = 2> (scores)\n"
+              "m = Where (row, one_head, low)\nmasked = Concat <axis = 1> (m, other)\n" + END),
+    ),
     "moved by one key": (
         "leaking-mask", "error",
         plain(REAL + "a = Slice (row, i1, end, last)\nb = Slice (row, i1, i2, last)\nseen = Concat <axis = 3> (b, a)\n"
@@ -257,6 +262,10 @@ ONE_KEY_HEAD = (
 )
 """Causal; queries, and heads behind them, share the axis of the scores: one head of keys, as in GPTBigCode."""
 MORE_RIGHT = {
+    "one head, then the other": plain(
+        REAL + SCORES + "one_head, other = Split <axis = 1, num_outputs = 2> (scores)\n"
+        "m = Where (row, one_head, low)\nn = Where (row, other, low)\nmasked = Concat <axis = 1> (m, n)\n" + END
+    ),
     "one head of keys, its scores apart": ONE_KEY_HEAD % (
         "len = Shape <start = 1, end = 2> (k)\nfour = Concat <axis = 0> (i1, len, two, len)\n"
         "apart = Reshape (scores, four)\nmasked = Where (seen, apart, low)\nw = Softmax <axis = -1> (masked)\n"

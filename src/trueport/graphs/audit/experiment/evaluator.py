@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, Known, UnknownError, attribute, compute
+from trueport.graphs.audit.experiment.arithmetic import MISFITS, Known, UnknownError, attribute, bounded, compute
 from trueport.graphs.audit.experiment.loops import first_turn, outcomes
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Evaluator:
                 raise UnknownError  # what a mask adds may be cut off
             return [self.score] * len(node.outputs)
         if node.op_type == "Concat":
-            return [_joined(operands, int(attribute(node, "axis", 0)))]
+            return [self._joined(node, [operand for operand in operands if operand is not None])]
         if node.op_type.startswith("Reduce"):
             if not np.ndim(arrays[0]):
                 return [scores[0]]
@@ -210,6 +210,33 @@ class Evaluator:
         if shape is None or len(shape) < np.ndim(array):
             raise UnknownError
         return np.reshape(array, (1,) * (len(shape) - np.ndim(array)) + np.shape(array))
+
+    def _joined(self, node: ir.Node, parts: list[Known]) -> Known:
+        """Scores beside each other. Along the keys the masked ones, where others have no mask or are one more key, a sink."""
+        masked = [part for part in parts if np.ndim(part.array) > 1]
+        if not masked:
+            return parts[0] if len(parts) == 1 or parts[0].score else self.score
+        if not masked[0].score:
+            raise UnknownError
+        shapes = [self.shape(value) for value in node.inputs]
+        axes = max(len(shape) if shape is not None else np.ndim(masked[0].array) for shape in shapes)
+        if attribute(node, "axis", 0) not in (-1, axes - 1):
+            return Known(self._stacked(node, parts, shapes), True)
+        masked = [masked[0], *(part for part in masked[1:] if np.shape(part.array)[-1] != 1)]
+        if len(masked) > 1:
+            raise UnknownError
+        return masked[0]
+
+    def _stacked(self, node: ir.Node, parts: list[Known], shapes: list[list[int] | None]) -> Any:
+        """Scores of several heads, queries or rows, each with the mask that it has."""
+        whole = []
+        for value, part, shape in zip(node.inputs, parts, shapes, strict=True):
+            if shape is None:
+                raise UnknownError
+            array = self._full(value, part.array) if np.ndim(part.array) else part.array
+            bounded(*shape)
+            whole.append(np.broadcast_to(array, shape))
+        return self._computed(node, whole)[0]
 
     def _branch(self, node: ir.Node, value: ir.Value) -> Known:
         """The branch that an If takes."""
@@ -258,14 +285,3 @@ class Evaluator:
         if sizes is None or any(size is None for size in sizes):
             return self.view.sized(value, self.shapes, self.axes)
         return [int(size) for size in sizes if size is not None]
-
-
-def _joined(operands: list[Known | None], axis: int) -> Known:
-    """Scores beside each other: the masked ones, where others have no mask or are one more key, a sink."""
-    parts = [operand for operand in operands if operand is not None]
-    masked = [part for part in parts if np.ndim(part.array)]
-    if len(masked) > 1 and axis in (-1, np.ndim(masked[0].array) - 1):
-        masked = [masked[0], *(part for part in masked[1:] if np.shape(part.array)[-1] != 1)]
-    if len(masked) > 1 or (masked and not masked[0].score):
-        raise UnknownError
-    return masked[0] if masked else parts[0]
