@@ -218,6 +218,17 @@ MORE_WRONG = {
         "leaking-mask", "error",
         plain(REAL + "bias = Where (row, zero, tiny)\n" + ADDED).replace("bool yes", "float tiny = {-5.0}, bool yes"),
     ),
+    "a fill of the wrong sign": (
+        "leaking-mask", "error", plain(REAL + SCORES + "masked = Where (row, scores, eps)\n" + END),
+    ),
+    "zeros in the place of hidden scores": (
+        "leaking-mask", "error", plain(REAL + SCORES + "n = Not (row)\nmasked = Where (n, zero, scores)\n" + END),
+    ),
+    "infinite, and a guard before that": (
+        "nan-rows", "error",
+        plain(REAL + SCORES + "near = Where (causal, scores, zero)\nmasked = Where (row, near, inf)\n" + END,
+              f"{IDS}, {CAUSAL}").replace("bool yes", "float inf = {-inf}, bool yes"),
+    ),
     "one head of two": (
         "leaking-mask", "error",
         plain(REAL + SCORES + "one_head, other = Split <axis = 1, num_outputs = 2> (scores)\n"
@@ -262,6 +273,11 @@ ONE_KEY_HEAD = (
 )
 """Causal; queries, and heads behind them, share the axis of the scores: one head of keys, as in GPTBigCode."""
 MORE_RIGHT = {
+    "zeros in the place of rows without keys": plain(
+        REAL + "both = And (row, causal)\nn = Cast <to = 7> (both)\nmost = ReduceMax <keepdims = 1> (n, last)\n"
+        "any = Cast <to = 9> (most)\n" + SCORES + "m = Where (both, scores, inf)\nmasked = Where (any, m, zero)\n" + END,
+        f"{IDS}, {CAUSAL}",
+    ).replace("bool yes", "float inf = {-inf}, bool yes"),
     "one head, then the other": plain(
         REAL + SCORES + "one_head, other = Split <axis = 1, num_outputs = 2> (scores)\n"
         "m = Where (row, one_head, low)\nn = Where (row, other, low)\nmasked = Concat <axis = 1> (m, n)\n" + END
