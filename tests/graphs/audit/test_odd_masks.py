@@ -144,7 +144,27 @@ CACHED = (
     .replace("keys = Sq", "count = Sq")
     .replace("(i0, keys,", "(i0, count,")
 )
+FOLDED = (
+    f"{HEAD}g (float[batch, length, 8] x, {IDS}) => (float[rows, length, 4] y)\n"
+    f"<{STORED}, int64[4] apart = {{0, 0, 2, 4}}, int64[1] four = {{4}}, int64[1] rest = {{-1}}, int64[2] twice = {{2, 1}}, "
+    "int64[3] wide = {1, 2, 1}>\n{\nlength = Shape <start = 1, end = 2> (x)\n%s"
+    "m = Unsqueeze (tall, i2)\nreal = Cast <to = 9> (m)\nkt = Transpose <perm = [0, 2, 1]> (h)\nscores = MatMul (h, kt)\n"
+    "masked = Where (real, scores, low)\nw = Softmax <axis = -1> (masked)\ny = MatMul (w, h)\n}"
+)
+"""Rows and heads on one axis, and a mask for each."""
+ROWS_FIRST = (
+    "heads = Reshape (x, apart)\nturned = Transpose <perm = [0, 2, 1, 3]> (heads)\n"
+    "three = Concat <axis = 0> (rest, length, four)\nh = Reshape (turned, three)\n"
+)
+HEADS_FIRST = "a, b = Split <axis = 2, num_outputs = 2> (x)\nh = Concat <axis = 0> (a, b)\n"
+BY_ROWS = (
+    "column = Unsqueeze (attention_mask, i2)\npair = Expand (column, wide)\ntwo = Concat <axis = 0> (rest, length)\n"
+    "tall = Reshape (pair, two)\n"
+)
+BY_HEADS = "tall = Tile (attention_mask, twice)\n"
 MORE_WRONG = {
+    "all heads of a row, and all rows' masks": ("leaking-mask", "error", FOLDED % (ROWS_FIRST + BY_HEADS)),
+    "all rows of a head, and a row's mask for each": ("leaking-mask", "error", FOLDED % (HEADS_FIRST + BY_ROWS)),
     "a causal mask that forgets the past": ("leaking-mask", "error", CACHED % "i1"),
     "others than itself": (
         "misplaced-causal", "warning",
@@ -273,6 +293,8 @@ ONE_KEY_HEAD = (
 )
 """Causal; queries, and heads behind them, share the axis of the scores: one head of keys, as in GPTBigCode."""
 MORE_RIGHT = {
+    "all heads of a row, and its mask for each": FOLDED % (ROWS_FIRST + BY_ROWS),
+    "all rows of a head, and their masks": FOLDED % (HEADS_FIRST + BY_HEADS),
     "zeros in the place of rows without keys": plain(
         REAL + "both = And (row, causal)\nn = Cast <to = 7> (both)\nmost = ReduceMax <keepdims = 1> (n, last)\n"
         "any = Cast <to = 9> (most)\n" + SCORES + "m = Where (both, scores, inf)\nmasked = Where (any, m, zero)\n" + END,

@@ -212,7 +212,7 @@ class Evaluator:
         return np.reshape(array, (1,) * (len(shape) - np.ndim(array)) + np.shape(array))
 
     def _joined(self, node: ir.Node, parts: list[Known]) -> Known:
-        """Scores beside each other. Along the keys the masked ones, where others have no mask or are one more key, a sink."""
+        """Scores beside each other; along the keys the masked ones, where others have no mask or are one more key."""
         masked = [part for part in parts if np.ndim(part.array) > 1]
         if not masked:
             return parts[0] if len(parts) == 1 or parts[0].score else self.score

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
+from trueport.graphs.audit.experiment.folded import heads_first
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.inputs import Trial
@@ -57,7 +58,7 @@ class Watcher:
             self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, trial.shapes, score, budget))
 
     def readings(self, site: Site) -> list[Seen]:
-        """What may be seen: more than one reading where heads and rows share an axis, whose order nothing tells.
+        """What may be seen: more than one reading where heads and rows share an axis, and nothing tells their order.
 
         Raises:
             UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys).
@@ -93,8 +94,11 @@ class Watcher:
         if rank == 3 and array.shape[0] not in (1, rows):
             if array.shape[0] % rows:
                 raise UnknownError
-            yield self._placed(array.reshape(rows, -1, *array.shape[1:]), rows, keys)
-            yield self._placed(array.reshape(-1, rows, *array.shape[1:]).swapaxes(0, 1), rows, keys)
+            first = heads_first(walk, site.scores.inputs[0], rows)
+            if not first:
+                yield self._placed(array.reshape(rows, -1, *array.shape[1:]), rows, keys)
+            if first in (None, True):
+                yield self._placed(array.reshape(-1, rows, *array.shape[1:]).swapaxes(0, 1), rows, keys)
             return
         if rank == 3:
             array = array[:, None]
