@@ -255,6 +255,7 @@ TWICE = "a = Where (row, zero, fill)\nb = Add (a, a)\n" + SCORES + "masked = Add
     [
         (WRONG["summed before a softmax that is spelled out"][1], "spelled out"),
         (WRONG["summed in a loop"][1], "body of a Loop"),
+        (plain(ROW + TWICE.replace("masked =", "m =") + "masked = Where (row, m, zero)\n" + END), "plain numbers"),
         (plain(ROW + TWICE + "w = Softmax <axis = 2> (masked)\ny = MatMul (w, v)\n"), "last axis"),
         (plain(ROW.replace("(real, keys)", "<axes = [1, 2]> (real)") + TWICE
                + "w = Softmax (masked)\ny = MatMul (w, v)\n").replace('"" : 23', '"" : 11'), "last axis"),

@@ -51,7 +51,8 @@ class Site:
         clamped: whether summed masks are clipped from below.
         bound: the largest score where masks meet scores that were capped by tanh; None where they were not.
         given: the masked scores that the softmax reads; None for an operator.
-        guarded: whether a Where behind every -inf puts a plain number in the place of some scores.
+        replaced: whether a Where puts a plain number in the place of some scores.
+        guarded: whether one does so behind every -inf.
         spelled: the softmax, where it is written out; ``node`` is then its last one.
     """
 
@@ -62,6 +63,7 @@ class Site:
     bound: float | None = None
     given: ir.Value | None = None
     spelled: Spelled | None = None
+    replaced: bool = False
     guarded: bool = False
 
     @property
@@ -138,7 +140,7 @@ def _argument(view: View, node: ir.Node) -> ir.Value | None:
 def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> Site | None:
     """Walk from the softmax of ``given`` up to the product of two computed matrices."""
     terms: list[Term] = []
-    clamped = guarded = False
+    clamped = replaced = guarded = False
     bound: float | None = None
     cap = 1.0
     value: ir.Value | None = given
@@ -151,7 +153,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
         if kind in PRODUCTS:
             if any(view.is_weight(operand) for operand in inputs):
                 return None
-            return Site(softmax, node, _uncovered(terms), clamped, bound, given, guarded=guarded)
+            return Site(softmax, node, _uncovered(terms), clamped, bound, given, replaced=replaced, guarded=guarded)
         if kind == "Where":
             scalars = [view.scalar(branch) for branch in inputs[1:3]]
             filled = [s is not None and s <= fills.limit(inputs[0]) for s in scalars]
@@ -163,6 +165,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
                 ]
                 if kept[0] == kept[1] or scalars[kept.index(False)] is None:
                     return None
+                replaced = True
                 guarded = guarded or all(term.fill > -math.inf for term in terms)
                 value = inputs[1 + kept.index(True)]
                 continue

@@ -43,6 +43,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     assert scores is not None
     if not site.terms:
         return "no mask terms were found"
+    if site.replaced:
+        return "plain numbers take the place of some of its scores"
     if any(not aligned(term.node.outputs[0], scores) for term in site.terms):
         return "between mask and softmax the scores change their layout"
     if not _along_keys(view, site, scores):
