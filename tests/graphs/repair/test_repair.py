@@ -371,6 +371,7 @@ BEHIND_A_NORM = OPERATORS["unidirectional"].replace("float[12] c", "float[4] g =
     "text",
     [
         VARIANTS["added to each other"][1],
+        SUMMED,
         plain("c = Cast <to = 10> (attention_mask)\nn = Sub (one, c)\nb = Mul (n, inf)\nrow = Unsqueeze (b, keys)\n"
               + SCORES + "masked = Add (scores, row)\n" + END).replace("bool yes", "float inf = {-inf}, bool yes"),
         OPERATORS["unidirectional"],
@@ -379,7 +380,8 @@ BEHIND_A_NORM = OPERATORS["unidirectional"].replace("float[12] c", "float[4] g =
         BEHIND_A_NORM,
         VARIANTS["added to each other"][1].replace("kt = ", "n = com.microsoft.QuickGelu (q)\nkt = ").replace("(q,", "(n,"),
     ],
-    ids=["a softmax", "infinity", "Attention", "a past", "MultiHeadAttention", "unknown dtypes", "unknown scores"],
+    ids=["a softmax", "one mask twice", "infinity", "Attention", "a past", "MultiHeadAttention", "unknown dtypes",
+         "unknown scores"],
 )  # fmt: skip
 def test_float16(text: str, tmp_path: Path) -> None:
     """The mended graph stays in float16: what it gives has the dtype that its readers take."""
