@@ -147,11 +147,19 @@ CACHED = (
 FOLDED = (
     f"{HEAD}g (float[batch, length, 8] x, {IDS}) => (float[rows, length, 4] y)\n"
     f"<{STORED}, int64[4] apart = {{0, 0, 2, 4}}, int64[1] four = {{4}}, int64[1] rest = {{-1}}, int64[2] twice = {{2, 1}}, "
-    "int64[3] wide = {1, 2, 1}>\n{\nlength = Shape <start = 1, end = 2> (x)\n%s"
+    "int64[1] two64 = {2}, float half = {0.5}, int64[3] wide = {1, 2, 1}>\n{\nlength = Shape <start = 1, end = 2> (x)\n%s"
     "m = Unsqueeze (tall, i2)\nreal = Cast <to = 9> (m)\nkt = Transpose <perm = [0, 2, 1]> (h)\nscores = MatMul (h, kt)\n"
     "masked = Where (real, scores, low)\nw = Softmax <axis = -1> (masked)\ny = MatMul (w, h)\n}"
 )
 """Rows and heads on one axis, and a mask for each."""
+TIME_FIRST = (
+    "turned0 = Transpose <perm = [1, 0, 2]> (x)\nrows = Shape <start = 0, end = 1> (x)\ntwofold = Mul (rows, two64)\n"
+    "real_number = Cast <to = 1> (twofold)\nwhole = Floor (real_number)\nboth = Cast <to = 7> (whole)\n"
+    "three = Concat <axis = 0> (length, both, four)\nh0 = Reshape (turned0, three)\nh1 = Transpose <perm = [1, 0, 2]> (h0)\n"
+    "h = Mul (h1, half)\nsize = Shape <start = 1, end = 2> (h1)\ncolumn = Unsqueeze (attention_mask, i2)\n"
+    "pair = Expand (column, wide)\nlines = Concat <axis = 0> (both, size)\ntall = Reshape (pair, lines)\n"
+)
+"""As torch.nn.MultiheadAttention has it: sizes are those behind a Reshape to what is computed."""
 ROWS_FIRST = (
     "heads = Reshape (x, apart)\nturned = Transpose <perm = [0, 2, 1, 3]> (heads)\n"
     "three = Concat <axis = 0> (rest, length, four)\nh = Reshape (turned, three)\n"
@@ -163,6 +171,14 @@ BY_ROWS = (
 )
 BY_HEADS = "tall = Tile (attention_mask, twice)\n"
 MORE_WRONG = {
+    "sizes behind a Reshape, inverted": (
+        "inverted-mask", "error", FOLDED.replace("(real, scores, low)", "(real, low, scores)") % TIME_FIRST,
+    ),
+    "infinite, times one": (
+        "nan-rows", "error",
+        plain(REAL + "f = Where (row, zero, inf)\nbias = Mul (f, one)\n" + ADDED
+              ).replace("bool yes", "float inf = {-inf}, bool yes"),
+    ),
     "all heads of a row, and all rows' masks": ("leaking-mask", "error", FOLDED % (ROWS_FIRST + BY_HEADS)),
     "all rows of a head, and a row's mask for each": ("leaking-mask", "error", FOLDED % (HEADS_FIRST + BY_ROWS)),
     "a causal mask that forgets the past": ("leaking-mask", "error", CACHED % "i1"),
@@ -293,6 +309,10 @@ ONE_KEY_HEAD = (
 )
 """Causal; queries, and heads behind them, share the axis of the scores: one head of keys, as in GPTBigCode."""
 MORE_RIGHT = {
+    "sizes behind a Reshape": FOLDED % TIME_FIRST,
+    "numbers to add, times one": plain(
+        REAL + "f = Where (row, zero, low)\nbias = Mul (one, f)\n" + ADDED
+    ),
     "all heads of a row, and its mask for each": FOLDED % (ROWS_FIRST + BY_ROWS),
     "all rows of a head, and their masks": FOLDED % (HEADS_FIRST + BY_HEADS),
     "zeros in the place of rows without keys": plain(

@@ -28,6 +28,8 @@ MOVES_LITTLE = {"Reshape", "Expand", "Flatten"}
 """Those behind which a masked score's last axis is still the keys: heads are folded into the batch, or stretched."""
 PRODUCTS = {"MatMul", "Einsum", "FusedMatMul", "Gemm"}
 """Products with a hidden state are hidden states or scores, whatever the other factor is."""
+MOST_MOVES = 256
+"""Values whose sizes are worked out one by one."""
 MOST_AXES = 4
 """Axes of scores: batch, heads, queries, keys. A mask that has them all needs no more."""
 QUANTISES = {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"}
@@ -79,6 +81,7 @@ class Evaluator:
         self.score = Known(np.float32(score), True)
         self._known: dict[int, Known | None] = dict(given)
         self.budget = budget
+        self._moved_sizes: dict[int, list[int] | None] = {}
 
     def within(self, body: ir.Graph, entering: Mapping[int, Known]) -> Evaluator:
         """A walk through one turn of a body, whose inputs are ``entering``; what was known in here is forgotten."""
@@ -282,6 +285,26 @@ class Evaluator:
         sizes = (
             None if shape is None else [size if isinstance(size, int) else self.axes.get(str(size)) for size in shape]
         )
-        if sizes is None or any(size is None for size in sizes):
-            return self.view.sized(value, self.shapes, self.axes)
-        return [int(size) for size in sizes if size is not None]
+        if sizes is not None and all(size is not None for size in sizes):
+            return [int(size) for size in sizes if size is not None]
+        inferred = self.view.sized(value, self.shapes, self.axes)
+        if inferred is None and id(value) not in self._moved_sizes:
+            self._moved_sizes[id(value)] = None  # against circles, and deep ways
+            self._moved_sizes[id(value)] = self._sizes_behind(value)
+        return self._moved_sizes.get(id(value)) if inferred is None else inferred
+
+    def _sizes_behind(self, value: ir.Value) -> list[int] | None:
+        """The sizes of what an operator moves elements to; the inference gives up where a Reshape's target is computed."""
+        node = value.producer()
+        if node is None or node.op_type not in LAYOUT or len(self._moved_sizes) > MOST_MOVES:
+            return None
+        given = self.shape(node.inputs[0])
+        if given is None:
+            return None
+        try:
+            bounded(*given)
+            further = [None if part is None else self.of(part).array for part in node.inputs[1:]]
+            found = compute(node, [np.broadcast_to(np.bool_(False), given), *further])
+        except UnknownError:
+            return None
+        return list(np.shape(found[list(node.outputs).index(value)]))

@@ -62,15 +62,14 @@ def _rows(walk: Evaluator, value: ir.Value, names: set[str], depth: int) -> Any:
         found = compute(node, [*parts, *further])[list(node.outputs).index(value)]
         walk.budget.spend(found.size)
         return found
+    if node is not None and node.op_type in KEEPS:
+        several = [part for part in node.inputs if part is not None and walk.view.scalar(part) is None]
+        if len(several) == 1:
+            return _rows(walk, several[0], names, depth - 1)
     shape = walk.shape(value)
     if shape is None:
         raise UnknownError
     bounded(*shape)
-    if node is not None and node.op_type in KEEPS:
-        same = [part for part in node.inputs if part is not None and walk.shape(part) == shape]
-        computed = [part for part in same if walk.view.array(part) is None]
-        if len(computed) == 1:
-            return _rows(walk, computed[0], names, depth - 1)
     axes = [axis for axis, name in enumerate(walk.view.shape(value) or ()) if name in names]
     if len(axes) != 1:
         raise UnknownError
