@@ -171,6 +171,11 @@ BY_ROWS = (
 )
 BY_HEADS = "tall = Tile (attention_mask, twice)\n"
 MORE_WRONG = {
+    "a length among computed sizes": (
+        "baked-length", "error",
+        FOLDED.replace("int64[1] four", "int64[1] sample = {16}, int64[1] four") % TIME_FIRST.replace(
+            "(length, both, four)", "(sample, both, four)"),
+    ),
     "sizes behind a Reshape, inverted": (
         "inverted-mask", "error", FOLDED.replace("(real, scores, low)", "(real, low, scores)") % TIME_FIRST,
     ),
