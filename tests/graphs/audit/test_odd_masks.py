@@ -46,13 +46,17 @@ def test_masks_by_other_names(name: str, severity: str, tmp_path: Path) -> None:
     assert [(finding.rule, finding.severity) for finding in report.findings] == [("leaking-mask", severity)]
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [False, True, -1])
 @pytest.mark.parametrize(("graph_", "rules"), [(WRONG["inverted"][1], ["inverted-mask"]), (RIGHT["chosen"], [])])
-def test_axes_without_a_name_or_with_one_each(named: bool, graph_: str, rules: list[str], tmp_path: Path) -> None:
+def test_axes_without_a_name_or_with_one_each(named: int, graph_: str, rules: list[str], tmp_path: Path) -> None:
+    """Or with the size -1, which ONNX Runtime takes for any."""
+
     def rename(model: onnx.ModelProto) -> None:
         for place, value in enumerate(model.graph.input):
             for number, axis in enumerate(value.type.tensor_type.shape.dim):
-                if axis.dim_param and named:
+                if axis.dim_param and named < 0:
+                    axis.dim_value = named
+                elif axis.dim_param and named:
                     axis.dim_param = f"axis_{place}_{number}"
                 elif axis.dim_param:
                     axis.Clear()

@@ -300,6 +300,16 @@ def test_sizes_that_belong_together(text: str, tmp_path: Path) -> None:
     mended(saved(text, tmp_path))
 
 
+def test_axes_of_size_minus_one_are_of_any_length(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(OPERATORS["unidirectional"])
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_value = -1
+    onnx.save(model, tmp_path / "graph.onnx")
+    mended(tmp_path / "graph.onnx")
+
+
 def test_an_inverted_mask_stays_said_where_sums_are_mended(tmp_path: Path) -> None:
     """The proof is about how masks are combined, not about what they mean."""
     done = repair(saved(plain(ROW.replace("row =", "other =") + "row = Not (other)\n" + TWICE + END), tmp_path),
