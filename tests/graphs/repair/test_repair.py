@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -328,6 +330,15 @@ def test_a_repair_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch:
     assert {file.name for file in tmp_path.iterdir()} == {"graph.onnx"}
 
 
+def test_what_a_killed_repair_left_is_removed(tmp_path: Path) -> None:
+    """Or one that ONNX Runtime took along when it fell over the graph; of what belongs to others nothing."""
+    kept = [tmp_path / f".fixed.onnx.trueport-{name}" for name in (os.getppid(), "mine")]
+    for folder in (tmp_path / ".fixed.onnx.trueport-4194999", *kept):
+        folder.mkdir()
+    repair(saved(blocks("summed-masks")[0], tmp_path), tmp_path / "fixed.onnx")
+    assert {file.name for file in tmp_path.iterdir()} == {"graph.onnx", "fixed.onnx", *(folder.name for folder in kept)}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -336,13 +347,15 @@ def test_a_repair_that_is_not_proven_is_not_written(tmp_path: Path, monkeypatch:
         ({"out": "graph.onnx"}, "the graph itself"),
         ({"out": "absent/x.onnx"}, "cannot be written"),
         ({"out": "there.onnx"}, "--force"),
+        ({"out": "folder.onnx", "force": True}, "cannot be written"),
     ],
 )
-def test_wrong_options(options: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_wrong_options(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     (tmp_path / "there.onnx").write_bytes(b"mine")
+    (tmp_path / "folder.onnx_data").mkdir()
     path = saved(blocks("summed-masks")[0], tmp_path)
     with pytest.raises(TrueportError, match=words):
-        repair(path, tmp_path / options.pop("out", "fixed.onnx"), **options)  # type: ignore[arg-type]
+        repair(path, tmp_path / options.pop("out", "fixed.onnx"), **options)
     assert (tmp_path / "there.onnx").read_bytes() == b"mine"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from trueport.artifact import sweep
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.audit import Report, audit
 from trueport.graphs.audit.report import Finding
@@ -111,8 +111,10 @@ def repair(
     with explained(path):
         view = View.open(path)
         probes, left = _mend(view, before, rows, precision)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.trueport-", dir=out.absolute().parent))
+    staging = out.absolute().with_name(f".{out.name}.trueport-{os.getpid()}")
     try:
+        sweep(out.absolute())
+        staging.mkdir()
         found = _write(view, probes, path, staging / out.name, rows, proof)
         after = audit(staging / out.name)
         if found is not None and not found.proven:
@@ -138,7 +140,7 @@ def _check_options(path: Path, out: Path, rows: str, precision: str, force: bool
         raise TrueportError(f"{rows} is no policy for rows that see no key", f"There are {', '.join(POLICIES)}.")
     if precision not in PRECISIONS:
         raise TrueportError(f"{precision} is no precision", f"There are {', '.join(PRECISIONS)}.")
-    if not out.absolute().parent.is_dir() or out.is_dir():
+    if not out.absolute().parent.is_dir() or any(map(Path.is_dir, places(out))):
         raise ArtifactError(f"{out} cannot be written", "Give a file in a folder that exists.")
     if out.exists() and path.exists() and out.samefile(path):
         raise ArtifactError(f"{out} is the graph itself", "Give another place.")
