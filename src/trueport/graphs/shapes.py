@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def free_axes(proto: onnx.ModelProto) -> None:
-    """Axes of size -1 have no size from then on: some exporters write so what has any length, and ONNX Runtime reads it so."""
+    """Axes of size -1 have no size from then on: some exporters write any length so, and ONNX Runtime reads it so."""
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_value < 0:

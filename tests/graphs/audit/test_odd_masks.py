@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 
-from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, plain
+from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, operator, plain
 from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, OUT, QKV, SCORES, audited
 from trueport.graphs.audit import Report, audit
+
+
+@pytest.mark.parametrize("name", ["the mask's sums beside a bias", "the batch's length beside a bias"])
+def test_left_padding_of_grouped_heads(name: str, tmp_path: Path) -> None:
+    """The runtime agrees: a left-padded row is what it is alone, behind the batch's length alone."""
+    right = name in MORE_RIGHT
+    onnx.save(onnx.parser.parse_model(MORE_RIGHT[name] if right else MORE_WRONG[name][2]), tmp_path / "graph.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "graph.onnx")
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 7, 16)).astype(np.float32)
+    mask = np.array([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
+    whole = session.run(None, {"q": q, "k": k, "v": v, "attention_mask": mask})[0][1, 2:]
+    alone = session.run(None, {"q": q[1:, 2:], "k": k[1:, 2:], "v": v[1:, 2:], "attention_mask": mask[1:, 2:]})[0][0]
+    assert (np.abs(whole - alone).max() < 1e-5) == right
 
 
 def changed(text: str, change: Callable[[onnx.ModelProto], None], folder: Path) -> Report:
@@ -90,6 +105,15 @@ MADE_BY_ROWS = (
     "rows = Scan (attention_mask) <num_scan_inputs = 1, body = b (int64[length] m) => (bool[length] o) {\n"
     "r = Cast <to = 9> (m)\no = %s (r)\n}>\nseen = Unsqueeze (rows, keys)\n"
 )
+GROUPED = operator(
+    REAL + "size = Shape (attention_mask)\nrows, length = Split <axis = 0, num_outputs = 2> (size)\n"
+    "whole = Squeeze (length)\ntotal = Cast <to = 6> (whole)\nshape = Concat <axis = 0> (i2, i2, length, i2)\n"
+    "row_bias = Where (row, zero, low)\nbias = Expand (row_bias, shape)\n%s\nless = Sub (counts, i2)\n"
+    "lengths = Cast <to = 6> (less)\n"
+    "y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> "
+    '(q, k, v, "", "", lengths, total, "", "", "", bias)'
+).replace(", 4]", ", 16]")
+"""A bias made of the mask, and lengths for each row."""
 STEP = (
     f"{HEAD}g (int64[batch, 1] input_ids, int64[batch, total] attention_mask, float[batch, 2, 1, 4] q, "
     "float[batch, 2, 1, 4] new, float[batch, 2, past, 4] past_k)\n=> (float[batch, 2, 1, 4] y, float[batch, 2, all, 4] k)\n"
@@ -175,6 +199,9 @@ BY_ROWS = (
 )
 BY_HEADS = "tall = Tile (attention_mask, twice)\n"
 MORE_WRONG = {
+    "the mask's sums beside a bias": (
+        "right-padding-only", "error", GROUPED % "counts = ReduceSum <keepdims = 0> (attention_mask, i2)",
+    ),
     "a length among computed sizes": (
         "baked-length", "error",
         FOLDED.replace("int64[1] four", "int64[1] sample = {16}, int64[1] four") % TIME_FIRST.replace(
@@ -318,6 +345,7 @@ ONE_KEY_HEAD = (
 )
 """Causal; queries, and heads behind them, share the axis of the scores: one head of keys, as in GPTBigCode."""
 MORE_RIGHT = {
+    "the batch's length beside a bias": GROUPED % "counts = Expand (length, rows)",
     "sizes behind a Reshape": FOLDED % TIME_FIRST,
     "numbers to add, times one": plain(
         REAL + "f = Where (row, zero, low)\nbias = Mul (one, f)\n" + ADDED
