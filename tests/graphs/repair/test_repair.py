@@ -17,7 +17,6 @@ from tests.graphs.audit.test_report import command
 from tests.graphs.audit.test_rules import BRANCH, CAUSAL, END, HEAD, MASK, SCORES, VARIANTS, blocks, branches, graph
 from trueport.attention import reference
 from trueport.errors import ProofError, TrueportError
-from trueport.graphs.audit import audit
 from trueport.graphs.audit.rules import RULES
 from trueport.graphs.repair import Repair, repair
 from trueport.graphs.repair import prove as proving
