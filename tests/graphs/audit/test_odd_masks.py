@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, plain
+from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, operator, plain
 from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, OUT, QKV, SCORES, audited
 from trueport.graphs.audit import Report, audit
 
@@ -148,7 +148,25 @@ CACHED = (
     .replace("keys = Sq", "count = Sq")
     .replace("(i0, keys,", "(i0, count,")
 )
+COUNTED = operator(
+    REAL + "size = Shape (attention_mask)\nlength = Shape <start = 1, end = 2> (attention_mask)\n%s"
+    "turned = Gather <axis = 0> (table, places)\nn = Add (q, turned)\n"
+    "y = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1> (n, k, v, row)\n"
+).replace(
+    "bool yes",
+    f"float[16, 4] table = {{{', '.join(f'{0.25 * number}' for number in range(64))}}}, int64 one64 = {{1}}, "
+    f"int64[1, 16] row_of_places = {{{', '.join(map(str, range(16)))}}}, "
+    "bool yes",
+)
+"""A causal layer whose queries are told their places."""
 MORE_WRONG = {
+    "places are a stored row, cut": (
+        "positions-ignore-mask", "warning", COUNTED % "places = Slice (row_of_places, i1, length, i2)\n",
+    ),
+    "places are the sums of ones": (
+        "positions-ignore-mask", "warning",
+        COUNTED % "some = ConstantOfShape <value = int64[1] {1}> (size)\nsums = CumSum (some, one64)\nplaces = Sub (sums, one64)\n",
+    ),
     "infinite, times one": (
         "nan-rows", "error",
         plain(REAL + "f = Where (row, zero, inf)\nbias = Mul (f, one)\n" + ADDED
@@ -269,6 +287,10 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "places are the sums of the mask": COUNTED % (
+        "sums = CumSum (attention_mask, one64)\nless = Sub (sums, one64)\nplaces = Max (less, i0)\n"
+    ),
+    "every token is of the first type": COUNTED % "types = ConstantOfShape <value = int64[1] {1}> (size)\nplaces = Mul (types, i0)\n",
     "numbers to add, times one": plain(
         REAL + "f = Where (row, zero, low)\nbias = Mul (one, f)\n" + ADDED
     ),
