@@ -165,7 +165,8 @@ MORE_WRONG = {
     ),
     "places are the sums of ones": (
         "positions-ignore-mask", "warning",
-        COUNTED % "some = ConstantOfShape <value = int64[1] {1}> (size)\nsums = CumSum (some, one64)\nplaces = Sub (sums, one64)\n",
+        COUNTED % ("some = ConstantOfShape <value = int64[1] {1}> (size)\nsums = CumSum (some, one64)\n"
+                   "places = Sub (sums, one64)\n"),
     ),
     "infinite, times one": (
         "nan-rows", "error",
@@ -290,7 +291,9 @@ MORE_RIGHT = {
     "places are the sums of the mask": COUNTED % (
         "sums = CumSum (attention_mask, one64)\nless = Sub (sums, one64)\nplaces = Max (less, i0)\n"
     ),
-    "every token is of the first type": COUNTED % "types = ConstantOfShape <value = int64[1] {1}> (size)\nplaces = Mul (types, i0)\n",
+    "every token is of the first type": COUNTED % (
+        "types = ConstantOfShape <value = int64[1] {1}> (size)\nplaces = Mul (types, i0)\n"
+    ),
     "numbers to add, times one": plain(
         REAL + "f = Where (row, zero, low)\nbias = Mul (one, f)\n" + ADDED
     ),
