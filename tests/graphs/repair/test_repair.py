@@ -280,6 +280,13 @@ def test_axes_of_size_minus_one_are_of_any_length(tmp_path: Path) -> None:
     mended(tmp_path / "graph.onnx")
 
 
+def test_attention_without_a_bias_is_left(tmp_path: Path) -> None:
+    """ONNX Runtime 1.31's ends the process that runs it: the proof cannot."""
+    path = saved(OPERATORS["unidirectional"].replace("(x, w, c,", '(x, w, "",'), tmp_path)
+    (reason,) = repair(path, tmp_path / "fixed.onnx").left.values()
+    assert "no bias" in reason
+
+
 def test_an_inverted_mask_stays_said_where_sums_are_mended(tmp_path: Path) -> None:
     """The proof is about how masks are combined, not about what they mean."""
     done = repair(saved(plain(ROW.replace("row =", "other =") + "row = Not (other)\n" + TWICE + END), tmp_path),

@@ -116,6 +116,8 @@ def _obstacle(view: View, site: Site) -> str:
         return f"{refused[0]} is not written out"
     if node.op_type == "MultiHeadAttention" and len(node.outputs) > 3:
         return "its scores are read too"
+    if node.op_type == "Attention" and given.get(2) is None:
+        return "it has no bias, and ONNX Runtime's processes end where they run such a one"
     mask = site.slot("mask")
     shape = view.shape(mask)
     if mask is not None and counted(view, mask) is None:
