@@ -222,7 +222,7 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
         ArtifactError: the disk is full, or the place cannot be written.
     """
     out = out.absolute()
-    _sweep(out)
+    sweep(out)
     staging = out.parent / f".{out.name}.trueport-{os.getpid()}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -241,8 +241,8 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _sweep(out: Path) -> None:
-    """Remove staging folders of processes that are gone."""
+def sweep(out: Path) -> None:
+    """Remove staging folders beside ``out`` of processes that are gone."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.trueport-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if pid.isdigit() and (int(pid) == os.getpid() or not is_alive(int(pid))):

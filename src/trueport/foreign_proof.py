@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trueport.errors import ArtifactError, TrueportError
-from trueport.graphs.loading import count_nodes
+from trueport.graphs.shapes import count_nodes
 from trueport.interface import float_dtype_of
 from trueport.proof.result import Proof
 from trueport.proof.run import SEED, model_class, prove

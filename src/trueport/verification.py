@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from trueport.artifact import MANIFEST, read_manifest
 from trueport.errors import ArtifactError, TrueportError
 from trueport.foreign_proof import judge_foreign
-from trueport.graphs.loading import check, count_nodes
+from trueport.graphs.loading import check
+from trueport.graphs.shapes import count_nodes
 from trueport.interface import float_dtype_of
 from trueport.proof.folder import assets_clause, excused, files_clause
 from trueport.proof.memory import Memory, plan

@@ -28,8 +28,11 @@ def audit(
     """Find what is wrong with the masks of GRAPH, without its model; exit code 1 where something is."""
     from trueport.graphs.audit import audit as find
     from trueport.graphs.audit.rules import RULES
+    from trueport.graphs.links import files, spare
 
-    report = find(_openable(graph))
+    graph = _openable(graph)
+    report = find(graph)
+    spare(_reports(json_file, sarif_file), files(graph))
     forms = [(json_file, report.to_json()), (sarif_file, report.to_sarif(RULES))]
     for place, content in forms:
         if place is not None:
@@ -57,15 +60,24 @@ def repair(
     debug: Debug = False,
 ) -> None:
     """Mend the masks of GRAPH and prove it; exit code 1 where errors are left."""
+    from trueport.graphs.links import files, spare
     from trueport.graphs.repair import repair as mend
+    from trueport.graphs.repair.run import places
 
-    done = mend(_openable(graph), out, rows=rows, precision=precision, proof=proof, force=force)
+    graph = _openable(graph)
+    spare(_reports(json_file), [*files(graph), *places(out)])
+    done = mend(graph, out, rows=rows, precision=precision, proof=proof, force=force)
     if json_file is not None:
         _write(json_file, done.to_json())
     if json_file != STDOUT:
         typer.echo(done.text())
     if done.after is not None and done.after.errors:
         raise typer.Exit(1)
+
+
+def _reports(*places: Path | None) -> list[Path]:
+    """The files that reports go to."""
+    return [place for place in places if place is not None and place != STDOUT]
 
 
 def _openable(graph: Path) -> Path:

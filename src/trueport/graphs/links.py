@@ -1,13 +1,47 @@
-"""Weights in files with several hard links, as ``export --weights link`` leaves them: onnx-ir refuses to read these."""
+"""The files that a graph's weights lie in; those with several hard links, as ``export --weights link`` leaves them, are
+read here, as onnx-ir refuses to."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+
+from trueport.errors import ArtifactError
+
+
+def files(path: Path) -> list[Path]:
+    """A checked graph's file, and those beside it that hold its weights."""
+    from trueport.graphs.loading import check
+
+    model = ir.from_proto(check(path))
+    stored = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    beside = [path.parent / tensor.location for tensor in stored if isinstance(tensor, ir.ExternalTensor)]
+    return [path, *dict.fromkeys(beside)]
+
+
+def spare(places: Iterable[Path], kept: Iterable[Path]) -> None:
+    """Refuse to write over files that are still needed.
+
+    Args:
+        places: what is to be written.
+        kept: what must stay.
+
+    Raises:
+        ArtifactError: a place is one of these files, perhaps by another name.
+    """
+    needed = list(kept)
+    for place in places:
+        for file in needed:
+            linked = place.exists() and file.exists() and place.samefile(file)
+            if linked or place.resolve() == file.resolve():
+                raise ArtifactError(
+                    f"{place} would be written over {file.name}, which is needed", "Give another place."
+                )
 
 
 def readable(model: ir.Model) -> None:

@@ -42,9 +42,11 @@ def load(path: str | Path) -> ir.Model:
     import onnx_ir as ir
 
     from trueport.graphs.links import readable
+    from trueport.graphs.shapes import free_axes
 
     path = Path(path)
     proto = check(path)
+    free_axes(proto)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
@@ -80,13 +82,6 @@ def check(path: str | Path) -> onnx.ModelProto:
     except UnicodeDecodeError as error:
         raise GraphError(f"{path.name} holds names that are no text", "Export it again.") from error
     return proto
-
-
-def count_nodes(path: Path) -> int:
-    """Operators in a graph's file, those of its branches and functions not counted."""
-    import onnx
-
-    return len(onnx.load(path, load_external_data=False).graph.node)
 
 
 def _check_names(graphs: list[Body], path: Path) -> None:

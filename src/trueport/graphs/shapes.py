@@ -1,8 +1,29 @@
-"""Shapes that inference noted in a graph."""
+"""Shapes that a graph declares, or inference noted in it, and its size."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def free_axes(proto: onnx.ModelProto) -> None:
+    """Axes of size -1 have no size from then on: some exporters write any length so, and ONNX Runtime reads it so."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_value < 0:
+                axis.Clear()
+
+
+def count_nodes(path: Path) -> int:
+    """Operators in a graph's file, those of its branches and functions not counted."""
+    import onnx
+
+    return len(onnx.load(path, load_external_data=False).graph.node)
 
 
 def forget_shapes(model: ir.Model) -> None:

@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, plain
+from tests.graphs.audit.test_hidden_keys import ADDED, CHOSEN, FLOATS, IDS, REAL, RIGHT, STORED, WRONG, operator, plain
 from tests.graphs.audit.test_rules import CAUSAL, END, HEAD, OUT, QKV, SCORES, audited
 from trueport.graphs.audit import Report, audit
 
@@ -46,13 +46,17 @@ def test_masks_by_other_names(name: str, severity: str, tmp_path: Path) -> None:
     assert [(finding.rule, finding.severity) for finding in report.findings] == [("leaking-mask", severity)]
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [False, True, -1])
 @pytest.mark.parametrize(("graph_", "rules"), [(WRONG["inverted"][1], ["inverted-mask"]), (RIGHT["chosen"], [])])
-def test_axes_without_a_name_or_with_one_each(named: bool, graph_: str, rules: list[str], tmp_path: Path) -> None:
+def test_axes_without_a_name_or_with_one_each(named: int, graph_: str, rules: list[str], tmp_path: Path) -> None:
+    """Or with the size -1, which ONNX Runtime takes for any."""
+
     def rename(model: onnx.ModelProto) -> None:
         for place, value in enumerate(model.graph.input):
             for number, axis in enumerate(value.type.tensor_type.shape.dim):
-                if axis.dim_param and named:
+                if axis.dim_param and named < 0:
+                    axis.dim_value = named
+                elif axis.dim_param and named:
                     axis.dim_param = f"axis_{place}_{number}"
                 elif axis.dim_param:
                     axis.Clear()
@@ -144,7 +148,31 @@ CACHED = (
     .replace("keys = Sq", "count = Sq")
     .replace("(i0, keys,", "(i0, count,")
 )
+COUNTED = operator(
+    REAL + "size = Shape (attention_mask)\nlength = Shape <start = 1, end = 2> (attention_mask)\n%s"
+    "turned = Gather <axis = 0> (table, places)\nn = Add (q, turned)\n"
+    "y = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1> (n, k, v, row)\n"
+).replace(
+    "bool yes",
+    f"float[16, 4] table = {{{', '.join(f'{0.25 * number}' for number in range(64))}}}, int64 one64 = {{1}}, "
+    f"int64[1, 16] row_of_places = {{{', '.join(map(str, range(16)))}}}, "
+    "bool yes",
+)
+"""A causal layer whose queries are told their places."""
 MORE_WRONG = {
+    "places are a stored row, cut": (
+        "positions-ignore-mask", "warning", COUNTED % "places = Slice (row_of_places, i1, length, i2)\n",
+    ),
+    "places are the sums of ones": (
+        "positions-ignore-mask", "warning",
+        COUNTED % ("some = ConstantOfShape <value = int64[1] {1}> (size)\nsums = CumSum (some, one64)\n"
+                   "places = Sub (sums, one64)\n"),
+    ),
+    "infinite, times one": (
+        "nan-rows", "error",
+        plain(REAL + "f = Where (row, zero, inf)\nbias = Mul (f, one)\n" + ADDED
+              ).replace("bool yes", "float inf = {-inf}, bool yes"),
+    ),
     "a causal mask that forgets the past": ("leaking-mask", "error", CACHED % "i1"),
     "others than itself": (
         "misplaced-causal", "warning",
@@ -218,6 +246,17 @@ MORE_WRONG = {
         "leaking-mask", "error",
         plain(REAL + "bias = Where (row, zero, tiny)\n" + ADDED).replace("bool yes", "float tiny = {-5.0}, bool yes"),
     ),
+    "a fill of the wrong sign": (
+        "leaking-mask", "error", plain(REAL + SCORES + "masked = Where (row, scores, eps)\n" + END),
+    ),
+    "zeros in the place of hidden scores": (
+        "leaking-mask", "error", plain(REAL + SCORES + "n = Not (row)\nmasked = Where (n, zero, scores)\n" + END),
+    ),
+    "infinite, and a guard before that": (
+        "nan-rows", "error",
+        plain(REAL + SCORES + "near = Where (causal, scores, zero)\nmasked = Where (row, near, inf)\n" + END,
+              f"{IDS}, {CAUSAL}").replace("bool yes", "float inf = {-inf}, bool yes"),
+    ),
     "moved by one key": (
         "leaking-mask", "error",
         plain(REAL + "a = Slice (row, i1, end, last)\nb = Slice (row, i1, i2, last)\nseen = Concat <axis = 3> (b, a)\n"
@@ -249,6 +288,20 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "places are the sums of the mask": COUNTED % (
+        "sums = CumSum (attention_mask, one64)\nless = Sub (sums, one64)\nplaces = Max (less, i0)\n"
+    ),
+    "every token is of the first type": COUNTED % (
+        "types = ConstantOfShape <value = int64[1] {1}> (size)\nplaces = Mul (types, i0)\n"
+    ),
+    "numbers to add, times one": plain(
+        REAL + "f = Where (row, zero, low)\nbias = Mul (one, f)\n" + ADDED
+    ),
+    "zeros in the place of rows without keys": plain(
+        REAL + "both = And (row, causal)\nn = Cast <to = 7> (both)\nmost = ReduceMax <keepdims = 1> (n, last)\n"
+        "any = Cast <to = 9> (most)\n" + SCORES + "m = Where (both, scores, inf)\nmasked = Where (any, m, zero)\n" + END,
+        f"{IDS}, {CAUSAL}",
+    ).replace("bool yes", "float inf = {-inf}, bool yes"),
     "a place that is one number": plain(
         REAL + "size = Shape <start = 1, end = 2> (attention_mask)\ncount = Squeeze (size)\n"
         "places = Range (i0, count, one64)\nnear = GreaterOrEqual (places, start_position)\nseen = And (row, near)\n"

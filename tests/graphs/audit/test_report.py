@@ -52,6 +52,26 @@ def test_a_right_graph_exits_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert command(monkeypatch, "audit", tmp_path) == 0  # a folder with one graph
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("audit", "graph.onnx", "--json", "graph.onnx"),
+        ("audit", "graph.onnx", "--sarif", "link.json"),
+        ("repair", "graph.onnx", "-o", "fixed.onnx", "--json", "graph.onnx"),
+        ("repair", "graph.onnx", "-o", "fixed.onnx", "--json", "fixed.onnx"),
+    ],
+)
+def test_no_report_is_written_over_a_graph(
+    arguments: tuple[str, ...], summed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(summed.parent)
+    before = summed.read_bytes()
+    Path("link.json").symlink_to("graph.onnx")
+    assert command(monkeypatch, *arguments) == 2
+    assert "would be written over" in capsys.readouterr().err
+    assert summed.read_bytes() == before and not Path("fixed.onnx").exists()
+
+
 def test_sarif(summed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "audit", summed, "--sarif", "-") == 1
     content: dict[str, Any] = json.loads(capsys.readouterr().out)

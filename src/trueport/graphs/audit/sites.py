@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ class Site:
         clamped: whether summed masks are clipped from below.
         bound: the largest score where masks meet scores that were capped by tanh; None where they were not.
         given: the masked scores that the softmax reads; None for an operator.
+        replaced: whether a Where puts a plain number in the place of some scores.
+        guarded: whether one does so behind every -inf.
         spelled: the softmax, where it is written out; ``node`` is then its last one.
     """
 
@@ -60,6 +63,8 @@ class Site:
     bound: float | None = None
     given: ir.Value | None = None
     spelled: Spelled | None = None
+    replaced: bool = False
+    guarded: bool = False
 
     @property
     def fused(self) -> bool:
@@ -135,7 +140,7 @@ def _argument(view: View, node: ir.Node) -> ir.Value | None:
 def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> Site | None:
     """Walk from the softmax of ``given`` up to the product of two computed matrices."""
     terms: list[Term] = []
-    clamped = False
+    clamped = replaced = guarded = False
     bound: float | None = None
     cap = 1.0
     value: ir.Value | None = given
@@ -148,12 +153,22 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
         if kind in PRODUCTS:
             if any(view.is_weight(operand) for operand in inputs):
                 return None
-            return Site(softmax, node, _uncovered(terms), clamped, bound, given)
+            return Site(softmax, node, _uncovered(terms), clamped, bound, given, replaced=replaced, guarded=guarded)
         if kind == "Where":
             scalars = [view.scalar(branch) for branch in inputs[1:3]]
             filled = [s is not None and s <= fills.limit(inputs[0]) for s in scalars]
             if filled[0] == filled[1]:
-                return None
+                # Rows without keys are looked after, or a mask is read that hides nothing: numbers tell.
+                kept = [
+                    scalar is None and _has_product(view, branch)
+                    for scalar, branch in zip(scalars, inputs[1:3], strict=True)
+                ]
+                if kept[0] == kept[1] or scalars[kept.index(False)] is None:
+                    return None
+                replaced = True
+                guarded = guarded or all(term.fill > -math.inf for term in terms)
+                value = inputs[1 + kept.index(True)]
+                continue
             assert inputs[0] is not None
             fill = float(scalars[filled.index(True)] or 0)
             fill = fill if bound is None else max(fill, -bound)

@@ -151,7 +151,7 @@ class Fills:
         return first if first == second else None
 
     def _product(self, inputs: list[ir.Value | None], depth: int) -> float | None:
-        """``(1 - mask) * fill``, ``(mask - 1) * -fill``, or a mask term times something from 0 to 1."""
+        """``(1 - mask) * fill``, ``(mask - 1) * -fill``, or a mask term times a number, or something from 0 to 1."""
         for scaled, other in (inputs, inputs[::-1]):
             factor = self.view.scalar(scaled)
             if factor is None or abs(factor) < -self.limit(other):
@@ -163,6 +163,10 @@ class Fills:
                 return factor
             if node is not None and node.op_type == "Sub" and self.view.scalar(node.inputs[1]) == 1:
                 return -factor
+        for scaled, other in (inputs, inputs[::-1]):
+            factor, inner = self.view.scalar(scaled), self.of(other, depth)
+            if factor is not None and inner is not None:
+                return inner * factor if factor > 0 and inner * factor <= self.limit(other) else None
         fills = [fill for fill in (self.of(value, depth) for value in inputs) if fill is not None]
         if len(fills) != 1:
             return None

@@ -29,6 +29,8 @@ READABLE = 1 << 24
 """Elements of the largest constant that is looked into."""
 PATIENCE = 20_000_000
 """Steps that all walks through one graph may take together: seconds; a real model needs some hundred thousand."""
+FAR = 64
+"""Values that are looked at for the dtype of what is computed from them."""
 MAX_MASKS = 64
 """Mask inputs that are followed; models have three at most."""
 MASK_NAME = re.compile(
@@ -298,9 +300,17 @@ class View:
         return infer(self.model)
 
     def dtype(self, value: ir.Value) -> ir.DataType:
-        """A value's dtype; float32 where nothing tells."""
-        known = value.dtype or self.inferred[1].get(value.name or "")
-        return ir.DataType(known) if known else ir.DataType.FLOAT
+        """A value's dtype, else that of the nearest floats that it is computed from; float32 where nothing tells."""
+        waiting, seen = [value], {id(value)}
+        for current in waiting:  # grows
+            known = ir.DataType(current.dtype or self.inferred[1].get(current.name or "") or 0)
+            if known.is_floating_point() or (known and current is value):
+                return known
+            node = current.producer()
+            further = [] if node is None or len(waiting) > FAR else [v for v in node.inputs if v is not None]
+            waiting += [v for v in further if id(v) not in seen]
+            seen |= {id(v) for v in further}
+        return ir.DataType.FLOAT
 
     def shape(self, value: ir.Value | None) -> Shape | None:
         """A value's shape, None where unknown; an int is a static axis, a name one of the inputs' axes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,22 @@ from trueport.graphs.repair.terms import HIDDEN
 Values = Mapping[str, np.ndarray]
 
 
-def expected(probe: Probe, values: Values, rows: str) -> tuple[np.ndarray, float]:
-    """The output (..., size) in float64, and the largest score.
+class Wanted(NamedTuple):
+    """What a layer must give.
+
+    Attributes:
+        output: (..., size) in float64.
+        score: the largest one.
+        empty: whether a query sees no key.
+    """
+
+    output: np.ndarray
+    score: float
+    empty: bool
+
+
+def expected(probe: Probe, values: Values, rows: str) -> Wanted:
+    """What a layer must give.
 
     Args:
         probe: the layer.
@@ -25,11 +39,11 @@ def expected(probe: Probe, values: Values, rows: str) -> tuple[np.ndarray, float
         rows: the policy of rows that see no key.
     """
     if standard.is_standard(probe.original):
-        return standard.expected(probe, values)
+        return Wanted(*standard.expected(probe, values))
     return _softmax(probe, values, rows) if probe.original.op_type == "Softmax" else _operator(probe, values, rows)
 
 
-def _softmax(probe: Probe, values: Values, rows: str) -> tuple[np.ndarray, float]:
+def _softmax(probe: Probe, values: Values, rows: str) -> Wanted:
     """Weights of a layer of its own: queries and keys of zeros, its scores as bias, the identity as values."""
     scores = values[probe.inputs[0]].astype(np.float64)
     seen = np.broadcast_to(_terms(probe, values, np.ones(scores.shape, dtype=bool)), scores.shape)
@@ -41,7 +55,7 @@ def _softmax(probe: Probe, values: Values, rows: str) -> tuple[np.ndarray, float
     eye = np.broadcast_to(np.eye(keys), (1, flat[1], keys, keys))
     queries = np.zeros((1, flat[1], shape[-2], 1))
     weights = reference(queries, nothing, eye, bias=shown, mask=seen.reshape(flat), rows=rows)
-    return weights.reshape(shape), float(np.abs(shown).max(initial=0.0))
+    return Wanted(weights.reshape(shape), float(np.abs(shown).max(initial=0.0)), not seen.any(axis=-1).all())
 
 
 def _terms(probe: Probe, values: Values, seen: np.ndarray) -> np.ndarray:
@@ -55,7 +69,7 @@ def _terms(probe: Probe, values: Values, seen: np.ndarray) -> np.ndarray:
     return seen
 
 
-def _operator(probe: Probe, values: Values, rows: str) -> tuple[np.ndarray, float]:
+def _operator(probe: Probe, values: Values, rows: str) -> Wanted:
     """An operator's output (batch, length, hidden) from its inputs, projections in float64 too."""
     read = {i: probe.constants.get(i, values.get(name)) for i, name in enumerate(probe.inputs) if name}
     slots = {"Attention": (5, 4, None), "QAttention": (None, 8, None), "MultiHeadAttention": (5, 6, 7)}
@@ -81,7 +95,8 @@ def _operator(probe: Probe, values: Values, rows: str) -> tuple[np.ndarray, floa
     scale = float(probe.attribute("scale", 0.0)) or None
     out = reference(q, k, v, mask=seen, past=before, bias=bias, scale=scale, rows=rows)
     scores = q @ k.swapaxes(-1, -2) * (scale or 1 / np.sqrt(q.shape[-1]))
-    return out.swapaxes(1, 2).reshape(batch, queries, -1), float(np.abs(scores).max(initial=0.0))
+    output = out.swapaxes(1, 2).reshape(batch, queries, -1)
+    return Wanted(output, float(np.abs(scores).max(initial=0.0)), not seen.any(axis=-1).all())
 
 
 def _mask(mask: np.ndarray | None, batch: int) -> dict[str, Any]:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 DOUBLE_FROM = 8.0
 """Spread of scores from which on float32 loses 1e-5 of the softmax: an error of 1.2e-7 times four spreads, summed."""
 REFUSED = ("do_rotary", "past_present_share_buffer")
+SHARED = {
+    "Attention": {6: "past_sequence_length"},
+    "MultiHeadAttention": {8: "past_sequence_length", 9: "cache_indirection"},
+}
+"""Inputs that say that the past is a shared buffer, or another beam's."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def mend_operator(view: View, site: Site, rows: str, precision: str) -> Probe | 
     constants = {i: array for i, value in enumerate(node.inputs) if (array := view.array(value)) is not None}
     raw = site.slot("mask")
     mask = raw if raw is None else _raw_mask(view, raw)
-    heads = _separate(view, build, site, real)
+    given = view.dtype(node.outputs[0])
+    heads = _separate(view, build, site, real, given)
     scale = node.attributes.get("scale")
     factor = float(scale.value) if scale is not None and scale.value else 1 / float(np.sqrt(heads.size))
     scores = build.op("MatMul", heads.query, build.op("Transpose", heads.key, perm=[0, 1, 3, 2]))
@@ -89,7 +95,7 @@ def mend_operator(view: View, site: Site, rows: str, precision: str) -> Probe | 
     if seen is not None and rows == "zeros":
         weights = build.op("Mul", weights, build.cast(seen, real))
     mixed = build.op("Transpose", build.op("MatMul", weights, heads.value), perm=[0, 2, 1, 3])
-    output = build.cast(build.op("Reshape", mixed, build.const([0, 0, -1])), ir.DataType.FLOAT)
+    output = build.cast(build.op("Reshape", mixed, build.const([0, 0, -1])), given)
     result = _replace(node, [output, *heads.presents])
     terms = tuple((term.value.name or "", None) for term in site.terms)
     name = "" if mask is None else mask.name or ""
@@ -104,8 +110,14 @@ def _obstacle(view: View, site: Site) -> str:
     if (view.model.opset_imports.get("") or 0) < OLDEST:
         return f"the graph's opset is older than {OLDEST}"
     refused = [name for name in REFUSED if site.flag(name)]
+    given = dict(enumerate(node.inputs))
+    refused += [name for index, name in SHARED.get(node.op_type, {}).items() if given.get(index) is not None]
     if refused:
         return f"{refused[0]} is not written out"
+    if node.op_type == "MultiHeadAttention" and len(node.outputs) > 3:
+        return "its scores are read too"
+    if node.op_type == "Attention" and given.get(2) is None:
+        return "it has no bias, and ONNX Runtime's processes end where they run such a one"
     mask = site.slot("mask")
     shape = view.shape(mask)
     if mask is not None and counted(view, mask) is None:
@@ -143,8 +155,8 @@ def _raw_mask(view: View, mask: ir.Value) -> ir.Value:
     return mask if raw is None else raw
 
 
-def _separate(view: View, build: Builder, site: Site, real: ir.DataType) -> Heads:
-    """The operator's projections and its past."""
+def _separate(view: View, build: Builder, site: Site, real: ir.DataType, given: ir.DataType) -> Heads:
+    """The operator's projections and its past, in the dtype ``real``; what it gives of them has the dtype ``given``."""
     node = site.node
     count = int(node.attributes["num_heads"].value)
     if node.op_type == "MultiHeadAttention":
@@ -166,10 +178,10 @@ def _separate(view: View, build: Builder, site: Site, real: ir.DataType) -> Head
         )
     presents: tuple[ir.Value, ...] = ()
     if len(node.outputs) > 1 and stacked:
-        both = [build.unsqueeze(build.cast(part, ir.DataType.FLOAT), [0]) for part in (key, value)]
+        both = [build.unsqueeze(build.cast(part, given), [0]) for part in (key, value)]
         presents = (build.op("Concat", *both, axis=0),)
     elif len(node.outputs) > 1:
-        presents = tuple(build.cast(part, ir.DataType.FLOAT) for part in (key, value))
+        presents = tuple(build.cast(part, given) for part in (key, value))
     return Heads(query, key, value, presents, sizes // count)
 
 

@@ -124,7 +124,7 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
                 found = [_compare(probe, model, values, rows) for probe, model in zip(probes, lone, strict=True)]
             for one, compared in zip(seen, found, strict=True):
                 one.append(compared)
-            if all((one.before <= one.allowed).all() for one in found):
+            if all((one.before <= one.allowed).all() and not one.loose for one in found):
                 old = before.run(inputs)
                 if not any(np.isnan(array).any() for array in old.values() if array.dtype.kind == "f"):
                     moved.append(_moved(old, after.run(inputs)))
@@ -149,21 +149,29 @@ def _folded(view: View, session: OnnxSession) -> int:
 
 @dataclass(frozen=True)
 class _Compared:
-    """Errors of every row of one run, relative to the row."""
+    """Errors of every row of one run, relative to the row.
+
+    Attributes:
+        loose: whether a query sees no key in float16. What it gave is not known: ONNX Runtime adds masks in float32 there,
+            if nothing reads the sum, and the scores show again that float16 rounds away.
+    """
 
     before: np.ndarray
     after: np.ndarray
     allowed: float
     score: float
+    loose: bool
 
 
 def _compare(probe: Probe, lone: _Lone, values: Mapping[str, np.ndarray], rows: str) -> _Compared:
-    wanted, score = expected(probe, values, rows)
+    wanted, score, empty = expected(probe, values, rows)
     got = values[probe.output]
-    allowed = RELATIVE if probe.double else RELATIVE * max(1.0, score / EXACT_TO)
-    if probe.original.op_type == "Softmax":
-        allowed = RELATIVE if got.dtype != np.float16 else HALF
-    return _Compared(_errors(lone.run(values), wanted), _errors(got, wanted), allowed, score)
+    exact = probe.double or probe.original.op_type == "Softmax"
+    allowed = RELATIVE if exact else RELATIVE * max(1.0, score / EXACT_TO)
+    if got.dtype == np.float16:
+        allowed = max(allowed, HALF)
+    loose = empty and got.dtype == np.float16
+    return _Compared(_errors(lone.run(values), wanted), _errors(got, wanted), allowed, score, loose)
 
 
 def _errors(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:

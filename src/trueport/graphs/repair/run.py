@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from trueport.artifact import sweep
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.audit import Report, audit
 from trueport.graphs.audit.report import Finding
 from trueport.graphs.audit.run import explained
-from trueport.graphs.links import outside
+from trueport.graphs.links import files, outside, spare
 from trueport.words import count_words
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def repair(
 
     Raises:
         GraphError: the file is no graph that can be opened.
+        ArtifactError: ``out`` cannot be written, or is one of the files that the graph reads.
         ProofError: a row differs from the reference, or right outputs moved; nothing is written.
     """
     from trueport.graphs.audit.view import View
@@ -106,11 +107,14 @@ def repair(
     path, out = Path(path), Path(out)
     _check_options(path, out, rows, precision, force)
     before = audit(path)
+    spare(places(out), files(path))
     with explained(path):
         view = View.open(path)
         probes, left = _mend(view, before, rows, precision)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.trueport-", dir=out.absolute().parent))
+    staging = out.absolute().with_name(f".{out.name}.trueport-{os.getpid()}")
     try:
+        sweep(out.absolute())
+        staging.mkdir()
         found = _write(view, probes, path, staging / out.name, rows, proof)
         after = audit(staging / out.name)
         if found is not None and not found.proven:
@@ -126,16 +130,21 @@ def repair(
     return Repair(out.name, rows, mended, left, after, found)
 
 
+def places(out: Path) -> list[Path]:
+    """The files that a repair writes: the graph, and its weights where they lie beside it."""
+    return [out, out.with_name(f"{out.name}_data")]
+
+
 def _check_options(path: Path, out: Path, rows: str, precision: str, force: bool) -> None:
     if rows not in POLICIES:
         raise TrueportError(f"{rows} is no policy for rows that see no key", f"There are {', '.join(POLICIES)}.")
     if precision not in PRECISIONS:
         raise TrueportError(f"{precision} is no precision", f"There are {', '.join(PRECISIONS)}.")
-    if not out.absolute().parent.is_dir() or out.is_dir():
+    if not out.absolute().parent.is_dir() or any(map(Path.is_dir, places(out))):
         raise ArtifactError(f"{out} cannot be written", "Give a file in a folder that exists.")
     if out.exists() and path.exists() and out.samefile(path):
         raise ArtifactError(f"{out} is the graph itself", "Give another place.")
-    for place in (out, out.with_name(f"{out.name}_data")):
+    for place in places(out):
         if place.exists() and not force:
             raise ArtifactError(f"{place} exists", "Give --force to replace it.")
 

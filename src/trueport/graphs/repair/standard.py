@@ -68,8 +68,8 @@ def _obstacle(view: View, site: Site, rows: str, precision: str) -> str:
     return ""
 
 
-def expected(probe: Probe, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, float]:
-    """The operator's first output in float64, in its own layout, and the largest score."""
+def expected(probe: Probe, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, float, bool]:
+    """The operator's first output in float64, in its own layout, the largest score, and whether a query sees no key."""
     read = {i: probe.constants.get(i, values.get(name)) for i, name in enumerate(probe.inputs) if name}
     flat = read[0].ndim == 3  # type: ignore[union-attr]
     counts = [int(probe.attribute(name, 0)) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
@@ -87,7 +87,7 @@ def expected(probe: Probe, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray
     wide = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     scores = q @ wide.swapaxes(-1, -2) * (scale or 1 / np.sqrt(q.shape[-1]))
     out = out.swapaxes(1, 2).reshape(batch, queries, -1) if flat else out
-    return out, float(np.abs(scores).max(initial=0.0))
+    return out, float(np.abs(scores).max(initial=0.0)), not seen.any(axis=-1).all()
 
 
 def _heads(given: Any, count: int) -> np.ndarray:

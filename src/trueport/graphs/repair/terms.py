@@ -43,6 +43,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     assert scores is not None
     if not site.terms:
         return "no mask terms were found"
+    if site.replaced:
+        return "plain numbers take the place of some of its scores"
     if any(not aligned(term.node.outputs[0], scores) for term in site.terms):
         return "between mask and softmax the scores change their layout"
     if not _along_keys(view, site, scores):
@@ -99,8 +101,9 @@ def bound_factors(view: View, site: Site) -> None:
             factor = view.scalar(value)
             if factor is not None and math.isinf(factor):
                 build = Builder(view.model, node, f"repair/{node.name or node.outputs[0].name}")
-                limits = np.finfo(np.float32)
-                finite = build.const(limits.max if factor > 0 else limits.min, np.float32)
+                dtype = view.dtype(node.outputs[0]).numpy()
+                limits = np.finfo(dtype)
+                finite = build.const(limits.max if factor > 0 else limits.min, dtype)
                 node.replace_input_with(index, finite)
 
 

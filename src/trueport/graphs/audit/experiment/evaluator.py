@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, Known, UnknownError, attribute, compute
+from trueport.graphs.audit.experiment.arithmetic import MISFITS, Known, UnknownError, attribute, bounded, compute
 from trueport.graphs.audit.experiment.loops import first_turn, outcomes
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ MOVES_LITTLE = {"Reshape", "Expand", "Flatten"}
 """Those behind which a masked score's last axis is still the keys: heads are folded into the batch, or stretched."""
 PRODUCTS = {"MatMul", "Einsum", "FusedMatMul", "Gemm"}
 """Products with a hidden state are hidden states or scores, whatever the other factor is."""
+MOST_MOVES = 256
+"""Values whose sizes are worked out one by one."""
 MOST_AXES = 4
 """Axes of scores: batch, heads, queries, keys. A mask that has them all needs no more."""
 QUANTISES = {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"}
@@ -79,6 +81,7 @@ class Evaluator:
         self.score = Known(np.float32(score), True)
         self._known: dict[int, Known | None] = dict(given)
         self.budget = budget
+        self._moved_sizes: dict[int, list[int] | None] = {}
 
     def within(self, body: ir.Graph, entering: Mapping[int, Known]) -> Evaluator:
         """A walk through one turn of a body, whose inputs are ``entering``; what was known in here is forgotten."""
@@ -174,7 +177,7 @@ class Evaluator:
                 raise UnknownError  # what a mask adds may be cut off
             return [self.score] * len(node.outputs)
         if node.op_type == "Concat":
-            return [_joined(operands, int(attribute(node, "axis", 0)))]
+            return [self._joined(node, [operand for operand in operands if operand is not None])]
         if node.op_type.startswith("Reduce"):
             if not np.ndim(arrays[0]):
                 return [scores[0]]
@@ -210,6 +213,33 @@ class Evaluator:
         if shape is None or len(shape) < np.ndim(array):
             raise UnknownError
         return np.reshape(array, (1,) * (len(shape) - np.ndim(array)) + np.shape(array))
+
+    def _joined(self, node: ir.Node, parts: list[Known]) -> Known:
+        """Scores beside each other; along the keys the masked ones, where others have no mask or are one more key."""
+        masked = [part for part in parts if np.ndim(part.array) > 1]
+        if not masked:
+            return parts[0] if len(parts) == 1 or parts[0].score else self.score
+        if not masked[0].score:
+            raise UnknownError
+        shapes = [self.shape(value) for value in node.inputs]
+        axes = max(len(shape) if shape is not None else np.ndim(masked[0].array) for shape in shapes)
+        if attribute(node, "axis", 0) not in (-1, axes - 1):
+            return Known(self._stacked(node, parts, shapes), True)
+        masked = [masked[0], *(part for part in masked[1:] if np.shape(part.array)[-1] != 1)]
+        if len(masked) > 1:
+            raise UnknownError
+        return masked[0]
+
+    def _stacked(self, node: ir.Node, parts: list[Known], shapes: list[list[int] | None]) -> Any:
+        """Scores of several heads, queries or rows, each with the mask that it has."""
+        whole = []
+        for value, part, shape in zip(node.inputs, parts, shapes, strict=True):
+            if shape is None:
+                raise UnknownError
+            array = self._full(value, part.array) if np.ndim(part.array) else part.array
+            bounded(*shape)
+            whole.append(np.broadcast_to(array, shape))
+        return self._computed(node, whole)[0]
 
     def _branch(self, node: ir.Node, value: ir.Value) -> Known:
         """The branch that an If takes."""
@@ -255,17 +285,26 @@ class Evaluator:
         sizes = (
             None if shape is None else [size if isinstance(size, int) else self.axes.get(str(size)) for size in shape]
         )
-        if sizes is None or any(size is None for size in sizes):
-            return self.view.sized(value, self.shapes, self.axes)
-        return [int(size) for size in sizes if size is not None]
+        if sizes is not None and all(size is not None for size in sizes):
+            return [int(size) for size in sizes if size is not None]
+        inferred = self.view.sized(value, self.shapes, self.axes)
+        if inferred is None and id(value) not in self._moved_sizes:
+            self._moved_sizes[id(value)] = None  # against circles, and deep ways
+            self._moved_sizes[id(value)] = self._sizes_behind(value)
+        return self._moved_sizes.get(id(value)) if inferred is None else inferred
 
-
-def _joined(operands: list[Known | None], axis: int) -> Known:
-    """Scores beside each other: the masked ones, where others have no mask or are one more key, a sink."""
-    parts = [operand for operand in operands if operand is not None]
-    masked = [part for part in parts if np.ndim(part.array)]
-    if len(masked) > 1 and axis in (-1, np.ndim(masked[0].array) - 1):
-        masked = [masked[0], *(part for part in masked[1:] if np.shape(part.array)[-1] != 1)]
-    if len(masked) > 1 or (masked and not masked[0].score):
-        raise UnknownError
-    return masked[0] if masked else parts[0]
+    def _sizes_behind(self, value: ir.Value) -> list[int] | None:
+        """The sizes of what an operator moves elements to; the inference gives up where a Reshape's target is computed."""
+        node = value.producer()
+        if node is None or node.op_type not in LAYOUT or len(self._moved_sizes) > MOST_MOVES:
+            return None
+        given = self.shape(node.inputs[0])
+        if given is None:
+            return None
+        try:
+            bounded(*given)
+            further = [None if part is None else self.of(part).array for part in node.inputs[1:]]
+            found = compute(node, [np.broadcast_to(np.bool_(False), given), *further])
+        except UnknownError:
+            return None
+        return list(np.shape(found[list(node.outputs).index(value)]))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
-from trueport.graphs.audit.experiment.evaluator import Budget
+from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
-from trueport.graphs.audit.experiment.seen import Seen, Watcher, leaks, misplaced, multiplied, real_queries
+from trueport.graphs.audit.experiment.seen import SCORES, Seen, Watcher, leaks, misplaced, multiplied, own_queries
 from trueport.graphs.audit.softmax import renormalised
 from trueport.graphs.audit.view import ATTENTION
 
@@ -78,6 +78,20 @@ def judge(view: View) -> Verdict:
         leaks += one.through_scores(lone=not direct)
         unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
     return Verdict(tuple(leaks), tuple(turned.values()), tuple(unknown.values()))
+
+
+def lengths(view: View) -> list[tuple[Evaluator, set[int]]]:
+    """Walks through the graph with tokens of several lengths, and these lengths, with the past and without it."""
+    found: list[tuple[Evaluator, set[int]]] = []
+    for mask in padding_masks(view)[:1]:
+        try:
+            given = [trial for group in trials(view, mask, encodings(mask)[0]) for trial in group]
+        except (UnknownError, *MISFITS):
+            continue
+        for trial in given:
+            walk = Evaluator(view, trial.given, trial.axes, trial.shapes, SCORES[0], Budget())
+            found.append((walk, {trial.mask.shape[1], trial.mask.shape[1] - trial.past}))
+    return found
 
 
 class _Judge:
@@ -218,5 +232,5 @@ def _as_first_row(seen: Seen, trial: Trial) -> bool:
 
 def _on_queries(seen: Seen, trial: Trial) -> bool:
     """Whether the mask hides everything from padding's own queries, and padding from nobody."""
-    real = real_queries(seen, trial.mask, trial.past)[..., 0]
-    return bool((~real).any() and (seen.blind | real).all())
+    own = own_queries(seen, trial.mask, trial.past)
+    return own is not None and bool((~own).any() and (seen.blind | own[:, None]).all())

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
+from trueport.graphs.audit.experiment.folded import heads_first
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.inputs import Trial
@@ -57,7 +58,7 @@ class Watcher:
             self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, trial.shapes, score, budget))
 
     def readings(self, site: Site) -> list[Seen]:
-        """What may be seen: more than one reading where heads and rows share an axis, whose order nothing tells.
+        """What may be seen: more than one reading where heads and rows share an axis, and nothing tells their order.
 
         Raises:
             UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys).
@@ -93,8 +94,11 @@ class Watcher:
         if rank == 3 and array.shape[0] not in (1, rows):
             if array.shape[0] % rows:
                 raise UnknownError
-            yield self._placed(array.reshape(rows, -1, *array.shape[1:]), rows, keys)
-            yield self._placed(array.reshape(-1, rows, *array.shape[1:]).swapaxes(0, 1), rows, keys)
+            first = heads_first(walk, site.scores.inputs[0], rows)
+            if not first:
+                yield self._placed(array.reshape(rows, -1, *array.shape[1:]), rows, keys)
+            if first in (None, True):
+                yield self._placed(array.reshape(-1, rows, *array.shape[1:]).swapaxes(0, 1), rows, keys)
             return
         if rank == 3:
             array = array[:, None]
@@ -162,11 +166,18 @@ def leaks(seen: Seen, mask: Any, past: int, hidden: Any = None) -> bool:
     return bool((seen.keys & real_queries(seen, mask, past) & hidden[:, None, None]).any())
 
 
+def own_queries(seen: Seen, mask: Any, past: int) -> Any:
+    """Which queries are real tokens, bool (rows, queries); None where they are others than the keys."""
+    return {mask.shape[1]: mask, mask.shape[1] - past: mask[:, past:]}.get(seen.keys.shape[2])
+
+
 def real_queries(seen: Seen, mask: Any, past: int) -> Any:
-    """Which queries are real tokens, bool (rows, 1, queries, 1): all, where they are others than the keys."""
-    queries = seen.keys.shape[2]
-    own = {mask.shape[1]: mask, mask.shape[1] - past: mask[:, past:]}.get(queries)
-    return np.ones((len(mask), 1, 1, 1), bool) if own is None else own[:, None, :, None]
+    """Which queries count, bool (rows, heads or 1, queries, 1): real tokens.
+
+    Where they are others than the keys, or lie beside heads on one axis, all do that see any key: padding may see none.
+    """
+    own = own_queries(seen, mask, past)
+    return ~seen.blind[..., None] if own is None else own[:, None, :, None]
 
 
 def misplaced(seen: Seen, mask: Any, past: int) -> bool:

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
+from trueport.graphs.audit.experiment.judge import lengths
 from trueport.graphs.audit.rule import Rule
 
 if TYPE_CHECKING:
+    from trueport.graphs.audit.experiment.evaluator import Evaluator
     from trueport.graphs.audit.report import Finding
     from trueport.graphs.audit.shapes import Shape
     from trueport.graphs.audit.view import View
 
+Walks = list[tuple["Evaluator", set[int]]]
 OPEN = (1 << 31) - 1
 """Ends from here on mean "to the end"."""
 MEETS = {"Add", "Sub", "Mul", "Where", "And", "Or"}
@@ -26,10 +30,11 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Only in a graph whose inputs have an axis of any length."""
     if not any(isinstance(size, str) for value in view.model.graph.inputs for size in view.shape(value) or ()):
         return
+    walks = lengths(view)
     for node in view.nodes:
         words = ""
         if node.op_type == "Reshape":
-            words = _reshape(view, node)
+            words = _reshape(view, node) or _part(view, node, walks)
         elif node.op_type == "Expand":
             words = _expand(view, node)
         elif node.op_type == "Slice":
@@ -55,6 +60,37 @@ def _reshape(view: View, node: ir.Node) -> str:
     if -1 not in sizes or wanted > static:
         return f"Reshape to {sizes} fixes an axis of its input {_words(given)}"
     return ""
+
+
+def _part(view: View, node: ir.Node, walks: Walks) -> str:
+    """A stored number among computed ones in the target: elements do not fit, and would with the length in its place."""
+    target = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if target is None or target.op_type != "Concat":
+        return ""
+    arrays = [view.array(part) for part in target.inputs]
+    stored = {int(array.flat[0]) for array in arrays if array is not None and array.size == 1}
+    if not any(array is None for array in arrays):
+        return ""
+    for size in stored:
+        fits = [_fits_with(walk, node, size, tokens) for walk, tokens in walks] if size > 1 else []
+        if any(fit is False for fit in fits) and all(fit is not None for fit in fits):
+            return f"Reshape to a stored {size} and sizes that are computed: it stands where the length should"
+    return ""
+
+
+def _fits_with(walk: Evaluator, node: ir.Node, size: int, tokens: set[int]) -> bool | None:
+    """Whether a Reshape's elements fit; false where one of ``tokens`` in the place of ``size`` helps, None where not."""
+    given = walk.shape(node.inputs[0])
+    try:
+        target = [] if node.inputs[1] is None else [int(number) for number in walk.of(node.inputs[1]).array]
+    except (UnknownError, *MISFITS):
+        return None
+    if given is None or any(number < 1 for number in target):
+        return None
+    count, whole = math.prod(given), math.prod(target)
+    if count == whole:
+        return True
+    return False if any(whole // size * length == count for length in tokens) else None
 
 
 def _expand(view: View, node: ir.Node) -> str:

@@ -76,8 +76,8 @@ def _deciders(view: View, term: Term) -> list[ir.Value]:
 
 def _guarded(view: View, site: Site) -> bool:
     """Whether rows without keys are looked for: before the softmax in the mask, or after it."""
-    if site.fused:
-        return False
+    if site.fused or site.guarded:
+        return site.guarded
     level = list(site.node.outputs)
     for _ in range(4):
         users = [use.node for value in level for use in value.uses()]

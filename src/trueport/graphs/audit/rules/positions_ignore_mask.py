@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.rule import Rule
+from trueport.graphs.audit.terms import PASS
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.report import Finding
@@ -78,8 +80,16 @@ def _counts(view: View, value: ir.Value | None) -> bool:
     reads = {source.name for node in made for source in node.inputs if source is not None and source.is_graph_input()}
     if any(node.op_type == "Range" for node in made):
         return not any(name and "ids" in name for name in _data(view, made, reads))
-    stored = [view.array(source) for node in made for source in node.inputs]
-    return not reads and any(a is not None and a.size > 2 and a.dtype.kind in "iu" for a in stored)
+    return not _data(view, made, reads) and any(_row(view, node) for node in made)
+
+
+def _row(view: View, node: ir.Node) -> bool:
+    """Whether a node reads a stored row of 0 to n, or adds up one and the same number along a row."""
+    if node.op_type == "CumSum":
+        return view.scalar(node.inputs[0]) not in (None, 0)
+    moved = node.inputs[:1] if node.op_type in PASS else node.inputs
+    arrays = [array for value in moved if (array := view.array(value)) is not None and array.dtype.kind in "iu"]
+    return any(array.size > 2 and (np.diff(array.ravel()) == 1).all() for array in arrays)
 
 
 def _data(view: View, made: list[ir.Node], reads: set[str | None]) -> set[str | None]:

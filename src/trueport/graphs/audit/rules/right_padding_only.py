@@ -85,11 +85,12 @@ def _grouped(rule: Rule, view: View, node: ir.Node) -> Iterator[Finding]:
     inputs = [*node.inputs, *[None] * 12]
     made = list(view.backwards([inputs[5]]))
     by_mask = any(n.op_type in COUNTS and id(n.inputs[0]) in view.masked for n in made)
-    if by_mask and inputs[10] is None:
+    if by_mask:
+        besides = (
+            " and no attention_bias" if inputs[10] is None else ", which hide a row's last keys whatever its bias says"
+        )
         yield rule.finding(
-            view,
-            node,
-            "GroupQueryAttention gets the mask's sums as lengths and no attention_bias: padding must be right",
+            view, node, f"GroupQueryAttention gets the mask's sums as lengths{besides}: padding must be right"
         )
     rotates = node.attributes.get("do_rotary")
     if rotates is not None and rotates.value and inputs[9] is not None and by_mask:
