@@ -343,12 +343,22 @@ def _shape(asked: AskedModule, name: str, feeds: Arrays, *, own_floor: bool = Fa
 
     def ask() -> Case:
         assert asked.exact is not None and asked.own is not None
-        truth, tolerance = asked.exact.run(feeds), asked.tolerance
+        truth, tolerance, got = asked.exact.run(feeds), asked.tolerance, asked.session.run(feeds)
         if own_floor:
-            tolerance = replace(tolerance, floors=_larger(tolerance.floors, _floors(asked.own.run(feeds), truth)))
-        return replace(asked, tolerance=tolerance).compare(name, feeds, asked.session.run(feeds), truth)
+            rough = asked.own.run(feeds)
+            tolerance = replace(tolerance, floors=_larger(tolerance.floors, _floors(rough, truth)))
+            truth = {output: _unless_both_overflow(truth[output], rough[output], got[output]) for output in truth}
+        return replace(asked, tolerance=tolerance).compare(name, feeds, got, truth)
 
     return asked.attempt(name, feeds, ask)
+
+
+def _unless_both_overflow(truth: np.ndarray, rough: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """The truth, but what the original's own dtype makes of it where that is not finite and the artefact gives the same."""
+    if truth.dtype.kind != "f" or got.shape != truth.shape:
+        return truth
+    lost = np.isinf(rough) & (got == rough) | np.isnan(rough) & ~np.isfinite(got.astype(np.float64))
+    return np.where(lost, rough, truth)
 
 
 def ask_finite(asked: AskedModule) -> Sequence[Case]:
