@@ -6,7 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, gemm_configs, generic_node_configs
+from executorch.backends.xnnpack.partition.config import (
+    ALL_PARTITIONER_CONFIGS,
+    gemm_configs,
+    generic_node_configs,
+    node_configs,
+)
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
 from torch.fx.passes.infra.partitioner import Partition
@@ -35,7 +40,17 @@ class ConvolutionConfig(gemm_configs.ConvolutionConfig):  # type: ignore[misc]
         return fits and bool(super().check_constraints(node, ep))
 
 
-MENDED = {entry.__name__: entry for entry in (UnsqueezeCopyConfig, ConvolutionConfig)}
+class BatchNormConfig(node_configs.BatchNormConfig):  # type: ignore[misc]
+    """A norm over batches becomes a convolution, between two reshapes where its input has less than four axes."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        given: Any = node.args[0]
+        fits = given.meta["val"].dim() > 3 or _reshapes(given)
+        return fits and bool(super().check_constraints(node, ep))
+
+
+MENDED = {entry.__name__: entry for entry in (UnsqueezeCopyConfig, ConvolutionConfig, BatchNormConfig)}
 """Configurations that take nodes which XNNPACK's own passes then refuse (executorch 1.4.1), asking in time."""
 KERNELS = {
     entry.__name__.removesuffix("Config"): MENDED.get(entry.__name__, entry) for entry in ALL_PARTITIONER_CONFIGS

@@ -10,6 +10,7 @@ import torch
 
 from trueport.errors import LoweringError
 from trueport.rewrite.recurrent import UNROLLED
+from trueport.targets.executorch.decompose import named
 
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 """What torch.export leaves for its own runtime; ExecuTorch's verifier knows no such operators, and the session checks
@@ -25,6 +26,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
         LoweringError: it holds a scan of unknown size, whose results ExecuTorch 1.4.1 copies into a tensor of another.
     """
     _without_gradients(program.graph)
+    _copy_given(program)
     for module in program.graph_module.modules():  # branches and the bodies of loops among them
         if isinstance(module, torch.fx.GraphModule):
             _refuse_scans(module.graph)
@@ -42,6 +44,23 @@ def _without_gradients(graph: torch.fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
             node.meta["val"].requires_grad_(False)
+
+
+def _copy_given(program: torch.export.ExportedProgram) -> None:
+    """Give out copies of inputs that are given out as they are.
+
+    ExecuTorch 1.4.1 plans no memory for such an output, and its runtime in Python then gives zeros for every output.
+    """
+    output, specs = program.graph.output_node(), program.graph_signature.output_specs
+    given: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    own = set(program.graph_signature.user_inputs)
+    for place, node in enumerate(given):
+        if isinstance(node, torch.fx.Node) and node.name in own and isinstance(node.meta["val"], torch.Tensor):
+            with program.graph.inserting_before(output):
+                given[place] = program.graph.call_function(torch.ops.aten.clone.default, (node,))
+            given[place].meta["val"] = node.meta["val"].clone()
+            specs[place] = named(specs[place], given[place])
+    output.args = (tuple(given),)
 
 
 def _refuse_scans(graph: torch.fx.Graph) -> None:

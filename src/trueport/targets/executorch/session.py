@@ -20,6 +20,8 @@ from trueport.targets.executorch.header import check_file
 
 NEW = "sequence_length"
 """The dimension that one call adds to the past."""
+MISSING = "error: 0x:14"
+"""What ExecuTorch 1.4 says of an operator without a kernel (runtime/core/error.h)."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,11 @@ class ProgramSession:
 
 
 def _packed(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with the strides that the runtime aborts without; an empty one may call itself contiguous with any."""
+    """The tensor with the strides that the runtime aborts without; an empty one may call itself contiguous with any.
+
+    The runtime takes no parameters, and of a view that negates what it shows it would read what lies in memory.
+    """
+    tensor = tensor.detach().resolve_neg()
     return tensor.contiguous() if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
@@ -319,8 +325,11 @@ def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tu
     try:
         loaded = program.load_method(method)
     except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        lacks = MISSING in reason
         raise ArtifactError(
-            f"ExecuTorch cannot load {method} of {path.name}: {' '.join(str(error).split())[:300]}"
+            f"ExecuTorch cannot load {method} of {path.name}: {'it has no kernel for an operator' if lacks else reason}",
+            "`trueport diagnose MODEL --to executorch` names the operator and its line." if lacks else "",
         ) from error
     if threads is not None:
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
