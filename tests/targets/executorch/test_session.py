@@ -6,6 +6,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,3 +185,35 @@ def test_a_manifest_that_promises_more_than_the_program_is_refused(program, chan
         trueport.load(folder)
     with pytest.raises(ArtifactError, match=words):
         trueport.verify(folder)
+
+
+def test_what_was_read_under_another_mask_of_the_source_is_read_again(program: Exported) -> None:
+    """Both masks go with the same keys and values, and what the buffers hold depends on which it was."""
+    model = trueport.load(program("t5-dates"))
+    source = torch.tensor([[43, 40, 10, 137, 44, 81, 40, 8, 16, 16, 15, 1]])
+    encoded = model.encoder(input_ids=source, attention_mask=torch.ones_like(source))
+    some = torch.ones_like(source)
+    some[:, 6:] = 0
+    first, second = (torch.tensor([[token]]) for token in (0, 8))
+
+    def begun(mask: torch.Tensor) -> Any:
+        return model.step({"input_ids": first, "encoder_attention_mask": mask}, encoded_state(model, encoded))[1]
+
+    def ended(mask: torch.Tensor, state: Any) -> torch.Tensor:
+        return model.step({"input_ids": second, "encoder_attention_mask": mask}, state)[0]["logits"]
+
+    whole = torch.ones_like(source)
+    wanted = ended(whole, begun(whole))
+    state = begun(whole)
+    begun(some)
+    assert torch.equal(ended(whole, state), wanted)
+    # A caller who writes to the mask changes nothing of what was read.
+    mask = whole.clone()
+    state = begun(mask)
+    mask[:, 6:] = 0
+    assert torch.equal(ended(whole, state), wanted)
+
+
+def encoded_state(model: Any, encoded: Any) -> Any:
+    """The state of a decoder that has read nothing."""
+    return model.main.session.empty_state(1, dict(encoded))

@@ -106,7 +106,7 @@ class ProgramSession:
             self.program, self.method = _load(path, method, threads, data)
         self.dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in interface.inputs}
         self._check_methods()
-        self._held: History | None = None
+        self._held: tuple[History, Mapping[str, torch.Tensor]] | None = None
         # A method has one set of buffers: a call reads again what they lack, and no other may come between.
         self._lock = threading.RLock()
 
@@ -176,20 +176,28 @@ class ProgramSession:
         new = feeds["input_ids"].shape[1]
         whole = replace(state, grown={name: self._joined(name, state, feeds[name]) for name in state.grown})
         self._check_lengths(whole)
+        # An encoder's mask goes into what the buffers hold, too; whoever gave it may write to it afterwards.
+        rest = {name: tensor.clone() for name, tensor in feeds.items() if name not in state.grown}
         # What the buffers hold of the past need not be read again; at least the new tokens are.
-        read = 0 if self._held is None else min(whole.shared(self._held), state.length)
+        read = min(self._held_of(whole, rest), state.length)
         self._held = None
         sent = {name: t[:, read:] if not _is_mask(name) else t for name, t in whole.grown.items()}
-        rest = {name: tensor for name, tensor in feeds.items() if name not in state.grown}
         outputs = self._execute(sent | rest | dict(state.given))
-        self._held = whole
+        self._held = whole, rest
         return {name: self._newest(name, tensor, new) for name, tensor in outputs.items()}, whole
+
+    def _held_of(self, whole: History, rest: Mapping[str, torch.Tensor]) -> int:
+        """How many of a history's leading tokens the buffers hold, read beside the same other inputs."""
+        if self._held is None:
+            return 0
+        held, beside = self._held
+        return whole.shared(held) if all(torch.equal(rest[name], beside[name]) for name in rest) else 0
 
     def _joined(self, name: str, state: History, fed: torch.Tensor) -> torch.Tensor:
         """All that was read under a name; a mask covers it by itself."""
         if fed.ndim != 2 or (not _is_mask(name) and fed.shape[0] != state.batch):
             raise self._misfit(self.interface.input(name), fed, f" where batch_size is {state.batch}")
-        return fed if _is_mask(name) else torch.cat([state.grown[name], fed], dim=1)
+        return fed.clone() if _is_mask(name) else torch.cat([state.grown[name], fed], dim=1)
 
     def _newest(self, name: str, tensor: torch.Tensor, new: int) -> torch.Tensor:
         shape = self.interface.output(name).shape
@@ -248,7 +256,7 @@ class ProgramSession:
     def _check_bound(self, axis: str, length: int) -> None:
         largest = self.interface.largest(axis)
         if length > largest:
-            flag = "--max-batch" if axis == "batch_size" else "--max-length"
+            flag = "--max-batch" if axis == self.interface.rows else "--max-length"
             raise RunError(
                 f"{axis} is {length}; {self.path.name} was planned for {largest} at most",
                 f"Export again with a larger {flag}.",
