@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -217,3 +219,25 @@ def test_what_was_read_under_another_mask_of_the_source_is_read_again(program: E
 def encoded_state(model: Any, encoded: Any) -> Any:
     """The state of a decoder that has read nothing."""
     return model.main.session.empty_state(1, dict(encoded))
+
+
+def test_the_number_of_threads_changes_between_two_runs_alone(program: Exported) -> None:
+    """In a process of its own, which used to end: the pool of threads is every program's."""
+    code = f"""
+import threading, torch, trueport
+folder = {str(program("llama-tales"))!r}
+model, stop, ids = trueport.load(folder), [], torch.ones(4, 60, dtype=torch.long)
+wanted = model(input_ids=ids).logits
+def run():
+    while not stop:
+        assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
+runner = threading.Thread(target=run)
+runner.start()
+for number in range(60):
+    trueport.load(folder, threads=1 + number % 3)
+stop.append(True)
+runner.join()
+print("whole")
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0 and told.stdout.endswith("whole\n") and "Assertion" not in told.stderr

@@ -17,6 +17,7 @@ from trueport.interface import PAST, Interface, Tensor, terms
 from trueport.quiet import mute_native
 from trueport.targets.executorch.external import Beside
 from trueport.targets.executorch.header import check_file
+from trueport.targets.executorch.threads import POOL
 
 NEW = "sequence_length"
 """The dimension that one call adds to the past."""
@@ -208,7 +209,7 @@ class ProgramSession:
         self._check(feeds)
         ordered = [_packed(feeds[tensor.name]) for tensor in self.interface.inputs]
         try:
-            with self._lock:
+            with self._lock, POOL.used():
                 results = self.method.execute(ordered)
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
@@ -318,8 +319,10 @@ def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tu
     from trueport.targets.executorch import require
 
     require()
+    from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
     from executorch.runtime import Runtime
 
+    _threadpool_get_thread_count()  # makes the threads: the portable kernels would when they run, and tell of the processor
     try:
         program = Runtime.get().load_program(path) if data is None else Beside(path, data)
     except ArtifactError:
@@ -340,7 +343,5 @@ def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tu
             "`trueport diagnose MODEL --to executorch` names the operator and its line." if lacks else "",
         ) from error
     if threads is not None:
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-
-        _unsafe_reset_threadpool(threads)
+        POOL.resize(threads)
     return program, loaded
