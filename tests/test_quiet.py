@@ -11,17 +11,19 @@ from trueport.quiet import mute_native
 
 
 def test_two_threads_that_mute_by_turns_leave_errors_heard() -> None:
-    before, first, second = os.fstat(2), threading.Event(), threading.Event()
+    before, first, second, last = os.fstat(2), threading.Event(), threading.Event(), threading.Event()
 
     def one() -> None:
         with mute_native():
             first.set()
             second.wait(0.2)
+        last.set()
 
     def other() -> None:
         first.wait(5)
         with mute_native():
             second.set()
+            last.wait(5)
 
     threads = [threading.Thread(target=run) for run in (one, other)]
     for thread in threads:
