@@ -221,23 +221,29 @@ def encoded_state(model: Any, encoded: Any) -> Any:
     return model.main.session.empty_state(1, dict(encoded))
 
 
-def test_the_number_of_threads_changes_between_two_runs_alone(program: Exported) -> None:
+def test_the_threads_of_a_loaded_program_stay(program: Exported) -> None:
     """In a process of its own, which used to end: the pool of threads is every program's."""
     code = f"""
-import threading, torch, trueport
+import torch, trueport
+from trueport.errors import ArtifactError
 folder = {str(program("llama-tales"))!r}
-model, stop, ids = trueport.load(folder), [], torch.ones(4, 60, dtype=torch.long)
+model, ids = trueport.load(folder, threads=2), torch.ones(4, 60, dtype=torch.long)
 wanted = model(input_ids=ids).logits
-def run():
-    while not stop:
-        assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
-runner = threading.Thread(target=run)
-runner.start()
-for number in range(60):
-    trueport.load(folder, threads=1 + number % 3)
-stop.append(True)
-runner.join()
-print("whole")
+other = trueport.load(folder, threads=2)
+try:
+    trueport.load(folder, threads=3)
+except ArtifactError as error:
+    print(error)
+for each in (model, other, trueport.load(folder)):
+    assert torch.allclose(each(input_ids=ids).logits, wanted, atol=1e-4)
+del model, other, each
+model = trueport.load(folder, threads=3)
+assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert told.returncode == 0 and told.stdout.endswith("whole\n") and "Assertion" not in told.stderr
+    assert told.returncode == 0 and "loaded with 2 of them; this one asks for 3" in told.stdout, told.stderr
+
+
+def test_no_threads_are_none(program: Exported) -> None:
+    with pytest.raises(ArtifactError, match="No model runs on 0 threads"):
+        trueport.load(program("llama-tales"), threads=0)

@@ -84,7 +84,7 @@ class ProgramSession:
         path: the ``.pte``.
         interface: from the manifest.
         method: its name in the program.
-        threads: of XNNPACK; None leaves it to the runtime.
+        threads: of all programs in this process; None leaves it to the runtime.
         data: the ``.ptd`` with the program's weights; None where they lie in the program.
     """
 
@@ -101,10 +101,14 @@ class ProgramSession:
             raise ArtifactError(
                 f"{path.name} tells nothing of its inputs' names", "Give the folder that Trueport wrote."
             )
+        from trueport.targets.executorch import require
+
         self.path, self.interface, self.name = path, interface, method
         check_file(path)
-        with mute_native():  # XNNPACK's library tells what it could not find out about the processor
-            self.program, self.method = _load(path, method, threads, data)
+        require()
+        # XNNPACK's library tells what it could not find out about the processor.
+        with mute_native(), POOL.of(self, threads):
+            self.program, self.method = _load(path, method, data)
         self.dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in interface.inputs}
         self._check_methods()
         self._held: tuple[History, Mapping[str, torch.Tensor]] | None = None
@@ -209,7 +213,7 @@ class ProgramSession:
         self._check(feeds)
         ordered = [_packed(feeds[tensor.name]) for tensor in self.interface.inputs]
         try:
-            with self._lock, POOL.used():
+            with self._lock:
                 results = self.method.execute(ordered)
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
@@ -314,15 +318,10 @@ def _is_mask(name: str) -> bool:
     return name.endswith("attention_mask")
 
 
-def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tuple[Any, Any]:
+def _load(path: Path, method: str, data: Path | None) -> tuple[Any, Any]:
     """The program and the method, both kept: the method runs in the program's memory."""
-    from trueport.targets.executorch import require
-
-    require()
-    from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
     from executorch.runtime import Runtime
 
-    _threadpool_get_thread_count()  # makes the threads: the portable kernels would when they run, and tell of the processor
     try:
         program = Runtime.get().load_program(path) if data is None else Beside(path, data)
     except ArtifactError:
@@ -342,6 +341,4 @@ def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tu
             f"ExecuTorch cannot load {method} of {path.name}: {'it has no kernel for an operator' if lacks else reason}",
             "`trueport diagnose MODEL --to executorch` names the operator and its line." if lacks else "",
         ) from error
-    if threads is not None:
-        POOL.resize(threads)
     return program, loaded

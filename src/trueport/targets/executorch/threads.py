@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from trueport.errors import ArtifactError
+
 
 class Pool:
-    """Nothing runs while the pool is made anew: ExecuTorch 1.4.1 ends the process where something does."""
+    """A program keeps the pool that there was when it was loaded, so that none is made anew beneath it.
+
+    ExecuTorch 1.4.1 takes the old pool away all the same, and the program's next run ends the process.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-        self._resizing = False
+        self._lock = threading.Lock()
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Within, a program runs; several may."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._resizing)
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
+    def of(self, user: object, threads: int | None) -> Iterator[None]:
+        """Within, ``user`` loads a program, which then runs on so many threads; None takes those that there are.
 
-    def resize(self, threads: int) -> None:
-        """Another number of threads for all programs, when those that run have ended."""
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        Raises:
+            ArtifactError: another program is loaded that runs on another number.
+        """
+        from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count, _unsafe_reset_threadpool
 
-        with self._changed:
-            self._changed.wait_for(lambda: not self._resizing)
-            self._resizing = True
-            try:
-                self._changed.wait_for(lambda: not self._running)
+        with self._lock:
+            # Asked in any case: the portable kernels would make the pool when they run, and tell of the processor.
+            count = _threadpool_get_thread_count()
+            if threads is not None and threads != count:
+                if self._users:
+                    gc.collect()
+                if self._users:
+                    raise ArtifactError(
+                        f"All ExecuTorch programs of a process share their threads, and one is loaded with {count} of them; "
+                        f"this one asks for {threads}",
+                        "Give all the same threads=, or load each in a process of its own.",
+                    )
                 _unsafe_reset_threadpool(threads)
-            finally:
-                self._resizing = False
-                self._changed.notify_all()
+            yield
+            self._users.add(user)
 
 
 POOL = Pool()
