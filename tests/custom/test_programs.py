@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import nn
 import trueport
 from tests.custom.models import ids
 from tests.custom.test_export import build, component, status
+from tests.forked import trueport_command
 from trueport.errors import ArtifactError, LoweringError, RunError
 
 pytestmark = pytest.mark.slow
@@ -148,11 +151,99 @@ def test_a_norm_over_batches_of_unknown_length(tmp_path: Path) -> None:
     torch.testing.assert_close(trueport.load(tmp_path / "out")(x)["output"], module(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_over_instances(tmp_path: Path) -> None:
+    module = nn.InstanceNorm1d(4, affine=True).eval()
+    trueport.export(module, tmp_path / "out", to="executorch", inputs=torch.randn(2, 4, 6), max_batch=4, max_length=9)
+    x = torch.randn(3, 4, 5)
+    torch.testing.assert_close(trueport.load(tmp_path / "out")(x)["output"], module(x), rtol=1e-4, atol=1e-5)
+
+
+class GivesWeights(nn.Module):
+    """Whose answers are its weights too, as a learned scale is given out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("table", torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        packed = self.layer(x)
+        return (
+            packed,
+            self.layer.weight,
+            self.table,
+            self.table,
+            self.layer.weight.exp() + self.layer.bias * packed.sum(),
+        )
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch"])
+def test_a_weight_may_be_an_output(target: str, tmp_path: Path) -> None:
+    module, x = GivesWeights().eval(), torch.randn(3, 4)
+    trueport.export(module, tmp_path / "out", to=target, inputs=x)
+    for got, wanted in zip(trueport.load(tmp_path / "out")(x, return_dict=False), module(x), strict=True):
+        torch.testing.assert_close(got, wanted.detach(), rtol=1e-4, atol=1e-5)
+
+
+class SharedLayer(nn.Module):
+    """One layer before two norms, as heads over the levels of a pyramid have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(4) for _ in range(2))
+        for norm in self.norms:
+            norm.weight.data = torch.randn(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norms[0](self.layer(x)) + self.norms[1](self.layer(x * 2))
+
+
+def test_a_layer_before_two_norms_is_folded_into_neither(tmp_path: Path) -> None:
+    module, x = SharedLayer().eval(), torch.randn(3, 4)
+    trueport.export(module, tmp_path / "out", to="executorch", inputs=x[:2], max_batch=4)
+    torch.testing.assert_close(trueport.load(tmp_path / "out")(x)["output"], module(x), rtol=1e-4, atol=1e-5)
+
+
+def below_zero(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers put where a mask says, once into what is read again later."""
+    y = x * 2
+    z = y.cumsum(1)
+    y[x < 0] = -7
+    z[y > 1] = 3.5
+    return y, z
+
+
+def test_numbers_are_put_where_a_mask_says(tmp_path: Path) -> None:
+    trueport.export(Own(below_zero).eval(), tmp_path / "out", to="executorch", inputs=torch.randn(2, 3), max_length=8)
+    x = torch.randn(3, 5)
+    for got, wanted in zip(trueport.load(tmp_path / "out")(x, return_dict=False), below_zero(x), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_tensors_of_other_kinds_are_read_as_what_they_show(tmp_path: Path) -> None:
-    trueport.export(Own(lambda x: x * 2).eval(), tmp_path / "out", to="executorch", inputs=torch.randn(2, 3), max_length=8)
+    trueport.export(
+        Own(lambda x: x * 2).eval(), tmp_path / "out", to="executorch", inputs=torch.randn(2, 3), max_length=8
+    )
     model = trueport.load(tmp_path / "out")
     for x in (nn.Parameter(torch.randn(2, 3)), torch.tensor([[1 + 2j]]).conj().imag, torch.randn(3, 1).t()):
         assert torch.equal(model(x)["output"], x.detach() * 2)
+
+
+def test_portable_kernels_say_nothing_of_the_processor(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import torch\n\ndef recipe():\n"
+        "    torch.manual_seed(0)\n"
+        "    return {'model': torch.nn.Linear(4, 4).eval(), 'inputs': torch.randn(2, 4)}\n"
+    )
+    told = trueport_command("export", recipe, tmp_path / "out", "--to", "executorch", "--backend", "portable")
+    assert told.returncode == 0 and "cpu" not in told.stdout + told.stderr
+    # A service may have no place for errors at all.
+    command = [sys.executable, "-c", f"import trueport; trueport.load({str(tmp_path / 'out')!r})"]
+    assert subprocess.run(["sh", "-c", '"$0" "$@" 2>&-', *command], check=False).returncode == 0
 
 
 def test_an_operator_without_a_kernel_is_said_to_be_one(tmp_path: Path) -> None:

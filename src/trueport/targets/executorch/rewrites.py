@@ -31,6 +31,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
         if isinstance(module, torch.fx.GraphModule):
             _refuse_scans(module.graph)
             _drop_assertions(module.graph)
+            _spell_masks(module.graph)
             _spell_gelu(module.graph)
             _spell_attention(module.graph)
             _center_norms(module.graph)
@@ -47,15 +48,15 @@ def _without_gradients(graph: torch.fx.Graph) -> None:
 
 
 def _copy_given(program: torch.export.ExportedProgram) -> None:
-    """Give out copies of inputs that are given out as they are.
+    """Give out copies of inputs and weights that are given out as they are.
 
-    ExecuTorch 1.4.1 plans no memory for such an output, and its runtime in Python then gives zeros for every output.
+    ExecuTorch 1.4.1 plans no memory for such an input, and its runtime in Python then gives zeros for every output; a weight
+    that XNNPACK reads too is refused.
     """
     output, specs = program.graph.output_node(), program.graph_signature.output_specs
     given: list[Any] = list(output.args[0])  # type: ignore[arg-type]
-    own = set(program.graph_signature.user_inputs)
     for place, node in enumerate(given):
-        if isinstance(node, torch.fx.Node) and node.name in own and isinstance(node.meta["val"], torch.Tensor):
+        if isinstance(node, torch.fx.Node) and node.op == "placeholder" and isinstance(node.meta["val"], torch.Tensor):
             with program.graph.inserting_before(output):
                 given[place] = program.graph.call_function(torch.ops.aten.clone.default, (node,))
             given[place].meta["val"] = node.meta["val"].clone()
@@ -90,6 +91,20 @@ def _drop_assertions(graph: torch.fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and any(name in str(node.target) for name in ASSERTIONS):
             graph.erase_node(node)
+
+
+def _spell_masks(graph: torch.fx.Graph) -> None:
+    """Write ``x[mask] = number`` as the fill that it is; ExecuTorch 1.4.1's kernel for indices refuses masks."""
+    aten = torch.ops.aten
+    fills = {aten.index_put.default: aten.masked_fill.Tensor, aten.index_put_.default: aten.masked_fill_.Tensor}
+    for node in graph.nodes:
+        if node.target not in fills or len(node.args[1]) != 1 or any(node.args[3:]):
+            continue
+        given: Any = node.args
+        tensor, (mask,), number = given[:3]
+        whole = mask.meta["val"].dtype == torch.bool and mask.meta["val"].dim() == tensor.meta["val"].dim()
+        if whole and number.meta["val"].dim() == 0:
+            node.target, node.args = fills[node.target], (tensor, mask, number)
 
 
 def _spell_gelu(graph: torch.fx.Graph) -> None:
