@@ -180,7 +180,12 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=20, help="at most so many (default 20)")
     parser.add_argument("--chunk", type=int, help="tokens of a prompt to read in one call")
     arguments = parser.parse_args()
-    prompts = [[int(token) for token in prompt.split()] for prompt in arguments.prompts]
+    try:
+        prompts = [[int(token) for token in prompt.split()] for prompt in arguments.prompts]
+    except ValueError as error:
+        parser.error(f"a prompt is token ids, whole numbers: {error}")
+    if not all(prompts) or arguments.new_tokens < 1 or (arguments.chunk or 1) < 1:
+        parser.error("each prompt has one token at least, and --new-tokens and --chunk are 1 or more")
     for row in generate(Folder(arguments.folder), prompts, arguments.new_tokens, chunk=arguments.chunk):
         print(*row)
 

@@ -177,7 +177,7 @@ class RenamedSession(OnnxSession):
         return {self._names[name]: value for name, value in super()._execute(raw, told, buffers).items()}
 
     def _following(self, results: Mapping[str, Any]) -> State:
-        return State({pair.input: results[pair.output] for pair in self.interface.state if pair.output in results})
+        return _cached({pair.input: results[pair.output] for pair in self.interface.state if pair.output in results})
 
 
 class SteppedSession:
@@ -218,7 +218,7 @@ class SteppedSession:
         outputs, after = graph.step(taken, before)
         # The cross cache is that of the first step: later graphs give none, an empty one, or the same.
         kept = {name: value for name, value in state.values.items() if ".encoder." in name or name not in after.values}
-        return outputs, State(after.values | kept)
+        return outputs, _cached(after.values | kept)
 
     def _one_by_one(
         self, feeds: Mapping[str, np.ndarray], state: State, past: int
@@ -234,6 +234,11 @@ class SteppedSession:
             outputs, state = self.step(part, state)
             pieces.append(outputs)
         return {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in pieces[0]}, state
+
+
+def _cached(values: dict[str, Any]) -> State:
+    """A state of keys and values alone, whose rows come first under whatever name."""
+    return State(values, dict.fromkeys(values, 0))
 
 
 def _renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:

@@ -11,6 +11,8 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "
 """Element sizes in bytes by dtype name."""
 
 
+BATCH = "batch_size"
+"""The dimension of the rows, where a user gave it no other name."""
 PAST = "past_sequence_length"
 """The dimension that grows with every token."""
 CAPACITY = "cache_capacity"
@@ -129,6 +131,24 @@ class Interface:
         return frozenset(
             axis for t in self.plain_inputs for axis in t.shape if isinstance(axis, str) and "+" not in axis
         )
+
+    @property
+    def rows(self) -> str | None:
+        """The dimension of the rows, also under a user's name: the first of a caller's inputs that a state has too."""
+        if any(dimension.name == BATCH for dimension in self.dimensions):  # of one row at most no axis is called so
+            return BATCH
+        kept = {axis for pair in self.state for axis in self.input(pair.input).shape}
+        return next((axis for t in self.plain_inputs for axis in t.shape if axis in self.fed and axis in kept), None)  # type: ignore[return-value]
+
+    @property
+    def row_axes(self) -> dict[str, int]:
+        """The axis of the rows by state input; what has none is every row's."""
+        shapes = {pair.input: self.input(pair.input).shape for pair in self.state}
+        found = {name: shape.index(self.rows) for name, shape in shapes.items() if self.rows in shape}
+        if found or not all(isinstance(shape[0], str) if shape else False for shape in shapes.values()):
+            return found
+        # Graphs of others may give the rows of a cache a name of its own.
+        return {} if any(pair.axis == 0 for pair in self.state) else dict.fromkeys(shapes, 0)
 
     def with_outputs(self, outputs: Iterable[Tensor]) -> Interface:
         """The same interface with other outputs."""

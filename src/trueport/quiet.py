@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOGGERS = ("torch", "torchao", "torch.onnx", "torch.utils._pytree", "onnxscript", "huggingface_hub", "executorch")
 """Loggers of the libraries that work inside an export."""
+_MUTING = threading.RLock()
+"""Two threads that put back what they found would leave it leading nowhere."""
 
 
 @contextmanager
@@ -43,9 +46,20 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def mute_native() -> Iterator[None]:
-    """No lines that native code writes past Python: file descriptor 2 itself leads nowhere."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """No lines that native code writes past Python: file descriptor 2 itself leads nowhere. One thread after the other."""
+    with _MUTING:
+        yield from _muted()
+
+
+def _muted() -> Iterator[None]:
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed, as of some services: nothing is told to anyone
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield

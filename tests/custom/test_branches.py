@@ -122,3 +122,15 @@ def test_a_nan_in_the_sample_and_infinite_outputs_are_compared(tmp_path: Path) -
     assert source["draws"]["x"]["mean"] == pytest.approx(float(sample.nanmean()))
     got = trueport.load(tmp_path / "out")(torch.tensor([[-1.0, 1.0]]).repeat(1, 2))["output_0"]
     assert got.isinf().sum() == 2
+
+
+class Exponential(nn.Module):
+    """Whose float32 overflows where float64 does not."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.exp(), x.exp() - x.exp()
+
+
+def test_what_overflows_in_the_original_too_is_no_fault(tmp_path: Path) -> None:
+    found = trueport.export(Exponential().eval(), tmp_path / "out", inputs=(torch.randn(3, 4),))
+    assert found.verdict == "proven"

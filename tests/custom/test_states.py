@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import trueport
-from trueport.errors import CaptureError, LoweringError, SourceError, TrueportError
+from trueport.errors import CaptureError, LoweringError, RunError, SourceError, TrueportError
 
 X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -211,3 +211,38 @@ def test_a_buffer_that_a_call_changes_is_refused(tmp_path: Path) -> None:
 def test_names_of_dimensions_are_checked(dynamic: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(TrueportError, match=words):
         trueport.export(nn.Tanh().eval(), tmp_path / "out", inputs=(X,), dynamic=dynamic)
+
+
+class TwoLayers(nn.Module):
+    """Whose state has its layers first, as torch's own have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gru = nn.GRU(4, 4, num_layers=2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        y, h = self.gru(x * 3, h)
+        return {"y": y, "h_out": h}
+
+
+def test_rows_under_a_name_of_ones_own_take_their_state_along(tmp_path: Path) -> None:
+    module = TwoLayers().eval()
+    artifact = trueport.export(module, tmp_path / "out", inputs=(X,), dynamic={"x": {0: "lines", 1: "time"}})
+    assert artifact.proof is not None
+    (asked,) = (clause for clause in artifact.proof["clauses"] if clause["clause"] == "state")
+    assert "batch 3, rows reordered and repeated" in [case["case"] for case in asked["cases"]]
+    model = trueport.load(tmp_path / "out")
+    _, state = model.step({"x": X})
+    got, _ = model.step({"x": X}, state.take([1, 0]))
+    with torch.no_grad():
+        wanted = module(X, module(X)["h_out"][:, [1, 0]])["y"]
+    torch.testing.assert_close(got["y"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_a_state_that_has_no_axis_for_them_are_refused(tmp_path: Path) -> None:
+    module = TwoLayers().eval()
+    trueport.export(module, tmp_path / "out", inputs=(X,), dynamic={"x": {1: "time"}})
+    _, state = trueport.load(tmp_path / "out").step({"x": X})
+    with pytest.raises(RunError, match="no axis of rows"):
+        state.take([1, 0])

@@ -100,3 +100,12 @@ def test_padding_sides() -> None:
     assert ids.tolist() == [[0, 7], [8, 9]] and mask.tolist() == [[0, 1], [1, 1]]
     ids, mask = run_pte.padded([[7], [8, 9]], 0, left=False)
     assert ids.tolist() == [[7, 0], [8, 9]] and mask.tolist() == [[1, 0], [1, 1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["1 two"], ["1", ""], ["--new-tokens", "0", "1"], ["--chunk", "-1", "1"]])
+def test_what_no_prompt_is_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="2"):
+        patch.setattr(sys, "argv", ["run_pte.py", str(tmp_path), *words])
+        run_pte.main()
+    assert "Traceback" not in capsys.readouterr().err

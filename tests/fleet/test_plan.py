@@ -77,6 +77,8 @@ ONE = '[[model]]\nmodel = "a/b"\n'
     [
         ("", None, ["no [[model]]"]),
         ("[[model]\n", None, ["not TOML", "line 1"]),
+        ("x = " + "[" * 20000, None, ["not TOML", "recursion"]),
+        (ONE + "seed = " + "9" * 5000, None, ["not TOML", "digits"]),
         ("outt = 'x'\n" + ONE, 1, ["'outt'", "Did you mean out?"]),
         ("defaults = 3\n" + ONE, 1, ["[defaults]"]),
         (ONE + "[[model]]\n# which?\nname = 'x'\n", 3, ["[[model]] 2 (x) names no model"]),

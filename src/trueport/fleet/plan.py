@@ -81,7 +81,7 @@ def read_plan(path: str | Path) -> Plan:
         raise TrueportError(f"{path} cannot be read: {error.strerror}", "Give the plan, a TOML file.") from error
     except UnicodeDecodeError as error:
         raise TrueportError(f"{path} is not UTF-8", "Save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or brackets in brackets, among them
         raise TrueportError(f"{path} is not TOML: {error}", "Correct it.") from error
     return _Reader(path, text, content).plan()
 

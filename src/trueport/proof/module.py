@@ -113,7 +113,8 @@ class Original:
 
 def to_arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
     """The tensors, floats as float64."""
-    return {n: (t.double() if t.is_floating_point() else t).numpy().copy() for n, t in tensors.items()}
+    given = {name: tensor.detach() for name, tensor in tensors.items()}  # a parameter may be among them
+    return {n: (t.double() if t.is_floating_point() else t).numpy().copy() for n, t in given.items()}
 
 
 @contextmanager

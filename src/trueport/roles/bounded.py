@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from trueport.cache_names import given_cache
-from trueport.interface import Dimension, Interface, StatePair, Tensor
+from trueport.interface import BATCH, Dimension, Interface, StatePair, Tensor
 from trueport.roles import decoder, encoder, seq2seq
 from trueport.roles.caches import cache_tensors, given_cross_cache, graph_cross_cache, kept_cache
 from trueport.roles.component import Component, trace_sizes
@@ -217,7 +217,7 @@ def _bounded(interface: Interface, bounds: Bounds) -> Interface:
     """Every dimension with a maximum: the smaller of the model's own and the user's."""
 
     def limit(dimension: Dimension) -> Dimension:
-        if dimension.name == "batch_size":
+        if dimension.name in (BATCH, interface.rows):
             return replace(dimension, maximum=bounds.batch, because="--max-batch")
         asked = bounds.length - 1 if dimension.name == "past_sequence_length" else bounds.length
         if dimension.maximum is not None and dimension.maximum <= asked:

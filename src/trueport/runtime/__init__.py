@@ -24,7 +24,8 @@ def load(
         runtime: ``"onnx"``; None takes the target that the manifest names.
         memory: ``"fast"`` folds and prepacks weights; ``"pages"`` also moves them into large pages, where the system
             has some: a longer opening, faster steps; ``"map"`` leaves the weights mapped from disk.
-        threads: threads of one operator; None leaves it to the runtime.
+        threads: threads of one operator; None leaves it to the runtime. ExecuTorch has one number for all models of a
+            process.
 
     Raises:
         ArtifactError: the folder is not an artefact, a file is missing, or no runtime can run it.

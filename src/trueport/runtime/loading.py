@@ -27,6 +27,10 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
         raise ArtifactError(f"There is no runtime {runtime!r}", f"Choose from {', '.join(target_names())}.")
     if memory not in MEMORY:
         raise ArtifactError(f"There is no memory mode {memory!r}", f"Choose from {', '.join(MEMORY)}.")
+    if threads is not None and threads < 1:
+        raise ArtifactError(
+            f"No model runs on {threads} threads", "Give threads=1 or more, or leave it to the runtime."
+        )
     manifest = read_manifest(folder)
     if not isinstance(manifest.get("components"), dict) or not manifest["components"]:
         raise ArtifactError(f"{folder / MANIFEST} names no components", "Export again.")

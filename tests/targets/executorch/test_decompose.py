@@ -155,6 +155,7 @@ WHOLE: dict[str, Callable[[Own, torch.Tensor], Any]] = {
     "a branch": lambda m, x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,)),
     "pieces that write": lambda m, x: nn.functional.cosine_similarity(x, x + 1) * 2,
     "pieces that write to views": lambda m, x: nn.functional.pad(x[None], (1, 1), mode="circular"),
+    "pieces that may write": lambda m, x: nn.functional.instance_norm(x[None]) * 2,
     "shapes that values decide on": lambda m, x: x.nonzero().softmax(-1, dtype=torch.float32),
 }
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,3 +187,63 @@ def test_a_manifest_that_promises_more_than_the_program_is_refused(program, chan
         trueport.load(folder)
     with pytest.raises(ArtifactError, match=words):
         trueport.verify(folder)
+
+
+def test_what_was_read_under_another_mask_of_the_source_is_read_again(program: Exported) -> None:
+    """Both masks go with the same keys and values, and what the buffers hold depends on which it was."""
+    model = trueport.load(program("t5-dates"))
+    source = torch.tensor([[43, 40, 10, 137, 44, 81, 40, 8, 16, 16, 15, 1]])
+    encoded = model.encoder(input_ids=source, attention_mask=torch.ones_like(source))
+    some = torch.ones_like(source)
+    some[:, 6:] = 0
+    first, second = (torch.tensor([[token]]) for token in (0, 8))
+
+    def begun(mask: torch.Tensor) -> Any:
+        return model.step({"input_ids": first, "encoder_attention_mask": mask}, encoded_state(model, encoded))[1]
+
+    def ended(mask: torch.Tensor, state: Any) -> torch.Tensor:
+        return model.step({"input_ids": second, "encoder_attention_mask": mask}, state)[0]["logits"]
+
+    whole = torch.ones_like(source)
+    wanted = ended(whole, begun(whole))
+    state = begun(whole)
+    begun(some)
+    assert torch.equal(ended(whole, state), wanted)
+    # A caller who writes to the mask changes nothing of what was read.
+    mask = whole.clone()
+    state = begun(mask)
+    mask[:, 6:] = 0
+    assert torch.equal(ended(whole, state), wanted)
+
+
+def encoded_state(model: Any, encoded: Any) -> Any:
+    """The state of a decoder that has read nothing."""
+    return model.main.session.empty_state(1, dict(encoded))
+
+
+def test_the_threads_of_a_loaded_program_stay(program: Exported) -> None:
+    """In a process of its own, which used to end: the pool of threads is every program's."""
+    code = f"""
+import torch, trueport
+from trueport.errors import ArtifactError
+folder = {str(program("llama-tales"))!r}
+model, ids = trueport.load(folder, threads=2), torch.ones(4, 60, dtype=torch.long)
+wanted = model(input_ids=ids).logits
+other = trueport.load(folder, threads=2)
+try:
+    trueport.load(folder, threads=3)
+except ArtifactError as error:
+    print(error)
+for each in (model, other, trueport.load(folder)):
+    assert torch.allclose(each(input_ids=ids).logits, wanted, atol=1e-4)
+del model, other, each
+model = trueport.load(folder, threads=3)
+assert torch.allclose(model(input_ids=ids).logits, wanted, atol=1e-4)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == 0 and "loaded with 2 of them; this one asks for 3" in told.stdout, told.stderr
+
+
+def test_no_threads_are_none(program: Exported) -> None:
+    with pytest.raises(ArtifactError, match="No model runs on 0 threads"):
+        trueport.load(program("llama-tales"), threads=0)

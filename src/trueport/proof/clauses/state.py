@@ -33,8 +33,9 @@ def ask(asked: Asked | AskedModule) -> list[Case]:
         raise NotApplicableError(f"the module takes {length} steps at most")
     sizes = {name: size for name, size in asked.sizes.items() if name in asked.interface.fed} | {asked.time: length}
     cases = []
-    for rows in dict.fromkeys((asked.fits("batch_size", 3), asked.fits("batch_size", 1)) if _batched(asked) else (0,)):
-        given = sizes | ({"batch_size": rows} if rows else {})
+    batch = asked.interface.rows
+    for rows in dict.fromkeys((0,) if batch is None else (asked.fits(batch, 3), asked.fits(batch, 1))):
+        given = sizes | ({} if batch is None else {batch: rows})
         name = f"batch {rows}, " if rows else ""
         feeds = _plain(asked, f"state {rows}", given)
         for chunks in chunkings(length):
@@ -44,10 +45,6 @@ def ask(asked: Asked | AskedModule) -> list[Case]:
             case = f"{name}rows reordered and repeated"
             cases.append(asked.attempt(case, feeds, _reordered(asked, case, feeds, length, rows)))
     return cases
-
-
-def _batched(asked: AskedModule) -> bool:
-    return any(dimension.name == "batch_size" for dimension in asked.interface.dimensions)
 
 
 def _plain(asked: AskedModule, case: str, sizes: Mapping[str, int]) -> Arrays:
@@ -101,7 +98,8 @@ def _reordered(asked: AskedModule, case: str, feeds: Arrays, length: int, count:
         half, end = length // 2, length
         state = _begun(asked.interface, asked, feeds)
         _, state = asked.session.step(cut(asked.interface, feeds, asked.time, 0, half), state)
-        axes = {t.name: t.shape.index("batch_size") for t in asked.interface.plain_inputs if "batch_size" in t.shape}
+        batch = asked.interface.rows
+        axes = {t.name: t.shape.index(batch) for t in asked.interface.plain_inputs if batch in t.shape}
         moved = {n: np.take(a, rows, axes[n]) if n in axes else a for n, a in feeds.items()}
         state = state.take(rows)
         got, _ = asked.session.step(cut(asked.interface, moved, asked.time, half, end, state), state)

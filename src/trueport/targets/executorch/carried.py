@@ -13,6 +13,7 @@ from trueport.dtypes import array_of, tensor_of
 from trueport.errors import RunError
 from trueport.interface import PAST, terms
 from trueport.targets.executorch.session import ProgramSession
+from trueport.targets.rows import taken
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Carried:
 
     Attributes:
         values: by input name.
-        rows: the axis of the batch by input name; 0 where none is named.
+        rows: the axis of the rows by input name; what it does not name is every row's.
     """
 
     values: Mapping[str, torch.Tensor]
@@ -29,10 +30,7 @@ class Carried:
 
     def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> Carried:
         """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
-        index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        return Carried(
-            {n: t.index_select(self.rows.get(n, 0), index) if t.ndim else t for n, t in self.values.items()}, self.rows
-        )
+        return Carried(taken(self.values, self.rows, rows), self.rows)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """By input name."""
@@ -50,14 +48,12 @@ class CarryingSession(ProgramSession):
             given: not used.
         """
         sizes = batch if isinstance(batch, Mapping) else {"batch_size": batch}
-        values, rows = {}, {}
+        values = {}
         for pair in self.interface.state:
             shape = self.interface.input(pair.input).shape
             lengths = [size if isinstance(size, int) else sizes.get(size, 0) for size in shape]
             values[pair.input] = torch.zeros(lengths, dtype=self.dtypes[pair.input])
-            if "batch_size" in shape:
-                rows[pair.input] = shape.index("batch_size")
-        return Carried(values, rows)
+        return Carried(values, self.interface.row_axes)
 
     def sizes(self, state: Carried) -> dict[str, int]:  # type: ignore[override]
         """Sizes of the dimensions that the state's tensors have."""

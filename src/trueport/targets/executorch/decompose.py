@@ -26,6 +26,9 @@ from torch.fx.passes.runtime_assert import insert_deferred_runtime_asserts
 from torch.utils import _pytree as pytree
 
 Leaf = Callable[[torch._ops.OpOverload], bool]
+UNTOLD = {torch.ops.aten.native_batch_norm.default}
+"""Operators that may write to what they are given, which their schemas do not say: the pieces of an instance norm. Torch
+puts others in their place, for which ExecuTorch has kernels."""
 
 
 def decomposed(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> ExportedProgram | None:
@@ -72,7 +75,8 @@ def _is_plain(program: ExportedProgram) -> bool:
 
 
 def _writes(node: torch.fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    written = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return written or node.target in UNTOLD
 
 
 def _traced(

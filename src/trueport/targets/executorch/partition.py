@@ -6,8 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, gemm_configs, generic_node_configs
+from executorch.backends.xnnpack.partition.config import (
+    ALL_PARTITIONER_CONFIGS,
+    gemm_configs,
+    generic_node_configs,
+    node_configs,
+)
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.utils.utils import is_param_node
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
 from torch.fx.passes.infra.partitioner import Partition
 
@@ -35,10 +41,60 @@ class ConvolutionConfig(gemm_configs.ConvolutionConfig):  # type: ignore[misc]
         return fits and bool(super().check_constraints(node, ep))
 
 
-MENDED = {entry.__name__: entry for entry in (UnsqueezeCopyConfig, ConvolutionConfig)}
+class BatchNormConfig(node_configs.BatchNormConfig):  # type: ignore[misc]
+    """A norm over batches becomes a convolution, between two reshapes where its input has less than four axes."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        given: Any = node.args[0]
+        fits = given.meta["val"].dim() > 3 or _reshapes(given)
+        return fits and bool(super().check_constraints(node, ep))
+
+
+MENDED = {entry.__name__: entry for entry in (UnsqueezeCopyConfig, ConvolutionConfig, BatchNormConfig)}
 """Configurations that take nodes which XNNPACK's own passes then refuse (executorch 1.4.1), asking in time."""
+PACKING = {
+    "linear.default", "addmm.default", "mm.default", "convolution.default", "prelu.default",
+    "_native_batch_norm_legit_no_training.default",
+}  # fmt: skip
+"""Operators whose weights XNNPACK packs when it loads them."""
+
+
+def _apart(entry: Any) -> Any:
+    """A configuration that leaves alone what reads a packed weight by itself.
+
+    The delegate of executorch 1.4.1 gives a weight's bytes back once they are packed; what else in it reads them reads freed
+    memory.
+    """
+    if not issubclass(entry, generic_node_configs.GenericNodePartitionerConfig):
+        return entry
+
+    class Apart(entry):  # type: ignore[misc]
+        def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+            return not _reads_packed(node, ep) and bool(super().check_constraints(node, ep))
+
+    Apart.__name__ = Apart.__qualname__ = entry.__name__
+    return Apart
+
+
+def _reads_packed(node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+    """Whether a weight that another operator packs is read here too, and not only spelled for it, as transposed."""
+    weights = [given for given in node.all_input_nodes if len(given.users) > 1 and is_param_node(ep, given)]
+    return any(map(_packs, (user for weight in weights for user in weight.users))) and not _packs(node)
+
+
+def _packs(node: torch.fx.Node) -> bool:
+    """Whether an operator packs its weights, or only spells one for operators that do."""
+    if node.op != "call_function":
+        return False
+    if format_target_name(getattr(node.target, "__name__", "")) in PACKING:
+        return True
+    return len(node.all_input_nodes) == 1 and bool(node.users) and all(map(_packs, node.users))
+
+
 KERNELS = {
-    entry.__name__.removesuffix("Config"): MENDED.get(entry.__name__, entry) for entry in ALL_PARTITIONER_CONFIGS
+    entry.__name__.removesuffix("Config"): _apart(MENDED.get(entry.__name__, entry))
+    for entry in ALL_PARTITIONER_CONFIGS
 }
 """The partitioner's configurations, one for each kind of operator that XNNPACK runs, by name."""
 Accepts = Callable[[torch.fx.Node], bool]

@@ -10,6 +10,7 @@ import torch
 
 from trueport.errors import LoweringError
 from trueport.rewrite.recurrent import UNROLLED
+from trueport.targets.executorch.decompose import named
 
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 """What torch.export leaves for its own runtime; ExecuTorch's verifier knows no such operators, and the session checks
@@ -25,10 +26,12 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
         LoweringError: it holds a scan of unknown size, whose results ExecuTorch 1.4.1 copies into a tensor of another.
     """
     _without_gradients(program.graph)
+    _copy_given(program)
     for module in program.graph_module.modules():  # branches and the bodies of loops among them
         if isinstance(module, torch.fx.GraphModule):
             _refuse_scans(module.graph)
             _drop_assertions(module.graph)
+            _spell_masks(module.graph)
             _spell_gelu(module.graph)
             _spell_attention(module.graph)
             _center_norms(module.graph)
@@ -42,6 +45,23 @@ def _without_gradients(graph: torch.fx.Graph) -> None:
     for node in graph.nodes:
         if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
             node.meta["val"].requires_grad_(False)
+
+
+def _copy_given(program: torch.export.ExportedProgram) -> None:
+    """Give out copies of inputs and weights that are given out as they are.
+
+    ExecuTorch 1.4.1 plans no memory for such an input, and its runtime in Python then gives zeros for every output; a weight
+    that XNNPACK reads too is refused.
+    """
+    output, specs = program.graph.output_node(), program.graph_signature.output_specs
+    given: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    for place, node in enumerate(given):
+        if isinstance(node, torch.fx.Node) and node.op == "placeholder" and isinstance(node.meta["val"], torch.Tensor):
+            with program.graph.inserting_before(output):
+                given[place] = program.graph.call_function(torch.ops.aten.clone.default, (node,))
+            given[place].meta["val"] = node.meta["val"].clone()
+            specs[place] = named(specs[place], given[place])
+    output.args = (tuple(given),)
 
 
 def _refuse_scans(graph: torch.fx.Graph) -> None:
@@ -71,6 +91,20 @@ def _drop_assertions(graph: torch.fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and any(name in str(node.target) for name in ASSERTIONS):
             graph.erase_node(node)
+
+
+def _spell_masks(graph: torch.fx.Graph) -> None:
+    """Write ``x[mask] = number`` as the fill that it is; ExecuTorch 1.4.1's kernel for indices refuses masks."""
+    aten = torch.ops.aten
+    fills = {aten.index_put.default: aten.masked_fill.Tensor, aten.index_put_.default: aten.masked_fill_.Tensor}
+    for node in graph.nodes:
+        if node.target not in fills or len(node.args[1]) != 1 or any(node.args[3:]):
+            continue
+        given: Any = node.args
+        tensor, (mask,), number = given[:3]
+        whole = mask.meta["val"].dtype == torch.bool and mask.meta["val"].dim() == tensor.meta["val"].dim()
+        if whole and number.meta["val"].dim() == 0:
+            node.target, node.args = fills[node.target], (tensor, mask, number)
 
 
 def _spell_gelu(graph: torch.fx.Graph) -> None:

@@ -17,9 +17,12 @@ from trueport.interface import PAST, Interface, Tensor, terms
 from trueport.quiet import mute_native
 from trueport.targets.executorch.external import Beside
 from trueport.targets.executorch.header import check_file
+from trueport.targets.executorch.threads import POOL
 
 NEW = "sequence_length"
 """The dimension that one call adds to the past."""
+MISSING = "error: 0x:14"
+"""What ExecuTorch 1.4 says of an operator without a kernel (runtime/core/error.h)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class ProgramSession:
         path: the ``.pte``.
         interface: from the manifest.
         method: its name in the program.
-        threads: of XNNPACK; None leaves it to the runtime.
+        threads: of all programs in this process; None leaves it to the runtime.
         data: the ``.ptd`` with the program's weights; None where they lie in the program.
     """
 
@@ -98,13 +101,17 @@ class ProgramSession:
             raise ArtifactError(
                 f"{path.name} tells nothing of its inputs' names", "Give the folder that Trueport wrote."
             )
+        from trueport.targets.executorch import require
+
         self.path, self.interface, self.name = path, interface, method
         check_file(path)
-        with mute_native():  # XNNPACK's library tells what it could not find out about the processor
-            self.program, self.method = _load(path, method, threads, data)
+        require()
+        # XNNPACK's library tells what it could not find out about the processor.
+        with mute_native(), POOL.of(self, threads):
+            self.program, self.method = _load(path, method, data)
         self.dtypes = {tensor.name: getattr(torch, tensor.dtype) for tensor in interface.inputs}
         self._check_methods()
-        self._held: History | None = None
+        self._held: tuple[History, Mapping[str, torch.Tensor]] | None = None
         # A method has one set of buffers: a call reads again what they lack, and no other may come between.
         self._lock = threading.RLock()
 
@@ -174,20 +181,28 @@ class ProgramSession:
         new = feeds["input_ids"].shape[1]
         whole = replace(state, grown={name: self._joined(name, state, feeds[name]) for name in state.grown})
         self._check_lengths(whole)
+        # An encoder's mask goes into what the buffers hold, too; whoever gave it may write to it afterwards.
+        rest = {name: tensor.clone() for name, tensor in feeds.items() if name not in state.grown}
         # What the buffers hold of the past need not be read again; at least the new tokens are.
-        read = 0 if self._held is None else min(whole.shared(self._held), state.length)
+        read = min(self._held_of(whole, rest), state.length)
         self._held = None
         sent = {name: t[:, read:] if not _is_mask(name) else t for name, t in whole.grown.items()}
-        rest = {name: tensor for name, tensor in feeds.items() if name not in state.grown}
         outputs = self._execute(sent | rest | dict(state.given))
-        self._held = whole
+        self._held = whole, rest
         return {name: self._newest(name, tensor, new) for name, tensor in outputs.items()}, whole
+
+    def _held_of(self, whole: History, rest: Mapping[str, torch.Tensor]) -> int:
+        """How many of a history's leading tokens the buffers hold, read beside the same other inputs."""
+        if self._held is None:
+            return 0
+        held, beside = self._held
+        return whole.shared(held) if all(torch.equal(rest[name], beside[name]) for name in rest) else 0
 
     def _joined(self, name: str, state: History, fed: torch.Tensor) -> torch.Tensor:
         """All that was read under a name; a mask covers it by itself."""
         if fed.ndim != 2 or (not _is_mask(name) and fed.shape[0] != state.batch):
             raise self._misfit(self.interface.input(name), fed, f" where batch_size is {state.batch}")
-        return fed if _is_mask(name) else torch.cat([state.grown[name], fed], dim=1)
+        return fed.clone() if _is_mask(name) else torch.cat([state.grown[name], fed], dim=1)
 
     def _newest(self, name: str, tensor: torch.Tensor, new: int) -> torch.Tensor:
         shape = self.interface.output(name).shape
@@ -246,7 +261,7 @@ class ProgramSession:
     def _check_bound(self, axis: str, length: int) -> None:
         largest = self.interface.largest(axis)
         if length > largest:
-            flag = "--max-batch" if axis == "batch_size" else "--max-length"
+            flag = "--max-batch" if axis == self.interface.rows else "--max-length"
             raise RunError(
                 f"{axis} is {length}; {self.path.name} was planned for {largest} at most",
                 f"Export again with a larger {flag}.",
@@ -286,7 +301,11 @@ class ProgramSession:
 
 
 def _packed(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with the strides that the runtime aborts without; an empty one may call itself contiguous with any."""
+    """The tensor with the strides that the runtime aborts without; an empty one may call itself contiguous with any.
+
+    The runtime takes no parameters, and of a view that negates what it shows it would read what lies in memory.
+    """
+    tensor = tensor.detach().resolve_neg()
     return tensor.contiguous() if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
@@ -299,11 +318,8 @@ def _is_mask(name: str) -> bool:
     return name.endswith("attention_mask")
 
 
-def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tuple[Any, Any]:
+def _load(path: Path, method: str, data: Path | None) -> tuple[Any, Any]:
     """The program and the method, both kept: the method runs in the program's memory."""
-    from trueport.targets.executorch import require
-
-    require()
     from executorch.runtime import Runtime
 
     try:
@@ -319,11 +335,10 @@ def _load(path: Path, method: str, threads: int | None, data: Path | None) -> tu
     try:
         loaded = program.load_method(method)
     except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        lacks = MISSING in reason
         raise ArtifactError(
-            f"ExecuTorch cannot load {method} of {path.name}: {' '.join(str(error).split())[:300]}"
+            f"ExecuTorch cannot load {method} of {path.name}: {'it has no kernel for an operator' if lacks else reason}",
+            "`trueport diagnose MODEL --to executorch` names the operator and its line." if lacks else "",
         ) from error
-    if threads is not None:
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-
-        _unsafe_reset_threadpool(threads)
     return program, loaded

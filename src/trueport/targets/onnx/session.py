@@ -58,8 +58,7 @@ class OnnxSession:
         self._inputs = {tensor.name for tensor in self.interface.inputs}
         self._outputs = [tensor.name for tensor in self.interface.outputs]
         self._plain = [tensor.name for tensor in self.interface.plain_outputs]
-        shapes = {pair.input: self.interface.input(pair.input).shape for pair in self.interface.state}
-        self._rows = {name: shape.index("batch_size") for name, shape in shapes.items() if "batch_size" in shape}
+        self._rows = self.interface.row_axes
         self._buffered = {pair.input: pair.axis for pair in self.interface.state if pair.in_place}
         self._written = {pair.output: pair.input for pair in self.interface.state if pair.in_place}
         self._unwritten = [name for name in self._outputs if name not in self._written]

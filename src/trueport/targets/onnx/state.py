@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueport.targets.onnx.values import from_torch, to_torch
+from trueport.targets.rows import taken
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class State:
 
     Attributes:
         values: OrtValues by input name.
-        rows: the axis of the batch by input name; 0 where none is named.
+        rows: the axis of the rows by input name; what it does not name is every row's.
     """
 
     def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None) -> None:
@@ -36,14 +37,8 @@ class State:
 
     def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> State:
         """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
-        import torch
-
-        index = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        values = dict(self.values)
-        for name, tensor in self.tensors().items():
-            if tensor.ndim:  # a counter is every row's
-                values[name] = from_torch(tensor.index_select(self.rows.get(name, 0), index))
-        return self._of(values)
+        found = taken(self.tensors(), self.rows, rows)
+        return self._of({name: from_torch(tensor) for name, tensor in found.items()})
 
     def _of(self, values: dict[str, Any]) -> State:
         """The same kind of state with these values, which are its own."""

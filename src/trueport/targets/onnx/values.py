@@ -17,7 +17,9 @@ def from_torch(tensor: torch.Tensor) -> Any:
     import onnxruntime
     import torch
 
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = (
+        tensor.detach().cpu().resolve_neg().contiguous()
+    )  # of a conjugate's imaginary part, the memory has the other sign
     if tensor.dtype == torch.bool:  # DLPack's bool is newer than the one that ONNX Runtime reads
         return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
     # A capsule takes the short way: torch's own __dlpack__ and from_dlpack first ask for devices, streams and versions.
