@@ -47,3 +47,16 @@ def test_halves_that_are_counted_in_float32_are_given_out_as_halves(name: str, t
     given = torch.as_tensor(run(torch.full((1, 3), 2.0).half())["y"])
     assert given.dtype == torch.float16
     assert given.flatten()[-1] == (8 if name == "prod" else 6)
+
+
+def written(x: torch.Tensor) -> torch.Tensor:
+    """A column to every place of a tensor, in place."""
+    y = torch.zeros_like(x)
+    y.copy_(x[:, :1])
+    return y + 1
+
+
+def test_what_is_copied_in_place_is_spread(tmp_path: Path) -> None:
+    run = carried(lambda x: {"y": written(x)}, torch.randn(3, 5), tmp_path / "o")
+    x = torch.randn(2, 7)
+    assert (torch.as_tensor(run(x)["y"]) == written(x)).all()

@@ -25,7 +25,9 @@ ROUNDED = (
     "with every weight moved by one unit in the last place (Monte Carlo arithmetic, Parker 1997), "
     "as rounding decides what it answers: in float64 it answers something else"
 )
-MOVED = "The original is not finite in float64, or something else there, and its noise floor needs a copy with every weight moved"
+MOVED = (
+    "The original is not finite or something else in float64, and its noise floor needs a copy with every weight moved"
+)
 """Why a proof may need a copy of the weights."""
 RANDOM_WALK = (
     "unit roundoff times the square root of the number of operators, as rounding errors add up like a random walk "

@@ -37,12 +37,18 @@ def grouped_matmul(rows: Real, weight: Real, ends: Integer) -> Real:  # type: ig
     return op.ConcatFromSequence(products, axis=0)
 
 
+@onnxscript.script(onnxscript.values.Opset("trueport.functions", 1), default_opset=op)
+def copied(written: Any, source: Any) -> Any:  # type: ignore[no-untyped-def]
+    """What ``written.copy_(source)`` leaves: the source in the dtype and the shape of what it is written to."""
+    return op.Expand(op.CastLike(source, written), op.Shape(written))
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Translations by torch operator, for those operators that exist in this process."""
     import torch
     import transformers.integrations.moe  # noqa: F401  (registers its operators)
 
-    table: dict[Callable[..., Any], Callable[..., Any]] = {}
+    table: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.copy.default: copied}
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
         table[torch.ops.transformers.grouped_mm_fallback.default] = grouped_matmul
     return table
