@@ -53,3 +53,26 @@ def test_what_a_killed_repair_left_is_removed(tmp_path: Path) -> None:
         folder.mkdir()
     repair(saved(blocks("summed-masks")[0], tmp_path), tmp_path / "fixed.onnx")
     assert {file.name for file in tmp_path.iterdir()} == {"graph.onnx", "fixed.onnx", *(folder.name for folder in kept)}
+
+
+def test_no_graph_lies_beside_the_weights_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a repair ends between its two files, an earlier graph would read the new weights for its own."""
+    model = onnx.parser.parse_model(OPERATORS["unidirectional"])
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, tmp_path / "graph.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    out = tmp_path / "fixed.onnx"
+    repair(tmp_path / "graph.onnx", out)
+    moved: list[str] = []
+
+    def once(source: str, target: str) -> None:
+        if Path(target).parent == tmp_path:
+            if moved:
+                raise OSError("the end")
+            moved.append(Path(target).name)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(TrueportError):
+        repair(tmp_path / "graph.onnx", out, force=True)
+    assert moved == ["fixed.onnx_data"] and not out.exists()

@@ -17,6 +17,7 @@ from trueport.graphs.audit import Report, audit
 from trueport.graphs.audit.report import Finding
 from trueport.graphs.audit.run import explained
 from trueport.graphs.links import files, outside, spare
+from trueport.interrupts import held
 from trueport.words import count_words
 
 if TYPE_CHECKING:
@@ -119,15 +120,23 @@ def repair(
         after = audit(staging / out.name)
         if found is not None and not found.proven:
             raise ProofError(f"The repair of {path.name} failed. {found.text()[:-1]}", "Nothing was written.")
-        for file in staging.iterdir():
-            os.replace(file, out.parent / file.name)
+        with held():
+            _put_in_place(sorted(staging.iterdir(), reverse=True), out)
     except OSError as error:
-        raise ArtifactError(f"{out} cannot be written: {error.strerror or error}", "Nothing was written.") from error
+        raise ArtifactError(f"{out} cannot be written: {error.strerror or error}", "Give another place.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     remaining = {(finding.rule, finding.node) for finding in after.findings}
     mended = tuple(f for f in before.findings if f.repairable and (f.rule, f.node) not in remaining)
     return Repair(out.name, rows, mended, left, after, found)
+
+
+def _put_in_place(written: Sequence[Path], out: Path) -> None:
+    """Weights first; meanwhile there is no graph, as an earlier one would read them for its own."""
+    if len(written) > 1:
+        out.unlink(missing_ok=True)
+    for file in written:
+        os.replace(file, out.parent / file.name)
 
 
 def places(out: Path) -> list[Path]:

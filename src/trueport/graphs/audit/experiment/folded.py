@@ -21,7 +21,7 @@ DEPTH = 24
 """Nodes between queries and a value whose axes have names."""
 
 
-def heads_first(walk: Evaluator, queries: ir.Value, rows: int) -> bool | None:
+def heads_first(walk: Evaluator, queries: ir.Value | None, rows: int) -> bool | None:
     """Whether an axis holds all rows of the first head before those of the second; None where nothing tells.
 
     Args:
@@ -29,6 +29,8 @@ def heads_first(walk: Evaluator, queries: ir.Value, rows: int) -> bool | None:
         queries: (rows x heads, length, size).
         rows: how many there are.
     """
+    if queries is None:
+        return None
     names = {str(mask.shape[0]) for mask in padding_masks(walk.view) if mask.shape}
     try:
         places = _rows(walk, queries, names, DEPTH)
