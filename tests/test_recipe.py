@@ -125,3 +125,10 @@ def test_places(tmp_path: Path) -> None:
     assert opened("organisation/model").model == "organisation/model"
     (tmp_path / "model.py").mkdir()  # a folder may be called so
     assert opened(tmp_path / "model.py").model == tmp_path / "model.py"
+
+
+def test_a_tensor_alone_is_the_only_input(tmp_path: Path) -> None:
+    path = written(tmp_path, "def alone():\n    return {'model': Net().eval(), 'inputs': torch.randn(2, 4)}\n")
+    given = opened(f"{path}:alone").inputs
+    assert isinstance(given, tuple) and given[0].shape == (2, 4)
+    assert trueport.diagnose(f"{path}:alone").exportable

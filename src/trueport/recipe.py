@@ -35,6 +35,14 @@ class Recipe:
     dynamic: Mapping[str, Any] | None = None
     state: Mapping[Any, str] | None = None
 
+    def __post_init__(self) -> None:
+        """A tensor alone is the only input, not a tuple of its rows."""
+        if self.inputs is not None:
+            from torch import Tensor
+
+            if isinstance(self.inputs, Tensor):
+                object.__setattr__(self, "inputs", (self.inputs,))
+
 
 def opened(model: Any, inputs: Any = None, dynamic: Any = None, state: Any = None) -> Recipe:
     """``model`` and what belongs to it: read from a file where it names one, else as given.

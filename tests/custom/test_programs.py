@@ -186,6 +186,30 @@ def test_a_weight_may_be_an_output(target: str, tmp_path: Path) -> None:
         torch.testing.assert_close(got, wanted.detach(), rtol=1e-4, atol=1e-5)
 
 
+class Branches(nn.Module):
+    """A layer that is read by itself, and in a branch that the values decide on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        if x.sum() > 0:
+            y = self.layer(y) + self.layer.weight.sum()
+        return y
+
+
+def test_a_branch_reads_the_weights_of_others(tmp_path: Path) -> None:
+    module, x = Branches().eval(), torch.randn(3, 4)
+    trueport.export(module, tmp_path / "out", to="executorch", inputs=x[:2], max_batch=4)
+    for given in (x + 5, x - 5):
+        torch.testing.assert_close(
+            trueport.load(tmp_path / "out")(given)["output"], module(given), rtol=1e-4, atol=1e-5
+        )
+
+
 class SharedLayer(nn.Module):
     """One layer before two norms, as heads over the levels of a pyramid have it."""
 

@@ -27,6 +27,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     """
     _without_gradients(program.graph)
     _copy_given(program)
+    _copy_branched(program)
     for module in program.graph_module.modules():  # branches and the bodies of loops among them
         if isinstance(module, torch.fx.GraphModule):
             _refuse_scans(module.graph)
@@ -62,6 +63,25 @@ def _copy_given(program: torch.export.ExportedProgram) -> None:
             given[place].meta["val"] = node.meta["val"].clone()
             specs[place] = named(specs[place], given[place])
     output.args = (tuple(given),)
+
+
+def _copy_branched(program: torch.export.ExportedProgram) -> None:
+    """Give branches copies of the weights that others read too: what XNNPACK packs, ExecuTorch refuses to give to both."""
+    signature = program.graph_signature
+    weights = {
+        *signature.inputs_to_parameters,
+        *signature.inputs_to_buffers,
+        *signature.inputs_to_lifted_tensor_constants,
+    }
+    for node in program.graph.nodes:
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            continue
+        for given in node.all_input_nodes:
+            if given.name in weights and len(given.users) > 1:
+                with program.graph.inserting_before(node):
+                    copied = program.graph.call_function(torch.ops.aten.clone.default, (given,))
+                copied.meta["val"] = given.meta["val"].clone()
+                node.replace_input_with(given, copied)
 
 
 def _refuse_scans(graph: torch.fx.Graph) -> None:
