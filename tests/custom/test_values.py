@@ -60,3 +60,20 @@ def test_what_is_copied_in_place_is_spread(tmp_path: Path) -> None:
     run = carried(lambda x: {"y": written(x)}, torch.randn(3, 5), tmp_path / "o")
     x = torch.randn(2, 7)
     assert (torch.as_tensor(run(x)["y"]) == written(x)).all()
+
+
+def test_a_choice_of_truths_and_a_remainder_by_a_size(tmp_path: Path) -> None:
+    run = carried(
+        lambda x: {
+            "both": torch.where(x > 1, x > 2, x < 0),
+            "one": torch.where(x > 1, x > 2, True),
+            "left": x % x.shape[1],
+        },
+        torch.arange(-6, 6).reshape(3, 4),
+        tmp_path / "o",
+    )
+    x = torch.tensor([[-3, 0, 2], [3, 5, -1]])
+    given = {name: torch.as_tensor(value).tolist() for name, value in run(x).items()}
+    assert given["both"] == [[True, False, False], [True, True, True]]
+    assert given["one"] == [[True, True, False], [True, True, True]]
+    assert given["left"] == [[0, 0, 2], [0, 2, 2]]

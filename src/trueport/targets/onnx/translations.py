@@ -4,8 +4,9 @@
 from collections.abc import Callable
 from typing import Any, TypeVar, Union
 
+import onnx_ir as ir
 import onnxscript
-from onnxscript import BFLOAT16, FLOAT, FLOAT16, INT32, INT64
+from onnxscript import BFLOAT16, BOOL, FLOAT, FLOAT16, INT32, INT64
 from onnxscript import opset18 as op
 
 Real = TypeVar("Real", bound=Union[FLOAT, FLOAT16, BFLOAT16])  # noqa: UP007  (onnxscript reads no |)
@@ -43,12 +44,32 @@ def copied(written: Any, source: Any) -> Any:  # type: ignore[no-untyped-def]
     return op.Expand(op.CastLike(source, written), op.Shape(written))
 
 
+def chosen(condition: BOOL, one: Any, other: Any) -> Any:
+    """``where``; of truth values in *and* and *or*, as ONNX Runtime chooses between numbers alone."""
+    if not all(isinstance(value, bool) or getattr(value, "dtype", None) == ir.DataType.BOOL for value in (one, other)):
+        return op.Where(condition, one, other)
+    return op.Or(op.And(condition, one), op.And(op.Not(condition), other))
+
+
+def remainder(number: Any, divisor: Any) -> Any:
+    """``remainder`` by a number; torchlib takes none that is a size."""
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    if isinstance(divisor, ir.Value):
+        return core.aten_remainder(number, op.CastLike(divisor, number))
+    return core.aten_remainder_scalar(number, divisor)
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Translations by torch operator, for those operators that exist in this process."""
     import torch
     import transformers.integrations.moe  # noqa: F401  (registers its operators)
 
-    table: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.copy.default: copied}
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.aten.copy.default: copied,
+        **{getattr(torch.ops.aten.where, name): chosen for name in ("self", "ScalarSelf", "ScalarOther", "Scalar")},
+        torch.ops.aten.remainder.Scalar: remainder,
+    }
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
         table[torch.ops.transformers.grouped_mm_fallback.default] = grouped_matmul
     return table
