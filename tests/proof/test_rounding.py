@@ -78,7 +78,7 @@ def test_where_rounding_decides_most_of_it_the_truth_stays() -> None:
 
 @pytest.mark.slow
 def test_answers_that_noise_drowns_prove_nothing(tmp_path: Path) -> None:
-    """In bfloat16 rounding decides all that this model answers: its graph with any other weights was proven."""
+    """In bfloat16 rounding decides all that this model answers: its graph with other weights failed in one case alone."""
     model, other = _loud(0), _loud(1)
     trueport.export(model, tmp_path / "out", tokenizer=None, proof=False)
     proof = judge_own(
