@@ -82,6 +82,18 @@ def test_a_model_that_does_not_run_in_float64_is_proven(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_window_of_two_tokens_is_proven(tmp_path: Path) -> None:
+    """The cache that tells the shapes holds one token of two."""
+    entry = next(entry for entry in zoo.ENTRIES if entry.name == "mistral")
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**{**entry.config, "sliding_window": 2})).eval()
+    with torch.no_grad():
+        zoo.amplify(model, seed=0)
+    artifact = trueport.export(model, tmp_path / "out", tokenizer=None)
+    assert artifact.verdict == "proven"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_other_dtypes_are_proven(name: str, dtype: str, tmp_path: Path) -> None:

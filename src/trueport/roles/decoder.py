@@ -93,13 +93,15 @@ def _probed(model: PreTrainedModel) -> list[list[tuple[int, int]] | None]:
             "Give --task feature-extraction for one pass without a state.",
         )
     layers: list[Any] = cache.layers
-    return [None if layer.keys is None else _shapes(model, (layer.keys, layer.values)) for layer in layers]
+    return [None if layer.keys is None else _shapes(model, layer) for layer in layers]
 
 
-def _shapes(model: PreTrainedModel, tensors: tuple[torch.Tensor, ...]) -> list[tuple[int, int]]:
+def _shapes(model: PreTrainedModel, layer: Any) -> list[tuple[int, int]]:
+    """(heads, head_size) of a layer's keys and values; one that slides over two tokens has forgotten the first."""
+    kept = 1 if getattr(layer, "sliding_window", None) == 2 else 2
     shapes = []
-    for tensor in tensors:
-        if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[2] != 2:
+    for tensor in (layer.keys, layer.values):
+        if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[2] != kept:
             raise CaptureError(
                 f"{type(model).__name__} caches keys of shape {tuple(tensor.shape)} for 1 row of 2 tokens, "
                 "where (batch, heads, tokens, head_size) was expected"
