@@ -70,6 +70,30 @@ def test_a_head_with_two_outputs_is_proven(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_that_does_not_run_in_float64_is_proven(tmp_path: Path) -> None:
+    """XGLM puts the lowest number of its scores' dtype into a float32."""
+    sizes = {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = transformers.XGLMForCausalLM(transformers.XGLMConfig(vocab_size=99, **sizes)).eval()
+    with torch.no_grad():
+        zoo.amplify(model, seed=0)
+    artifact = trueport.export(model, tmp_path / "out", tokenizer=None)
+    assert artifact.verdict == "proven"
+
+
+@pytest.mark.slow
+def test_a_window_of_two_tokens_is_proven(tmp_path: Path) -> None:
+    """The cache that tells the shapes holds one token of two."""
+    entry = next(entry for entry in zoo.ENTRIES if entry.name == "mistral")
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**{**entry.config, "sliding_window": 2})).eval()
+    with torch.no_grad():
+        zoo.amplify(model, seed=0)
+    artifact = trueport.export(model, tmp_path / "out", tokenizer=None)
+    assert artifact.verdict == "proven"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_other_dtypes_are_proven(name: str, dtype: str, tmp_path: Path) -> None:

@@ -214,6 +214,14 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert all((tensor == before[name]).all() for name, tensor in model.state_dict().items())
 
 
+def test_a_decoder_that_does_not_run_itself(tmp_path: Path) -> None:
+    """With this entry in its config Llama's own forward is an AttributeError."""
+    model = zoo.build("llama")
+    model.config.return_dict = False
+    with pytest.raises(TrueportError, match=r"^LlamaForCausalLM does not run over two tokens itself: AttributeError: "):
+        trueport.export(model, tmp_path / "out", tokenizer=None)
+
+
 def test_refusals_before_any_work(tmp_path: Path) -> None:
     model = zoo.build("distilbert")
     with pytest.raises(TrueportError, match="no target tflite"):

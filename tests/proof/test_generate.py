@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from tests import zoo
 from trueport.cache_names import NAMES
@@ -70,6 +70,17 @@ def test_tokens_that_the_budget_explains_are_ties(llama: torch.nn.Module) -> Non
         differed += bool(found.note)
         assert not found.error, found
     assert differed, "nothing was tied: the test asked nothing"
+
+
+def test_what_the_original_cannot_generate_is_left_out() -> None:
+    """Three beams find no six tokens to go on with where the vocabulary has one."""
+    config = LlamaConfig(
+        vocab_size=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    case = clause._one(stub(model, model), Batch(np.zeros((2, 3), dtype=np.int64), np.ones((2, 3), np.int64)), OPTIONS)
+    assert case.left_out and case.note.startswith("the original itself does not generate so: ")
 
 
 def test_logits_far_from_the_originals_are_no_tie(llama: torch.nn.Module) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig
+from transformers import BertConfig, LlamaConfig
 
 from trueport.proof.inputs import Inputs, Limits, holes, left, right
 
@@ -43,3 +44,14 @@ def test_each_row_may_start_at_a_position_of_its_own():
     moved = type(batch)(batch.ids, batch.mask, start=(10, 20))
     assert moved.positions.tolist() == [[10, 11, 12, 13], [20, 20, 20, 21]]
     assert moved.take([1]).positions.tolist() == [[20, 20, 20, 21]]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "drawn"),
+    [(1, {0}), (2, {0, 1}), (3, {0, 1, 2}), (4, {1, 2, 3}), (5, {1, 2, 3, 4}), (6, {3, 4, 5}), (7, {3, 4, 5, 6})],
+)
+def test_a_small_vocabulary_is_drawn_from_all_the_same(vocabulary: int, drawn: set[int]):
+    """Of one that is all special, or all but one, the questions were an error, or one token over and over."""
+    config = LlamaConfig(vocab_size=vocabulary, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    batch = Inputs(config, "decoder", 7, Limits()).full("case", 8, 64)
+    assert set(batch.ids.ravel().tolist()) == drawn

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import trueport
+from tests import zoo
+from trueport.artifact import read_manifest
 from trueport.errors import ProofError
 from trueport.proof.rounding import settled
+from trueport.verification import judge_own
 
 
 class Applied(nn.Module):
@@ -69,3 +74,25 @@ def test_only_what_the_original_gives_too_is_taken() -> None:
 def test_where_rounding_decides_most_of_it_the_truth_stays() -> None:
     truth, own, got = ({"i": np.array(values)} for values in ([3, 1, 2], [1, 3, 2], [9, 9, 2]))
     assert settled(truth, own, got)["i"].tolist() == [3, 1, 2]
+
+
+@pytest.mark.slow
+def test_answers_that_noise_drowns_prove_nothing(tmp_path: Path) -> None:
+    """In bfloat16 rounding decides all that this model answers: its graph with other weights failed in one case alone."""
+    model, other = _loud(0), _loud(1)
+    trueport.export(model, tmp_path / "out", tokenizer=None, proof=False)
+    proof = judge_own(
+        tmp_path / "out", read_manifest(tmp_path / "out"), other, clauses=["shapes", "padding", "cache"], seed=None,
+        progress=lambda clause: None,
+    )  # fmt: skip
+    assert {clause.status for clause in proof.clauses} == {"fail"}
+    assert all("rounding alone decides it" in clause.reason for clause in proof.clauses)
+
+
+def _loud(seed: int) -> Any:
+    entry = next(entry for entry in zoo.ENTRIES if entry.name == "llama")
+    torch.manual_seed(seed)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**entry.config)).eval()
+    with torch.no_grad():
+        zoo.amplify(model, seed=seed, gain=5.0)
+    return model.to(torch.bfloat16)

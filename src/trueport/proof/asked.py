@@ -15,7 +15,7 @@ from trueport.proof.memory import ANY, EAGER, HELD, SCORES, Memory, TooLargeErro
 from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
-from trueport.proof.tolerance import Tolerance
+from trueport.proof.tolerance import DROWNED, Tolerance
 
 if TYPE_CHECKING:
     from trueport.proof.quantised import Quantised
@@ -166,8 +166,10 @@ class Asked:
         error = None if np.isinf(rows[row][0]) else rows[row][0]
         scale = float(np.max([scale for _, scale in rows]))
         budget = self.tolerance.budget(name, scale)
+        why = "not finite" if error is None else ("" if self.tolerance.tells(name) else DROWNED)
+        error = None if why else error
         failed = error is None or error > budget
-        words = [name if failed and len(self.outputs) > 1 else "", "not finite" if error is None else "", note]
+        words = [name if failed and len(self.outputs) > 1 else "", why, note]
         return Case(case, error, budget, batch.take([row]).to_json(), "; ".join(part for part in words if part))
 
     def refused(self, case: str, batch: Batch, error: Exception) -> Case:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from trueport.roles.component import position_limits
 
 LARGEST_VOCABULARY = 2**24
 """More tokens than any tokenizer has: a config that says more is broken."""
+FEWEST = 3
+"""Tokens that batches are drawn from, where the vocabulary has as many."""
 DISTANCES = ("relative_attention_max_distance", "max_relative_positions")
 """Config attributes that name how far relative distances reach."""
 
@@ -128,7 +130,7 @@ class Inputs:
             raise TrueportError(f"The config says vocab_size {self.vocabulary}", "Mend config.json.")
         self.special = special_ids(config)
         self.pad = next((i for i in (getattr(config, "pad_token_id", None), 0) if isinstance(i, int) and i >= 0), 0)
-        self.ordinary = np.array([i for i in range(self.vocabulary) if i not in self.special], dtype=np.int64)
+        self.ordinary = ordinary(self.vocabulary, self.special, self.pad)
 
     def rng(self, case: str) -> np.random.Generator:
         """A generator of its own for each case."""
@@ -203,6 +205,18 @@ def special_ids(config: Any) -> set[int]:
             if name.endswith("_token_id") and value is not None:
                 found.update(entry for entry in np.atleast_1d(value).tolist() if isinstance(entry, int))
     return found
+
+
+def ordinary(vocabulary: int, special: Collection[int], pad: int) -> np.ndarray:
+    """The ids to draw from, ascending: none with a meaning, where ``FEWEST`` are left; else all but padding, or all.
+
+    Over one and the same token every attention gives the same, whatever its mask.
+    """
+    for avoided in (special, {pad}):
+        found = np.array([i for i in range(vocabulary) if i not in avoided], dtype=np.int64)
+        if len(found) >= FEWEST:
+            return found
+    return np.arange(vocabulary)
 
 
 def _placed(mask: np.ndarray, streams: np.ndarray, filler: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,11 @@ from trueport.proof.memory import ANY, Memory
 from trueport.proof.quantised import Quantised
 from trueport.proof.quantised import ask as ask_quantised
 from trueport.proof.quantised import tolerance as quantised_tolerance
-from trueport.proof.reference import Reference, wide_original
+from trueport.proof.reference import OriginalError, Reference, wide_original
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.stand_in import FolderReference
 from trueport.proof.subject import Session, subject_of
-from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, Tolerance, measured, modelled
+from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, ROUNDED, Tolerance, blind, measured, modelled
 from trueport.roles.component import signature
 from trueport.roles.windows import windows
 
@@ -170,12 +170,7 @@ def asked_of(
             lambda reference: reference.forward(_typical(inputs, masked)),
             memory,
         )
-    if exact is not None and not _finite(exact, inputs, masked):
-        # CANINE multiplies a float32 mask by float64's lowest number: infinity times zero.
-        exact = own
-        if own is not None:
-            memory.copy(MOVED, own.model)
-    tolerance = _tolerance(inputs, own, exact, dtype, depth, masked)
+    tolerance, exact = _tolerance(_typical(inputs, masked), own, exact, dtype, depth, memory)
     asked = Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
         maskable=_takes_mask(config, original), cached=bool(last.state or last.kept), guards=tuple(guards),
@@ -204,41 +199,53 @@ def _maximum(interface: Any, name: str) -> int | None:
 
 
 def _tolerance(
-    inputs: Inputs, own: Reference | None, exact: Reference | None, dtype: str, depth: int, masked: bool
-) -> Tolerance:
-    """The noise floor on a batch like those that the clauses ask."""
+    batch: Batch, own: Reference | None, exact: Reference | None, dtype: str, depth: int, memory: Memory
+) -> tuple[Tolerance, Reference | None]:
+    """The noise floor on a batch like those that the clauses ask, and the original that tells the truth."""
     if own is None or exact is None:
-        return modelled(dtype, depth)
-    if exact is own:
-        others, words = (own.jittered(seed) for seed in range(3)), JITTERED
-    else:
-        others, words = (exact for _ in range(1)), PRECISE
+        return modelled(dtype, depth), exact
+    rough, fine = _real(own.forward(batch), batch), _wide(exact, batch)
+    floors, words = _floors(rough, [fine] if fine else []), PRECISE
+    if fine is None or blind(floors):
+        memory.copy(MOVED, own.model)
+        exact, words = own, JITTERED if fine is None else ROUNDED
+        # One after the other: each is a copy of the weights.
+        floors = _floors(rough, (_real(own.jittered(seed).forward(batch), batch) for seed in range(3)))
+    return measured(floors, dtype, depth, words), exact
+
+
+def _wide(exact: Reference, batch: Batch) -> dict[str, np.ndarray] | None:
+    """The answer in float64 at real positions; None where it is not finite or there is none.
+
+    CANINE multiplies a float32 mask by float64's lowest number: infinity times zero. XGLM puts it into a float32.
+    """
+    try:
+        fine = _real(exact.forward(batch), batch)
+    except OriginalError:
+        return None
+    return fine if all(np.isfinite(value).all() for value in fine.values()) else None
+
+
+def _real(answer: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
+    """An answer at real positions; all of an output that has none of its own."""
+    return {n: v[batch.mask == 1] if v.shape[:2] == batch.mask.shape else v for n, v in answer.items()}
+
+
+def _floors(rough: Mapping[str, np.ndarray], others: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The largest difference of each output between the original and other selves, relative to their magnitude."""
     floors: dict[str, float] = {}
-    batch = _typical(inputs, masked)
-    rough = own.forward(batch)
-    for other in others:  # one after the other: each may be a copy of the weights
-        for output, value in other.forward(batch).items():
-            real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
-            scale = float(np.abs(value[real]).max()) or 1.0
-            error = float(np.abs(rough[output] - value)[real].max())
+    for other in others:
+        for output, value in other.items():
+            scale = float(np.abs(value).max()) or 1.0
+            error = float(np.abs(rough[output] - value).max())
             floors[output] = max(floors.get(output, 0.0), error / scale)
-    return measured(floors, dtype, depth, words)
+    return floors
 
 
 def _typical(inputs: Inputs, masked: bool) -> Batch:
     """A batch like those that the clauses ask."""
     length = inputs.fits(24)
     return inputs.draw("floor", left(length, [0, min(5, length - 1) if masked else 0]), target=12)
-
-
-def _finite(exact: Reference, inputs: Inputs, masked: bool) -> bool:
-    """Whether the original in float64 is finite at real positions of a typical batch."""
-    batch = _typical(inputs, masked)
-    for value in exact.forward(batch).values():
-        real = batch.mask == 1 if value.shape[:2] == batch.mask.shape else slice(None)
-        if not np.isfinite(value[real]).all():
-            return False
-    return True
 
 
 def _tolerance_json(tolerance: Tolerance) -> dict[str, Any]:

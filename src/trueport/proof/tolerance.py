@@ -18,7 +18,7 @@ EPSILONS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bflo
 PRECISE = "in float64"
 JITTERED = (
     "with every weight moved by one unit in the last place (Monte Carlo arithmetic, Parker 1997), "
-    "as it is not finite in float64"
+    "as in float64 it does not run or is not finite"
 )
 """What the original is held against to find the noise floor."""
 ROUNDED = (
@@ -26,9 +26,12 @@ ROUNDED = (
     "as rounding decides what it answers: in float64 it answers something else"
 )
 MOVED = (
-    "The original is not finite or something else in float64, and its noise floor needs a copy with every weight moved"
+    "In float64 the original does not run or is not finite or something else, and its noise floor needs a copy with "
+    "every weight moved"
 )
 """Why a proof may need a copy of the weights."""
+DROWNED = "rounding alone decides it: ten noise floors are as large as the answers, and nothing can be proven"
+"""Why an output fails whatever the artefact answers."""
 RANDOM_WALK = (
     "unit roundoff times the square root of the number of operators, as rounding errors add up like a random walk "
     "(Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019)"
@@ -56,9 +59,18 @@ class Tolerance:
         """The largest allowed absolute error of output ``name`` whose largest magnitude is ``scale``."""
         return self.multiple * self.floors.get(name, self.default) * scale
 
+    def tells(self, name: str) -> bool:
+        """Whether the budget of output ``name`` is smaller than its answers; else a tensor of zeros would pass."""
+        return not blind({name: self.floors[name]}) if name in self.floors else True
+
     def floor(self) -> float:
         """The largest noise floor, relative."""
         return max([*self.floors.values()], default=self.default)
+
+
+def blind(floors: Mapping[str, float]) -> bool:
+    """Whether noise is as large as the answers: any numbers would be within ten times of it."""
+    return max(floors.values(), default=0.0) * MULTIPLE >= 1
 
 
 def measured(floors: Mapping[str, float], dtype: str, depth: int, words: str) -> Tolerance:

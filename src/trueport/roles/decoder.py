@@ -12,6 +12,7 @@ from trueport.errors import CaptureError
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cache
 from trueport.roles.component import Component, float_dtype, position_bound, signature, trace_sizes
+from trueport.roles.probing import FAILURES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,8 +80,12 @@ def _probe_cache(model: PreTrainedModel) -> list[tuple[int, int]]:
 
 def _probed(model: PreTrainedModel) -> list[list[tuple[int, int]] | None]:
     """The same by layer; None for one that did not run."""
-    with torch.no_grad():
-        result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, return_dict=True)
+    try:
+        with torch.no_grad():
+            result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, return_dict=True)
+    except FAILURES as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CaptureError(f"{type(model).__name__} does not run over two tokens itself: {reason}") from error
     cache = cache_of(result)
     if cache is None or not all(hasattr(layer, "keys") for layer in getattr(cache, "layers", [None])):
         raise CaptureError(
@@ -88,13 +93,15 @@ def _probed(model: PreTrainedModel) -> list[list[tuple[int, int]] | None]:
             "Give --task feature-extraction for one pass without a state.",
         )
     layers: list[Any] = cache.layers
-    return [None if layer.keys is None else _shapes(model, (layer.keys, layer.values)) for layer in layers]
+    return [None if layer.keys is None else _shapes(model, layer) for layer in layers]
 
 
-def _shapes(model: PreTrainedModel, tensors: tuple[torch.Tensor, ...]) -> list[tuple[int, int]]:
+def _shapes(model: PreTrainedModel, layer: Any) -> list[tuple[int, int]]:
+    """(heads, head_size) of a layer's keys and values; one that slides over two tokens has forgotten the first."""
+    kept = 1 if getattr(layer, "sliding_window", None) == 2 else 2
     shapes = []
-    for tensor in tensors:
-        if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[2] != 2:
+    for tensor in (layer.keys, layer.values):
+        if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[2] != kept:
             raise CaptureError(
                 f"{type(model).__name__} caches keys of shape {tuple(tensor.shape)} for 1 row of 2 tokens, "
                 "where (batch, heads, tokens, head_size) was expected"

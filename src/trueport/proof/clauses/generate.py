@@ -84,9 +84,10 @@ def _one(asked: Asked, batch: Batch, options: dict[str, Any]) -> Case:
     name = "prompts"
     try:
         wanted = generate(asked.own.model, batch, options)
-    except RuntimeError:
+    except RuntimeError as error:
         if all(np.isfinite(value).all() for value in asked.own.forward(batch).values()):
-            raise
+            reason = " ".join(str(error).split())[:200]
+            return Case(name, 0.0, 0.0, None, f"the original itself does not generate so: {reason}", left_out=True)
         raise NotApplicableError("the original's own logits are not finite: see range") from None
     try:
         got = generate(asked.runnable, batch, options)
