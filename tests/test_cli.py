@@ -133,6 +133,10 @@ def test_values_out_of_range_are_one_line(exported: Exported, tmp_path: Path) ->
     refused(run("verify", folder, "--clauses", ""), "clause")
     refused(run("verify", folder, "--json", tmp_path / "no" / "such.json"), "such.json")
     refused(run("verify", folder, "--json", folder / "trueport.json"), "judged")
+    (tmp_path / "link.json").symlink_to(tmp_path / "no" / "such.json")
+    refused(
+        run("verify", folder, "--json", tmp_path / "link.json", "--clauses", "finite"), "link.json cannot be written"
+    )
 
 
 @pytest.mark.slow
