@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trueport.errors import ArtifactError
+from trueport.interface import Interface
 from trueport.interrupts import held
 from trueport.processes import is_alive
 from trueport.progress import Meter
@@ -81,14 +82,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_types(manifest: Any) -> None:
     """Raise ValueError where a part that others rely on is missing or of another kind."""
-    parts = {"source": dict, "components": dict, "files": dict}
+    parts = {"source": dict, "components": dict, "files": dict, "proof": dict}
     for name, kind in parts.items():
         if not isinstance(manifest.setdefault(name, {}), kind):
             raise ValueError(f"{name} is not an object")
     if not isinstance(manifest["source"].get("role", ""), str):
         raise ValueError("source.role is not a string")
-    if not all(isinstance(entry, dict) for part in parts for entry in manifest[part].values() if part != "source"):
+    named = ("components", "files")
+    if not all(isinstance(entry, dict) for part in named for entry in manifest[part].values()):
         raise ValueError("a component or a file is not an object")
+
+
+def described(folder: Path, name: str, entry: Mapping[str, Any]) -> tuple[str, Path, Interface]:
+    """Target, file and interface of a manifest's component: what is read or written of it lies in the folder.
+
+    Raises:
+        ArtifactError: the entry lacks one of them, or points elsewhere.
+    """
+    try:
+        target, file = str(entry["target"]), PurePosixPath(entry["file"])
+        interface = Interface.from_json(entry)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} describes the component {name} wrongly: {error!r}") from error
+    if file.is_absolute() or ".." in file.parts:
+        raise ArtifactError(f"{folder / MANIFEST} points out of its folder: {file}")
+    if not (folder / file).is_file():
+        raise ArtifactError(f"{folder} lacks {file}", "Export again.")
+    return target, folder / file, interface
 
 
 def write_json(path: Path, content: Any) -> None:

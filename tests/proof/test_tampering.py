@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +123,36 @@ def test_a_vocabulary_that_no_tokenizer_has(copied: Exported) -> None:
     edit_json(folder / "config.json", lambda content: content.update(vocab_size=10**30))
     with pytest.raises(TrueportError, match="vocab_size"):
         trueport.verify(rehashed(folder), clauses=["causal"])
+
+
+def test_a_component_outside_its_folder_is_not_written(copied: Exported, tmp_path: Path) -> None:
+    """The original is given, so that nothing is opened before the graphs are fused."""
+    victim = tmp_path / "victim.onnx"
+    folder = copied("llama-tales")
+    shutil.copy(folder / "onnx" / "model.onnx", victim)
+    before = victim.stat().st_mtime_ns  # it was written, and put back where the trial came to its end
+    (folder / "proof.json").unlink()
+    edit_json(rehashed(folder) / MANIFEST, lambda content: content["components"]["model"].update(file="../victim.onnx"))
+    with pytest.raises(TrueportError, match="points out of its folder"):
+        trueport.optimize(folder, against=EXAMPLES / "llama-tales")
+    assert victim.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("proof"),
+        lambda content: content.update(proof=[]),
+        lambda content: content.update(source={"kind": "hub", "role": "decoder"}),
+        lambda content: content["components"]["model"].pop("file"),
+        lambda content: content["components"]["model"].pop("state"),
+    ],
+)
+def test_a_manifest_that_lacks_a_part_is_not_optimised(copied: Exported, change: Callable[[dict], None]) -> None:
+    folder = copied("llama-tales")
+    (folder / "proof.json").unlink()
+    edit_json(rehashed(folder) / MANIFEST, lambda content: content.update(proof={"verdict": "unproven"}))
+    edit_json(folder / MANIFEST, change)
+    with pytest.raises(TrueportError) as caught:
+        trueport.optimize(folder)
+    assert "\n" not in str(caught.value)
