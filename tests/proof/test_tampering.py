@@ -99,6 +99,22 @@ def test_a_manifest_that_lies_about_the_dtype(copied: Exported) -> None:
         trueport.verify(folder)
 
 
+@pytest.mark.slow
+def test_a_manifest_that_says_of_float_weights_that_they_are_quantised(copied: Exported) -> None:
+    """It would be held to a gate, which one weight of a norm that is a tenth too large keeps."""
+    folder = copied("llama-tales")
+    path = folder / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    norm = next(t for t in model.graph.initializer if t.name == "model.norm.weight")
+    array = numpy_helper.to_array(norm).copy()
+    array[0] *= 1.1
+    norm.CopyFrom(numpy_helper.from_array(array, norm.name))
+    onnx.save(model, path)
+    edit_json(folder / MANIFEST, lambda content: content.update(quantize={"kind": "int4", "layers": ["lm_head"]}))
+    proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["shapes", "quality"])
+    assert failed(proof) == {"shapes"}
+
+
 def test_a_manifest_whose_interface_is_not_the_proven_one(copied: Exported) -> None:
     """Inputs that change places are fed into each other: a program takes them by place."""
     folder = copied("llama-tales")

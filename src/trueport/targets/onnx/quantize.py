@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from trueport.targets.onnx.lower import Graph
 from trueport.targets.quantized import Gate
 
 DOMAIN = "com.microsoft"
+PRODUCTS = frozenset({"MatMulNBits", "MatMulIntegerToFloat"})
+"""Its operators that multiply by weights in few bits."""
 ACCURACY = 4
 """``accuracy_level`` of MatMulNBits: activations in int8, a scale for each block of each row. At level 0 the kernel
 multiplies in float32, which at 8 bits is ten times slower than no quantisation at all."""
@@ -73,6 +76,19 @@ def check_graphs(graphs: Sequence[Graph], kind: str) -> None:
     if not any(layers for layers, _ in found):
         why = next((why for _, left in found for why in left.values()), "it has no linear layer")
         raise LoweringError(f"--quantize {kind} fits no layer: {why}", "Leave it out.")
+
+
+def is_quantised(path: Path) -> bool:
+    """Whether a graph's file multiplies by weights in few bits anywhere, bodies of control flow included."""
+    import onnx
+
+    bodies = [onnx.load(path, load_external_data=False).graph]
+    while bodies:
+        for node in bodies.pop().node:
+            if node.domain == DOMAIN and node.op_type in PRODUCTS:
+                return True
+            bodies += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return False
 
 
 def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None = None) -> None:
