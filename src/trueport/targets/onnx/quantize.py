@@ -209,7 +209,10 @@ def _sizes(layer: Layer) -> tuple[int, int]:
 
 
 def constant(graph: Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
-    """A new initializer."""
+    """A new initializer; a name that is taken, as by a matrix that is read both ways, gets a number."""
+    known, stem, count = graph.model.graph.initializers, name, 1
+    while name in known:
+        name, count = f"{stem}_{count}", count + 1
     tensor = ir.tensor(np.asarray(array), name=name)
     value = ir.Value(
         name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape), const_value=tensor
