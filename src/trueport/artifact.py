@@ -241,7 +241,7 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
     """
-    out = out.absolute()
+    out = Path(os.path.realpath(out))  # of ``..`` the name and the parent are others: it would be staged within itself
     sweep(out)
     staging = out.parent / f".{out.name}.trueport-{os.getpid()}"
     try:
