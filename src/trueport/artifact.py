@@ -24,6 +24,8 @@ from trueport.progress import Meter
 
 MANIFEST = "trueport.json"
 SCHEMA_VERSION = 1
+ROLES = ("encoder", "decoder", "seq2seq", "custom")
+"""What a model is to its runtime and its proof."""
 HASHED = 16 * 2**30
 """Bytes of the largest folder whose every file is hashed by an export that is not paranoid."""
 LARGE = 2**30
@@ -86,8 +88,10 @@ def _check_types(manifest: Any) -> None:
     for name, kind in parts.items():
         if not isinstance(manifest.setdefault(name, {}), kind):
             raise ValueError(f"{name} is not an object")
-    if not isinstance(manifest["source"].get("role", ""), str):
-        raise ValueError("source.role is not a string")
+    if manifest["source"].get("role", ROLES[0]) not in ROLES:
+        raise ValueError(f"source.role is none of {', '.join(ROLES)}")
+    if any("\0" in name for name in manifest["files"]):
+        raise ValueError("a file's name holds a NUL")
     named = ("components", "files")
     if not all(isinstance(entry, dict) for part in named for entry in manifest[part].values()):
         raise ValueError("a component or a file is not an object")

@@ -137,6 +137,8 @@ def judge_own(
 
     ``plain`` and ``memory`` are as ``prove`` takes them; a memory that is not given is planned here.
     """
+    if "role" not in manifest["source"]:
+        raise ArtifactError(f"{folder / MANIFEST} does not say what role its model has", "Export again.")
     targets = list(dict.fromkeys(str(entry.get("target")) for entry in manifest["components"].values()))
     memory = memory or plan(None, original, folder)
     with memory.kept(), ThreadPoolExecutor(1) as pool:  # the runtime loads the artefact meanwhile

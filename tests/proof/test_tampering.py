@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,31 @@ def test_a_manifest_of_wrong_types_is_one_line(copied: Exported, part: str, valu
     with pytest.raises(TrueportError) as caught:
         trueport.verify(folder, clauses=["causal"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content["source"].pop("role"), "does not say what role"),
+        (lambda content: content["source"].update(role="reader"), "source.role is none of encoder, decoder"),
+        (lambda content: content["source"].update(role=["decoder"]), "source.role is none of encoder, decoder"),
+        (lambda content: content["files"].update({"a\0b": {"size": 1}}), "name holds a NUL"),
+    ],
+)
+def test_a_manifest_that_cannot_be_judged_is_one_line(
+    copied: Exported, change: Callable[[dict], None], words: str
+) -> None:
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, change)
+    with pytest.raises(TrueportError, match=words):
+        trueport.verify(folder, clauses=["causal"])
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"clauses": [{"status": "pass", "cases": 3}]}', "\udcff"])
+def test_a_proof_that_is_none_excuses_nothing(copied: Exported, content: str) -> None:
+    folder = copied("llama-tales")
+    (folder / "proof.json").write_bytes(os.fsencode(content))
+    assert trueport.verify(rehashed(folder), clauses=["causal"]).proven
 
 
 def test_a_vocabulary_that_no_tokenizer_has(copied: Exported) -> None:
