@@ -37,6 +37,20 @@ def test_a_new_place_appears_whole(tmp_path: Path) -> None:
     assert leftovers(tmp_path / "deep") == []
 
 
+@pytest.mark.parametrize("out", ["..", ".", "../../out", "../../there/out"])
+def test_a_place_may_be_named_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    """``cd out/onnx; trueport optimize ..`` failed at the end, and a killed one left its staging folder in ``out``."""
+    place = ours(tmp_path / "out")
+    (place / "onnx").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path)
+    monkeypatch.chdir(place if out == "." else place / "onnx")
+    with staged(Path(out)) as staging:
+        assert staging.parent == tmp_path.resolve()
+        (staging / "model.onnx").write_text("new")
+    monkeypatch.chdir(tmp_path)
+    assert [path.name for path in place.iterdir()] == ["model.onnx"] and leftovers(tmp_path) == []
+
+
 def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     out = ours(tmp_path / "out")
     with pytest.raises(RuntimeError), staged(out) as staging:

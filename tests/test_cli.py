@@ -131,8 +131,13 @@ def test_values_out_of_range_are_one_line(exported: Exported, tmp_path: Path) ->
     for option, value in (("--max-new-tokens", 0), ("--num-beams", 0), ("--temperature", 0), ("--top-k", -3)):
         refused(run("generate", folder, "x", option, value), option)
     refused(run("verify", folder, "--clauses", ""), "clause")
+    refused(run("verify", folder, "--clauses", "files"), "no clause to choose", "always asks files")
     refused(run("verify", folder, "--json", tmp_path / "no" / "such.json"), "such.json")
     refused(run("verify", folder, "--json", folder / "trueport.json"), "judged")
+    (tmp_path / "link.json").symlink_to(tmp_path / "no" / "such.json")
+    refused(
+        run("verify", folder, "--json", tmp_path / "link.json", "--clauses", "finite"), "link.json cannot be written"
+    )
 
 
 @pytest.mark.slow

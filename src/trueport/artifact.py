@@ -13,16 +13,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trueport.errors import ArtifactError
+from trueport.interface import Interface
 from trueport.interrupts import held
 from trueport.processes import is_alive
 from trueport.progress import Meter
 
 MANIFEST = "trueport.json"
 SCHEMA_VERSION = 1
+ROLES = ("encoder", "decoder", "seq2seq", "custom")
+"""What a model is to its runtime and its proof."""
 HASHED = 16 * 2**30
 """Bytes of the largest folder whose every file is hashed by an export that is not paranoid."""
 LARGE = 2**30
@@ -81,14 +84,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_types(manifest: Any) -> None:
     """Raise ValueError where a part that others rely on is missing or of another kind."""
-    parts = {"source": dict, "components": dict, "files": dict}
+    parts = {"source": dict, "components": dict, "files": dict, "proof": dict}
     for name, kind in parts.items():
         if not isinstance(manifest.setdefault(name, {}), kind):
             raise ValueError(f"{name} is not an object")
-    if not isinstance(manifest["source"].get("role", ""), str):
-        raise ValueError("source.role is not a string")
-    if not all(isinstance(entry, dict) for part in parts for entry in manifest[part].values() if part != "source"):
+    if manifest["source"].get("role", ROLES[0]) not in ROLES:
+        raise ValueError(f"source.role is none of {', '.join(ROLES)}")
+    if any("\0" in name for name in manifest["files"]):
+        raise ValueError("a file's name holds a NUL")
+    named = ("components", "files")
+    if not all(isinstance(entry, dict) for part in named for entry in manifest[part].values()):
         raise ValueError("a component or a file is not an object")
+
+
+def described(folder: Path, name: str, entry: Mapping[str, Any]) -> tuple[str, Path, Interface]:
+    """Target, file and interface of a manifest's component: what is read or written of it lies in the folder.
+
+    Raises:
+        ArtifactError: the entry lacks one of them, or points elsewhere.
+    """
+    try:
+        target, file = str(entry["target"]), PurePosixPath(entry["file"])
+        interface = Interface.from_json(entry)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} describes the component {name} wrongly: {error!r}") from error
+    if file.is_absolute() or ".." in file.parts:
+        raise ArtifactError(f"{folder / MANIFEST} points out of its folder: {file}")
+    if not (folder / file).is_file():
+        raise ArtifactError(f"{folder} lacks {file}", "Export again.")
+    return target, folder / file, interface
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -221,7 +245,7 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
     """
-    out = out.absolute()
+    out = Path(os.path.realpath(out))  # of ``..`` the name and the parent are others: it would be staged within itself
     sweep(out)
     staging = out.parent / f".{out.name}.trueport-{os.getpid()}"
     try:

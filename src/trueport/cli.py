@@ -12,7 +12,7 @@ import typer
 
 from trueport import __version__
 from trueport.commands import register
-from trueport.commands.terminal import kept_words, progress, show
+from trueport.commands.terminal import kept_words, progress, show, write_report
 from trueport.errors import Interruption, TrueportError
 
 if TYPE_CHECKING:
@@ -181,7 +181,6 @@ def verify(
 ) -> None:
     """Judge FOLDER: with the original every clause, without it those that need none."""
     from trueport import pipeline
-    from trueport.artifact import write_json
 
     _check_json_place(json_file, folder)
     chosen = [name.strip() for name in clauses.split(",")] if clauses is not None else None
@@ -192,7 +191,7 @@ def verify(
         )  # fmt: skip
     show(proof.to_json())
     if json_file is not None:
-        write_json(json_file, proof.to_json())
+        write_report(json_file, proof.to_json())
     if not proof.proven:
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueport.artifact import changed_files, check_place, largest_hashed, read_manifest, staged
+from trueport.artifact import changed_files, check_place, described, largest_hashed, read_manifest, staged
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.finishing import finish
 from trueport.graphs.fusions import FUSIONS, Fusion, Optimized, fit, fusions_for
@@ -102,7 +102,8 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
     check_place(folder, force=True)
     if "optimized" in manifest:
         raise ArtifactError(f"{folder} is optimised already", "Export again to choose other fusions.")
-    targets = {entry.get("target") for entry in manifest["components"].values()}
+    # What a component names is written anew, so it has to lie in the folder.
+    targets = {described(folder, name, entry)[0] for name, entry in manifest["components"].items()}
     if targets != {"onnx"}:
         raise ArtifactError(f"{folder} holds more than ONNX graphs, or none", "Export with --to onnx alone.")
     changed = changed_files(folder, manifest)
@@ -129,7 +130,7 @@ def _original(folder: Path, manifest: dict[str, Any], against: Any, trust_remote
             f"{folder} holds a {source.get('class')}, a module that no checkpoint names",
             "Give the module itself: trueport.optimize(folder, against=module).",
         )
-    if source.get("kind") == "hub":
+    if source.get("kind") == "hub" and isinstance(source.get("name"), str):
         try:
             found = load_source(
                 source["name"], task=source.get("task"), dtype=source.get("dtype"), tokenizer=None,

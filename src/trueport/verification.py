@@ -16,7 +16,7 @@ from trueport.graphs.shapes import count_nodes
 from trueport.interface import float_dtype_of
 from trueport.proof.folder import assets_clause, excused, files_clause
 from trueport.proof.memory import Memory, plan
-from trueport.proof.quantised import quantised_of
+from trueport.proof.quantised import Quantised, quantised_of
 from trueport.proof.reference import widened
 from trueport.proof.result import PASS, Proof
 from trueport.proof.run import SEED, prove
@@ -137,6 +137,8 @@ def judge_own(
 
     ``plain`` and ``memory`` are as ``prove`` takes them; a memory that is not given is planned here.
     """
+    if "role" not in manifest["source"]:
+        raise ArtifactError(f"{folder / MANIFEST} does not say what role its model has", "Export again.")
     targets = list(dict.fromkeys(str(entry.get("target")) for entry in manifest["components"].values()))
     memory = memory or plan(None, original, folder)
     with memory.kept(), ThreadPoolExecutor(1) as pool:  # the runtime loads the artefact meanwhile
@@ -207,7 +209,7 @@ def _judge_target(
         depth=max(_depth(folder, entry) for entry in entries),
         runnable=None if role == "encoder" else runnable,
         guards=_guards(entries),
-        quantised=quantised_of(manifest, find_target(target).gates),
+        quantised=_quantised(folder, manifest, target, entries),
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,
@@ -215,6 +217,17 @@ def _judge_target(
         plain=plain,
         memory=memory,
     )
+
+
+def _quantised(
+    folder: Path, manifest: Mapping[str, Any], target: str, entries: Sequence[Mapping[str, Any]]
+) -> Quantised | None:
+    """What the manifest says, where a graph bears it out: a float graph owes its original more than a gate."""
+    from trueport.targets.onnx.quantize import is_quantised
+
+    said = quantised_of(manifest, find_target(target).gates)
+    graphs = [path for entry in entries if (path := folder / entry["file"]).suffix == ".onnx"]
+    return said if said is None or not graphs or any(map(is_quantised, graphs)) else None
 
 
 def _guards(entries: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 import trueport
 from trueport.errors import TrueportError
 from trueport.interface import Dimension, Interface, Tensor
-from trueport.proof.calibration import BATCHES, Original, batches, read_prompts
+from trueport.proof.calibration import BATCHES, LONGEST, Original, batches, read_prompts
 from trueport.proof.run import SEED
 
 SHAPE = ("batch_size", "sequence_length")
@@ -34,6 +34,32 @@ def test_prompts_come_from_a_file_or_as_they_are(tmp_path: Path):
     wanted = (tuple(tokenizer("abc")["input_ids"]), tuple(tokenizer("de")["input_ids"]))
     assert read_prompts(tmp_path / "prompts", tokenizer) == wanted
     assert read_prompts(["abc", "", "de"], tokenizer) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        (b"\xef\xbb\xbfabc\r\nde", ["abc", "de"]),  # a byte order mark, as editors of Windows write it
+        ("a\u2028b\x0cc\x85d\nde\n".encode(), ["a\u2028b\x0cc\x85d", "de"]),
+    ],
+)
+def test_a_prompt_is_a_line_of_the_file(content: bytes, prompts: list[str], tmp_path: Path):
+    (tmp_path / "prompts").write_bytes(content)
+    assert read_prompts(tmp_path / "prompts", tokenizer) == read_prompts(prompts, tokenizer)
+
+
+@pytest.mark.parametrize("given", [[None], ["abc", 3], b"abc"])
+def test_prompts_that_are_no_texts_are_one_line(given: Any):
+    with pytest.raises(TrueportError, match="not all texts"):
+        read_prompts(given, tokenizer)
+
+
+def test_a_long_prompt_is_cut_and_no_stranger_is_asked():
+    """Forty thousand tokens take 6 GB for one head's scores; a graph of any length bounds nothing by itself."""
+    (batch,) = batches(interface(), Original(CONFIG, "decoder", ((7,) * 40_000,)))
+    assert batch.ids.shape == (1, LONGEST)
+    with pytest.raises(TrueportError, match="hold the token 50; the model knows 50 tokens"):
+        batches(interface(), Original(CONFIG, "decoder", ((7, 50),)))
 
 
 @pytest.mark.parametrize(

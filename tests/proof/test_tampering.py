@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +100,22 @@ def test_a_manifest_that_lies_about_the_dtype(copied: Exported) -> None:
         trueport.verify(folder)
 
 
+@pytest.mark.slow
+def test_a_manifest_that_says_of_float_weights_that_they_are_quantised(copied: Exported) -> None:
+    """It would be held to a gate, which one weight of a norm that is a tenth too large keeps."""
+    folder = copied("llama-tales")
+    path = folder / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    norm = next(t for t in model.graph.initializer if t.name == "model.norm.weight")
+    array = numpy_helper.to_array(norm).copy()
+    array[0] *= 1.1
+    norm.CopyFrom(numpy_helper.from_array(array, norm.name))
+    onnx.save(model, path)
+    edit_json(folder / MANIFEST, lambda content: content.update(quantize={"kind": "int4", "layers": ["lm_head"]}))
+    proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["shapes", "quality"])
+    assert failed(proof) == {"shapes"}
+
+
 def test_a_manifest_whose_interface_is_not_the_proven_one(copied: Exported) -> None:
     """Inputs that change places are fed into each other: a program takes them by place."""
     folder = copied("llama-tales")
@@ -117,8 +135,66 @@ def test_a_manifest_of_wrong_types_is_one_line(copied: Exported, part: str, valu
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content["source"].pop("role"), "does not say what role"),
+        (lambda content: content["source"].update(role="reader"), "source.role is none of encoder, decoder"),
+        (lambda content: content["source"].update(role=["decoder"]), "source.role is none of encoder, decoder"),
+        (lambda content: content["files"].update({"a\0b": {"size": 1}}), "name holds a NUL"),
+    ],
+)
+def test_a_manifest_that_cannot_be_judged_is_one_line(
+    copied: Exported, change: Callable[[dict], None], words: str
+) -> None:
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, change)
+    with pytest.raises(TrueportError, match=words):
+        trueport.verify(folder, clauses=["causal"])
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"clauses": [{"status": "pass", "cases": 3}]}', "\udcff"])
+def test_a_proof_that_is_none_excuses_nothing(copied: Exported, content: str) -> None:
+    folder = copied("llama-tales")
+    (folder / "proof.json").write_bytes(os.fsencode(content))
+    assert trueport.verify(rehashed(folder), clauses=["causal"]).proven
+
+
 def test_a_vocabulary_that_no_tokenizer_has(copied: Exported) -> None:
     folder = copied("llama-tales")
     edit_json(folder / "config.json", lambda content: content.update(vocab_size=10**30))
     with pytest.raises(TrueportError, match="vocab_size"):
         trueport.verify(rehashed(folder), clauses=["causal"])
+
+
+def test_a_component_outside_its_folder_is_not_written(copied: Exported, tmp_path: Path) -> None:
+    """The original is given, so that nothing is opened before the graphs are fused."""
+    victim = tmp_path / "victim.onnx"
+    folder = copied("llama-tales")
+    shutil.copy(folder / "onnx" / "model.onnx", victim)
+    before = victim.stat().st_mtime_ns  # it was written, and put back where the trial came to its end
+    (folder / "proof.json").unlink()
+    edit_json(rehashed(folder) / MANIFEST, lambda content: content["components"]["model"].update(file="../victim.onnx"))
+    with pytest.raises(TrueportError, match="points out of its folder"):
+        trueport.optimize(folder, against=EXAMPLES / "llama-tales")
+    assert victim.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("proof"),
+        lambda content: content.update(proof=[]),
+        lambda content: content.update(source={"kind": "hub", "role": "decoder"}),
+        lambda content: content["components"]["model"].pop("file"),
+        lambda content: content["components"]["model"].pop("state"),
+    ],
+)
+def test_a_manifest_that_lacks_a_part_is_not_optimised(copied: Exported, change: Callable[[dict], None]) -> None:
+    folder = copied("llama-tales")
+    (folder / "proof.json").unlink()
+    edit_json(rehashed(folder) / MANIFEST, lambda content: content.update(proof={"verdict": "unproven"}))
+    edit_json(folder / MANIFEST, change)
+    with pytest.raises(TrueportError) as caught:
+        trueport.optimize(folder)
+    assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trueport.commands.terminal import write_report
 from trueport.errors import TrueportError
 
 Graph = Annotated[Path, typer.Argument(help="An ONNX file, whoever wrote it.")]
@@ -92,11 +93,7 @@ def _openable(graph: Path) -> Path:
 
 
 def _write(place: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
     if place == STDOUT:
-        typer.echo(text)
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    try:
-        place.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise TrueportError(f"{place} cannot be written: {error.strerror}", "Give another place.") from error
+    write_report(place, content)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trueport.artifact import write_json
+from trueport.errors import TrueportError
 from trueport.interrupts import remembered
 
 if TYPE_CHECKING:
@@ -79,6 +82,18 @@ def show(content: dict[str, Any] | None) -> None:
     console.print(headline(content), soft_wrap=True, markup=False)
     for note in clean(content.get("notes") or []):
         console.print(f"{note}.", soft_wrap=True, markup=False)
+
+
+def write_report(place: Path, content: dict[str, Any]) -> None:
+    """Write what was found to a file as JSON.
+
+    Raises:
+        TrueportError: the file cannot be written.
+    """
+    try:
+        write_json(place, content)
+    except OSError as error:
+        raise TrueportError(f"{place} cannot be written: {error.strerror}", "Give another place.") from error
 
 
 def kept_words(error: BaseException) -> str:

@@ -12,11 +12,14 @@ import numpy as np
 from trueport.errors import TrueportError
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs, Limits, left, right
+from trueport.quiet import quiet
 
 SEED = 4711
 """Not the proof's: a scale must not be chosen on the inputs that judge it."""
 BATCHES = 8
 """Ragged padded batches per program; the ranges of linear layers' activations hardly grow after the first few."""
+LONGEST = 2048
+"""Tokens of a prompt that are taken at most: the scores of one attention grow with their square."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> tuple[tup
         tokenizer: of the model.
 
     Raises:
-        TrueportError: there is no tokenizer, no such file, or no token in it.
+        TrueportError: there is no tokenizer, no such file, no token in it, or something else than texts.
     """
     if tokenizer is None:
         raise TrueportError("The model has no tokenizer to read the calibration's prompts with", "Leave them out.")
@@ -44,13 +47,17 @@ def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> tuple[tup
         texts = list(given)
     else:
         try:
-            texts = Path(given).read_text(encoding="utf-8").splitlines()
+            # Not splitlines(): a prompt may hold form feeds and other separators. And editors may put a mark in front.
+            texts = Path(given).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
             raise TrueportError(
                 f"{given} cannot be read: {reason}", "Give a text file, a prompt in each line."
             ) from error
-    rows = tuple(tuple(tokenizer(text)["input_ids"]) for text in texts if str(text).strip())
+    if not all(isinstance(text, str) for text in texts):
+        raise TrueportError("The calibration's prompts are not all texts", "Give a list of str, or a text file.")
+    with quiet():  # a tokenizer warns of prompts that are too long, which are cut
+        rows = tuple(tuple(tokenizer(text)["input_ids"]) for text in texts if text.strip())
     if not any(rows):
         raise TrueportError("The calibration has no prompts", "Give a text file, a prompt in each line.")
     return tuple(row for row in rows if row)
@@ -60,7 +67,7 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
     """Rows padded left for a decoder, right otherwise: the given prompts, two by two, or as the proof draws them.
 
     Raises:
-        TrueportError: prompts are given for a model that reads no tokens.
+        TrueportError: prompts are given for a model that reads no tokens, or not these.
     """
     first = interfaces.get("encoder", next(iter(interfaces.values())))
     last = interfaces.get("decoder", first)
@@ -80,6 +87,7 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
     if original.prompts:
         if features is not None:
             raise TrueportError("The model reads no tokens to calibrate on", "Leave the calibration's prompts out.")
+        _check_tokens(original)
         rows = 2 if first.has_input("attention_mask") and maximum.get("batch_size") != 1 else 1
         given = [original.prompts[start : start + rows] for start in range(0, len(original.prompts), rows)]
         return [_told(inputs, f"calibration {index}", prompts, pad) for index, prompts in enumerate(given)]
@@ -88,9 +96,21 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
     return [inputs.draw(f"calibration {index}", pad(length, pads), target=12) for index in range(BATCHES)]
 
 
+def _check_tokens(original: Original) -> None:
+    """Refuse tokens that the model does not know: a runtime would say so in its own words, or stop."""
+    largest = max(max(row) for row in original.prompts)
+    text = original.config.get_text_config() if hasattr(original.config, "get_text_config") else original.config
+    known = getattr(text, "vocab_size", None)
+    if isinstance(known, int) and largest >= known:
+        raise TrueportError(
+            f"The calibration's prompts hold the token {largest}; the model knows {known} tokens",
+            "Use the tokenizer of this model.",
+        )
+
+
 def _told(inputs: Inputs, name: str, prompts: Sequence[Sequence[int]], pad: Callable[..., np.ndarray]) -> Batch:
     """A batch of prompts, as much of each as fits."""
-    length = inputs.fits(max(len(prompt) for prompt in prompts))
+    length = inputs.fits(min(max(len(prompt) for prompt in prompts), LONGEST))
     mask = pad(length, [max(length - len(prompt), 0) for prompt in prompts])
     batch = inputs.draw(name, mask, target=12)
     ids = batch.ids.copy()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from trueport.artifact import MANIFEST, read_manifest
+from trueport.artifact import MANIFEST, described, read_manifest
 from trueport.errors import ArtifactError
-from trueport.interface import Interface
 from trueport.runtime.generation import DecoderModel, Seq2SeqModel
 from trueport.runtime.large_pages import large_pages
 from trueport.runtime.model import TrueportModel
@@ -60,18 +59,9 @@ def _of_runtime(folder: Path, components: Mapping[str, Any], runtime: str | None
 
 
 def _open(folder: Path, name: str, entry: Mapping[str, Any], memory: str, threads: int | None) -> Session:
-    try:
-        target, file = entry["target"], PurePosixPath(entry["file"])
-        interface = Interface.from_json(entry)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} describes the component {name} wrongly: {error!r}") from error
+    target, path, interface = described(folder, name, entry)
     if target not in target_names():
         raise ArtifactError(f"{folder.name} was exported to {target}, which this Trueport cannot run")
-    if file.is_absolute() or ".." in file.parts:
-        raise ArtifactError(f"{folder / MANIFEST} points out of its folder: {file}")
-    path = folder / file
-    if not path.is_file():
-        raise ArtifactError(f"{folder} lacks {file}", "Export again.")
     return find_target(target).open(path, interface, entry=entry, memory=memory, threads=threads)
 
 

@@ -96,6 +96,43 @@ def test_all_but_the_products_and_their_weights_is_as_it_was(name: str, form: st
         assert masked and all(node in kept for node in masked)
 
 
+def _product(kind: str, *given: ir.Value) -> ir.Value:
+    """The only output of a new node."""
+    node = ir.node(kind, given, {"perm": [1, 0]} if kind == "Transpose" else {})
+    return node.outputs[0]
+
+
+@pytest.mark.parametrize("form", [*BITS, STATIC])
+def test_a_matrix_that_is_read_both_ways_and_a_bias_of_several_products(form: str):
+    """(x A) A', x B + b, x C + b, relu(x) D + b, relu(x) E + b: tensors of one origin and several contents."""
+    rng = np.random.default_rng(0)
+    shapes = {"A": (64, 96), **dict.fromkeys("BCDE", (64, 64)), "b": (64,)}
+    tensors = [ir.tensor(rng.standard_normal(shape).astype(np.float32), name=name) for name, shape in shapes.items()]
+    weights = [
+        ir.Value(name=t.name, type=ir.TensorType(t.dtype), shape=ir.Shape(t.shape.numpy()), const_value=t)
+        for t in tensors
+    ]
+    a, *others, bias = weights
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", 64]))
+    turned, positive = _product("Transpose", a), _product("Relu", x)
+    first = _product("MatMul", x, a)
+    sums = [
+        _product("Gemm", given, weight, bias) for given, weight in zip((x, x, positive, positive), others, strict=True)
+    ]
+    outputs = [first, _product("MatMul", first, turned), *sums]
+    nodes = [value.producer() for value in (turned, positive, *outputs)]
+    for index, node in enumerate(nodes):
+        node.name, node.outputs[0].name = f"n{index}", f"y{index}"
+    whole = ir.Graph([x], outputs, nodes=nodes, initializers=weights, opset_imports={"": 21})
+    made = Graph("model", "model", ir.Model(whole, ir_version=10), None, weights=frozenset(shapes))  # type: ignore[arg-type]
+    given = {"x": rng.uniform(-1, 1, (5, 64)).astype(np.float32)}
+    wanted = onnxruntime.InferenceSession(ir.to_proto(made.model).SerializeToString()).run(None, given)
+    places = [("model", layer.path) for layer in layers_of(made)[0]]
+    quantise(made, lambda place: form, dict.fromkeys(places, (-30.0, 30.0)))
+    got = onnxruntime.InferenceSession(ir.to_proto(made.model).SerializeToString()).run(None, given)
+    assert all(np.linalg.norm(g - w) < 0.2 * np.linalg.norm(w) for g, w in zip(got, wanted, strict=True))
+
+
 def test_a_shared_matrix_is_stored_once_and_the_rest_is_one_product():
     """x A, x B and x C are one product, (x A) A is none of them: A is used twice, and stays by itself."""
     rng = np.random.default_rng(0)

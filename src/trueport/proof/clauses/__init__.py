@@ -37,6 +37,10 @@ CLAUSES: dict[str, Callable[[Asked], Sequence[Case]]] = {
 """Each clause's question by its name; it raises NotApplicableError where it has none."""
 
 
+ALWAYS = ("files", "assets")
+"""Clauses about the folder itself, which ``verify`` asks besides those that are chosen."""
+
+
 def check_names(names: Sequence[str] | None) -> list[str]:
     """The chosen clauses in their order.
 
@@ -47,5 +51,9 @@ def check_names(names: Sequence[str] | None) -> list[str]:
         return list(CLAUSES)
     for name in names:
         if name not in CLAUSES:
+            if name in ALWAYS:
+                raise TrueportError(
+                    f"{name} is no clause to choose", "verify always asks files, and assets with --against."
+                )
             raise TrueportError(f"There is no clause {name}", f"The clauses are: {', '.join(CLAUSES)}.")
     return [name for name in CLAUSES if name in names]

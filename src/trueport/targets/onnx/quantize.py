@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from trueport.targets.onnx.lower import Graph
 from trueport.targets.quantized import Gate
 
 DOMAIN = "com.microsoft"
+PRODUCTS = frozenset({"MatMulNBits", "MatMulIntegerToFloat"})
+"""Its operators that multiply by weights in few bits."""
 ACCURACY = 4
 """``accuracy_level`` of MatMulNBits: activations in int8, a scale for each block of each row. At level 0 the kernel
 multiplies in float32, which at 8 bits is ten times slower than no quantisation at all."""
@@ -73,6 +76,19 @@ def check_graphs(graphs: Sequence[Graph], kind: str) -> None:
     if not any(layers for layers, _ in found):
         why = next((why for _, left in found for why in left.values()), "it has no linear layer")
         raise LoweringError(f"--quantize {kind} fits no layer: {why}", "Leave it out.")
+
+
+def is_quantised(path: Path) -> bool:
+    """Whether a graph's file multiplies by weights in few bits anywhere, bodies of control flow included."""
+    import onnx
+
+    bodies = [onnx.load(path, load_external_data=False).graph]
+    while bodies:
+        for node in bodies.pop().node:
+            if node.domain == DOMAIN and node.op_type in PRODUCTS:
+                return True
+            bodies += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return False
 
 
 def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None = None) -> None:
@@ -193,7 +209,10 @@ def _sizes(layer: Layer) -> tuple[int, int]:
 
 
 def constant(graph: Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
-    """A new initializer."""
+    """A new initializer; a name that is taken, as by a matrix that is read both ways, gets a number."""
+    known, stem, count = graph.model.graph.initializers, name, 1
+    while name in known:
+        name, count = f"{stem}_{count}", count + 1
     tensor = ir.tensor(np.asarray(array), name=name)
     value = ir.Value(
         name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape), const_value=tensor
