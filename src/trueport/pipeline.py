@@ -194,11 +194,11 @@ def export(
 
 
 def _shelf(source: Any, options: Mapping[str, Any], hashes: Mapping[Path, str] | None) -> Shelf | None:
-    """Where finished components are kept; None for a model of which nothing may be."""
+    """Where finished components are kept; None for a model of which nothing may be, or a user without a home."""
     from trueport.resume.keys import key_of
 
-    key = key_of(source, options, hashes)
-    return None if key is None else Shelf(key, place_of())
+    key, folder = key_of(source, options, hashes), place_of()
+    return None if key is None or folder is None else Shelf(key, folder)
 
 
 def _is_custom(given: Recipe) -> bool:
