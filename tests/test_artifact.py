@@ -262,3 +262,12 @@ def test_what_was_put_into_the_place_meanwhile_is_no_loss(tmp_path: Path) -> Non
         (out / "thesis.tex").write_text("mine")
     assert (out / "thesis.tex").read_text() == "mine" and (out / "model.onnx").read_text() == "old"
     assert leftovers(tmp_path) == []
+
+
+def test_names_that_are_not_utf8_are_told_before_anything_is_done(tmp_path: Path) -> None:
+    """No runtime opens what lies under them."""
+    out = ours(tmp_path / "o\udcff")
+    with pytest.raises(ArtifactError, match="not UTF-8"):
+        check_place(tmp_path / "new\udcff" / "out", force=False)
+    with pytest.raises(ArtifactError, match="not UTF-8"):
+        read_manifest(out)

@@ -23,6 +23,7 @@ from trueport.errors import ArtifactError
 from trueport.interrupts import held
 from trueport.processes import is_alive
 from trueport.progress import Meter
+from trueport.words import is_unicode
 
 MANIFEST = "trueport.json"
 SCHEMA_VERSION = 1
@@ -67,6 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ArtifactError: there is none, or it cannot be read.
     """
     path = folder / MANIFEST
+    _check_name(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a folder", "Give the folder that `trueport export` wrote.")
     if not path.is_file():
@@ -193,8 +195,9 @@ def check_place(out: Path, *, force: bool) -> None:
     """Refuse a place that must not be overwritten.
 
     Raises:
-        ArtifactError: ``out`` exists and is not ours, or is ours and ``force`` is off.
+        ArtifactError: ``out`` exists and is not ours, or is ours and ``force`` is off; or its name is no text.
     """
+    _check_name(out.absolute())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ArtifactError(f"{out} exists and is not a folder", "Choose another place.")
     if not out.exists() or not any(out.iterdir()):
@@ -213,6 +216,11 @@ def check_place(out: Path, *, force: bool) -> None:
         )
     if not force:
         raise ArtifactError(f"{out} holds an earlier export", "Give --force to replace it.")
+
+
+def _check_name(place: Path) -> None:
+    if not is_unicode(str(place)):  # no runtime opens what lies there
+        raise ArtifactError(f"The name {place} is not UTF-8", "Rename it, or choose another place.")
 
 
 @contextmanager
