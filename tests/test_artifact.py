@@ -14,15 +14,19 @@ from typing import Any
 
 import pytest
 
-from trueport.artifact import MANIFEST, changed_files, check_place, list_files, read_manifest, staged, write_json
+from trueport.artifact import MANIFEST, changed_files, check_place, list_files, read_manifest, staged, sweep, write_json
 from trueport.errors import ArtifactError
 
 
 def ours(folder: Path, text: str = "old") -> Path:
     folder.mkdir()
+    fill(folder, text)
+    return folder
+
+
+def fill(folder: Path, text: str) -> None:
     (folder / "model.onnx").write_text(text)
     write_json(folder / MANIFEST, {"schema_version": 1, "files": list_files(folder)})
-    return folder
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -121,11 +125,12 @@ def test_ctrl_c_while_it_is_tidied_up(tmp_path: Path, monkeypatch: pytest.Monkey
 SWAPPER = """
 import sys
 from pathlib import Path
-from trueport.artifact import staged
+from trueport.artifact import MANIFEST, staged, write_json
 for turn in range(10_000):
     with staged(Path(sys.argv[1])) as staging:
         (staging / "first").write_text(str(turn))
         (staging / "second").write_text(str(turn))
+        write_json(staging / MANIFEST, {"schema_version": 1, "files": {"first": {}, "second": {}}})
     print(turn, flush=True)
 """
 
@@ -233,3 +238,50 @@ def test_a_file_that_no_manifest_names_is_reported(tmp_path: Path) -> None:
     out = ours(tmp_path / "out")
     (out / "special_tokens_map.json").write_text("{}")
     assert changed_files(out, read_manifest(out)) == ["special_tokens_map.json is not in the manifest"]
+
+
+def test_threads_that_export_to_one_place_have_folders_of_their_own(tmp_path: Path) -> None:
+    """The second one took the first one's for what a process that is gone had left, and both wrote into one."""
+    with staged(tmp_path / "out") as first:
+        fill(first, "first")
+        with staged(tmp_path / "out") as second:
+            fill(second, "second")
+            assert (first / "model.onnx").read_text() == "first"
+        assert (tmp_path / "out" / "model.onnx").read_text() == "second"
+    assert (tmp_path / "out" / "model.onnx").read_text() == "first"
+    assert leftovers(tmp_path) == []
+
+
+def test_the_folder_of_a_process_that_another_container_runs_is_spared(tmp_path: Path) -> None:
+    """Its number says nothing here: it may be this process's own."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "staged\n"
+            (theirs,) = tmp_path.iterdir()
+            same = theirs.rename(theirs.with_name(f".out.trueport-{os.getpid()}"))
+            with staged(tmp_path / "out") as staging:
+                (staging / "graph").write_text("ours")
+            assert (same / "half").exists()
+        finally:
+            process.kill()
+    sweep(tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+def test_what_was_put_into_the_place_meanwhile_is_no_loss(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    with pytest.raises(ArtifactError, match=r"did not write \(thesis.tex\)"), staged(out) as staging:
+        (staging / "model.onnx").write_text("new")
+        (out / "thesis.tex").write_text("mine")
+    assert (out / "thesis.tex").read_text() == "mine" and (out / "model.onnx").read_text() == "old"
+    assert leftovers(tmp_path) == []
+
+
+def test_names_that_are_not_utf8_are_told_before_anything_is_done(tmp_path: Path) -> None:
+    """No runtime opens what lies under them."""
+    out = ours(tmp_path / "o\udcff")
+    with pytest.raises(ArtifactError, match="not UTF-8"):
+        check_place(tmp_path / "new\udcff" / "out", force=False)
+    with pytest.raises(ArtifactError, match="not UTF-8"):
+        read_manifest(out)

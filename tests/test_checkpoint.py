@@ -269,3 +269,12 @@ def test_the_digest_sees_values_names_and_dtypes():
     ]
     assert len({digest(a=one, b=one), *others}) == 5
     assert digest(a=torch.tensor(3.0), b=torch.zeros(0, dtype=torch.bfloat16))
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """Neither tokenizers nor safetensors opens what lies there; they said that the files were damaged."""
+    folder = tmp_path / "m\udcff"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(SourceError, match="is not UTF-8"):
+        read_config(folder)

@@ -107,20 +107,21 @@ def test_generate_streams(exported: Exported) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    """SIGINT while the model is captured; pytest's workers may ignore the signal, so the child restores it."""
-    code = (
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """Nor does SIGTERM, while the model is captured; pytest's workers may ignore the signal, so the child restores it."""
+    script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import trueport.capture as c; real = c.capture\n"
         "def capture(component):\n    print('capturing', flush=True)\n    return real(component)\n"
         "c.capture = capture; from trueport.cli import main; main()"
     )
-    words = [sys.executable, "-c", code, "export", str(EXAMPLES / "t5-dates"), str(tmp_path / "out")]
+    words = [sys.executable, "-c", script, "export", str(EXAMPLES / "t5-dates"), str(tmp_path / "out")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stdout is not None and process.stdout.readline() == "capturing\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Interrupted" in errors and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
 
@@ -130,6 +131,9 @@ def test_values_out_of_range_are_one_line(exported: Exported, tmp_path: Path) ->
     folder = exported("t5-dates")
     for option, value in (("--max-new-tokens", 0), ("--num-beams", 0), ("--temperature", 0), ("--top-k", -3)):
         refused(run("generate", folder, "x", option, value), option)
+    refused(run("generate", folder, "x", "--seed", 2**64), "--seed")
+    refused(run("generate", folder, "x", "--max-new-tokens", 2**62, "--num-beams", 2), "Out of memory")
+    refused(run("verify", folder, "--seed", -1), "--seed")
     refused(run("verify", folder, "--clauses", ""), "clause")
     refused(run("verify", folder, "--clauses", "files"), "no clause to choose", "always asks files")
     refused(run("verify", folder, "--json", tmp_path / "no" / "such.json"), "such.json")

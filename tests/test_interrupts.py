@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trueport.interrupts import remembered
+from trueport.interrupts import remembered, terminated
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +47,18 @@ def test_a_process_that_ignores_it_goes_on() -> None:
     with remembered() as check:
         signal.raise_signal(signal.SIGINT)
         check()
+
+
+def test_the_systems_request_to_end_is_heard_as_ctrl_c() -> None:
+    with terminated() as came, remembered():
+        assert not came()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert came()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_process_that_ignores_ctrl_c_ends_as_ever() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with terminated():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

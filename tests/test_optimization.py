@@ -19,7 +19,7 @@ from trueport.artifact import read_manifest, sha256
 from trueport.card import snippet
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.audit import audit
-from trueport.graphs.fusions import Fusion
+from trueport.graphs.fusions import Fusion, Optimized
 from trueport.optimization import optimize
 
 HEADS, PAST, NORM, ROTARY, SCALE = "grouped-heads", "past-inside", "rms-norm", "rotary", "scaled-queries"
@@ -211,3 +211,18 @@ def test_quantised_folders_are_optimised_under_their_gate(tmp_path: Path) -> Non
     passed = {clause["clause"] for clause in proof["clauses"] if clause["status"] == "pass"}
     assert passed >= {"quality", "padding", "inert", "causal", "cache"}
     assert proof["reference"]["class"] == "LlamaForCausalLM"
+
+
+def test_an_export_that_came_meanwhile_is_kept(copied: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made of the folder that lay there before would have replaced it."""
+    folder = copied("bert")
+
+    def fit(*args: object, **options: object) -> Optimized:
+        manifest = json.loads((folder / "trueport.json").read_text())
+        (folder / "trueport.json").write_text(json.dumps(manifest | {"versions": "newer"}))
+        return Optimized(folder, "cpu", kept={"norm": 1})
+
+    monkeypatch.setattr("trueport.optimization.fit", fit)
+    with pytest.raises(ArtifactError, match="was replaced while it was optimised"):
+        optimize(folder, against=zoo.build("bert"))
+    assert read_manifest(folder)["versions"] == "newer"

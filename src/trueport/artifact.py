@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from trueport.interface import Interface
 from trueport.interrupts import held
 from trueport.processes import is_alive
 from trueport.progress import Meter
+from trueport.words import is_unicode
 
 MANIFEST = "trueport.json"
 SCHEMA_VERSION = 1
@@ -32,6 +36,10 @@ LARGE = 2**30
 """Bytes past which a file of a larger folder is known by its size and time of modification instead."""
 RENAME_EXCHANGE = 2
 """Flag of renameat2(2): swap two paths in one step."""
+_OWN = set[Path]()
+"""Staging folders that this process works in."""
+_CLAIMS = threading.Lock()
+"""Threads take names for theirs one after the other."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ArtifactError: there is none, or it cannot be read.
     """
     path = folder / MANIFEST
+    _check_name(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a folder", "Give the folder that `trueport export` wrote.")
     if not path.is_file():
@@ -210,8 +219,9 @@ def check_place(out: Path, *, force: bool) -> None:
     """Refuse a place that must not be overwritten.
 
     Raises:
-        ArtifactError: ``out`` exists and is not ours, or is ours and ``force`` is off.
+        ArtifactError: ``out`` exists and is not ours, or is ours and ``force`` is off; or its name is no text.
     """
+    _check_name(out.absolute())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ArtifactError(f"{out} exists and is not a folder", "Choose another place.")
     if not out.exists() or not any(out.iterdir()):
@@ -232,6 +242,11 @@ def check_place(out: Path, *, force: bool) -> None:
         raise ArtifactError(f"{out} holds an earlier export", "Give --force to replace it.")
 
 
+def _check_name(place: Path) -> None:
+    if not is_unicode(str(place)):  # no runtime opens what lies there
+        raise ArtifactError(f"The name {place} is not UTF-8", "Rename it, or choose another place.")
+
+
 @contextmanager
 def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place when the block ends, and vanishes when it fails.
@@ -240,37 +255,90 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Args:
         out: the place.
-        replace: whether an export that appeared there meanwhile may be replaced.
+        replace: whether an export that appeared there meanwhile may be replaced. Other files never may.
 
     Raises:
         ArtifactError: the disk is full, or the place cannot be written.
     """
     out = Path(os.path.realpath(out))  # of ``..`` the name and the parent are others: it would be staged within itself
-    sweep(out)
-    staging = out.parent / f".{out.name}.trueport-{os.getpid()}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        yield staging
-        _sync(staging)
-        if not replace:
-            check_place(out, force=False)
-        with held(too_late=True):  # else it would be told that nothing was written
-            _put_in_place(staging, out)
-            shutil.rmtree(staging, ignore_errors=True)  # what was replaced
+        with beside(out) as staging:
+            yield staging
+            _sync(staging)
+            check_place(out, force=replace)  # its owner may have worked there meanwhile
+            with held(too_late=True):  # else it would be told that nothing was written
+                _put_in_place(staging, out)
+                shutil.rmtree(staging, ignore_errors=True)  # what was replaced
     except OSError as error:
         raise _explained(error, out) from error
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` which no other thread or process writes to, and which is gone when the block ends.
+
+    While the block runs it is locked: the number in its name says nothing where processes are counted otherwise, as in
+    another container.
+    """
+    out = out.absolute()
+    sweep(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging, descriptor = _claimed(out), None
+    made = True
+    try:
+        try:
+            staging.mkdir()
+        except FileExistsError:
+            made = False
+            raise
+        descriptor = os.open(staging, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: the number has to do
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield staging
     finally:
         with held():  # who is impatient presses twice
-            shutil.rmtree(staging, ignore_errors=True)
+            if made:
+                shutil.rmtree(staging, ignore_errors=True)
+            if descriptor is not None:
+                os.close(descriptor)
+            _OWN.discard(staging)
+
+
+def _claimed(out: Path) -> Path:
+    """A name beside ``out`` that ends with this process's number, and that nothing has yet."""
+    with _CLAIMS:
+        numbers = itertools.chain([""], (f"{turn}-" for turn in itertools.count(2)))
+        names = (out.parent / f".{out.name}.trueport-{number}{os.getpid()}" for number in numbers)
+        staging = next(path for path in names if path not in _OWN and not os.path.lexists(path))
+        _OWN.add(staging)
+    return staging
 
 
 def sweep(out: Path) -> None:
-    """Remove staging folders beside ``out`` of processes that are gone."""
+    """Remove staging folders beside ``out`` that nobody works in."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.trueport-*"):
         pid = path.name.rsplit("-", 1)[-1]
-        if pid.isdigit() and (int(pid) == os.getpid() or not is_alive(int(pid))):
+        if pid.isdigit() and path not in _OWN and not _is_at_work(int(pid)) and not _is_locked(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_at_work(pid: int) -> bool:
+    """Whether a process of this number runs, which is not this one: it knows its own folders."""
+    return pid != os.getpid() and is_alive(pid)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _sync(folder: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import linecache
 import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from torch import nn
 from trueport.errors import CaptureError, SpecializationError
 from trueport.interface import DTYPES, Interface, Tensor, terms
 from trueport.patches import exportable
+from trueport.quiet import silent
 from trueport.rewrite.idle import drop_idle_slices
 from trueport.rewrite.source import original_place
 from trueport.roles.component import Component, sample
@@ -118,7 +118,7 @@ def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
         torch.no_grad(),
         # Where sizes are symbols, looking an operator's result up takes longer than asking for it again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # type: ignore[attr-defined]
-        redirect_stderr(io.StringIO()),
+        silent("stderr"),
     ):
         try:
             program = torch.export.export(

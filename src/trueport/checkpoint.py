@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trueport.errors import SourceError
-from trueport.words import clean, count_words, listed
+from trueport.words import clean, count_words, is_unicode, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +67,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, with a ``model_type``."""
     path = folder / "config.json"
+    if not is_unicode(str(folder)):
+        refuse(f"The name {folder} is not UTF-8", "Rename it: tokenizers and safetensors open nothing there.")
     if not path.is_file():
         refuse(f"{folder} has no config.json", "Give a folder that save_pretrained wrote, or a hub id.")
     if (folder / "adapter_config.json").is_file():

@@ -14,6 +14,7 @@ from trueport import __version__
 from trueport.commands import register
 from trueport.commands.terminal import kept_words, progress, show, write_report
 from trueport.errors import Interruption, TrueportError
+from trueport.interrupts import terminated
 
 if TYPE_CHECKING:
     from trueport.proof.result import Proof
@@ -27,6 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+TERMINATED = 143
+"""Exit code after SIGTERM, as the shell reports it."""
+NO_MEMORY = "Out of memory. Ask for less, close other programs, or use a machine with more."
+NO_ROOM = ("DefaultCPUAllocator", "Storage size calculation overflowed")
+"""What torch says, which has no MemoryError."""
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.")]
 ProofMemory = Annotated[
@@ -210,7 +216,7 @@ def generate(
     temperature: Annotated[float | None, typer.Option("--temperature", min=1e-3, help="Of the sampling.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Of the sampling.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of the sampling.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=-(2**63), max=2**64 - 1, help="Of the sampling.")] = 0,
     memory: Annotated[str, typer.Option("--memory", help="fast (default), pages or map.")] = "fast",
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="onnx or executorch, where the folder holds both.")
@@ -260,7 +266,16 @@ def _main(
 
 def main() -> None:
     """Run the command; every error becomes one line on stderr and an exit code."""
-    debug = "--debug" in sys.argv
+    with terminated() as came:
+        try:
+            _run("--debug" in sys.argv)
+        except SystemExit as ended:
+            if came() and ended.code == Interruption.exit_code:
+                sys.exit(TERMINATED)
+            raise
+
+
+def _run(debug: bool) -> None:
     try:
         code = app(standalone_mode=False)
         if code == Interruption.exit_code:
@@ -275,8 +290,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except MemoryError as error:
-        _fail(f"Out of memory. Close other programs, or use a machine with more. {kept_words(error)}", 2, debug)
+        _fail(f"{NO_MEMORY} {kept_words(error)}", 2, debug)
     except Exception as error:
+        if any(words in str(error) for words in NO_ROOM):
+            _fail(f"{NO_MEMORY} {kept_words(error)}", 2, debug)
         # typer brings its own click: what the user mistyped is known by this method, not by a public class.
         if hasattr(error, "format_message"):
             context = getattr(error, "ctx", None)

@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot get lost.
+"""Ctrl-C that cannot get lost, and SIGTERM, which is heard as Ctrl-C.
 
 Python raises KeyboardInterrupt wherever it is; in a destructor or in a callback of native code it prints the exception and
 forgets it, and the work goes on. So an interrupt is remembered, and raised again at the next step that is told.
@@ -60,3 +60,28 @@ def held(*, too_late: bool = False) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed and not too_late:
         before(*pressed[0])
+
+
+@contextmanager
+def terminated() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGTERM is as Ctrl-C, so that nothing is left behind; the function given tells whether it came.
+
+    The system would end the process where it stands, and a first process of a container would not even hear it. Nothing
+    changes where the signal has a handler, or where Ctrl-C is ignored.
+    """
+    came = threading.Event()
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual = usual and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        came.set()
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -12,6 +12,7 @@ from trueport.artifact import changed_files, check_place, described, largest_has
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.finishing import finish
 from trueport.graphs.fusions import FUSIONS, Fusion, Optimized, fit, fusions_for
+from trueport.options import check_seed
 from trueport.progress import Meter, Progress
 from trueport.quiet import quiet
 from trueport.recipe import opened
@@ -60,7 +61,8 @@ def optimize(
     folder = Path(folder)
     tell = progress or (lambda phase: None)
     chosen = fusions_for(provider, caches, fusions)
-    manifest = read_manifest(folder)
+    check_seed(seed)
+    manifest, before = read_manifest(folder), read_manifest(folder)
     _check(folder, manifest)
     with quiet():
         from trueport.runtime import load
@@ -81,6 +83,8 @@ def optimize(
                 found = fit(staging, manifest, chosen, judge, tell, folder=folder, provider=provider)
                 if found.reason or not found.kept:
                     raise _LeftAsItWasError(found)
+                if read_manifest(folder) != before:
+                    raise ArtifactError(f"{folder} was replaced while it was optimised", "Optimise what is there now.")
                 _finish(staging, manifest, found, tell)
         except _LeftAsItWasError as left:
             found = left.found

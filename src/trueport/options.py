@@ -33,6 +33,16 @@ def check_options(options: Mapping[str, Any], targets: Sequence[Target]) -> None
         target.check(options)
 
 
+def check_seed(seed: int | None) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        TrueportError: it is below zero.
+    """
+    if seed is not None and seed < 0:
+        raise TrueportError(f"--seed {seed} is no seed", "Give a whole number from 0 on.")
+
+
 def chosen_fusions(provider: str | None, caches: str, targets: Sequence[Target], proof: bool) -> list[Fusion]:
     """What to fuse; empty where nothing is asked for."""
     from trueport.graphs.fusions import fusions_for

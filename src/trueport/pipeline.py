@@ -19,7 +19,7 @@ from trueport.artifact import (
 from trueport.errors import ProofError, TrueportError
 from trueport.finishing import finish
 from trueport.lowering import write_graphs
-from trueport.options import check_options, chosen_fusions
+from trueport.options import check_options, check_seed, chosen_fusions
 from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.recipe import Recipe, opened
@@ -140,6 +140,7 @@ def export(
         "notes": notes,
     }
     check_options(options, targets)
+    check_seed(seed)
     fusions = chosen_fusions(optimize, caches, targets, proof)
     place = Path(out)
     check_place(place, force=force)
@@ -194,11 +195,11 @@ def export(
 
 
 def _shelf(source: Any, options: Mapping[str, Any], hashes: Mapping[Path, str] | None) -> Shelf | None:
-    """Where finished components are kept; None for a model of which nothing may be."""
+    """Where finished components are kept; None for a model of which nothing may be, or a user without a home."""
     from trueport.resume.keys import key_of
 
-    key = key_of(source, options, hashes)
-    return None if key is None else Shelf(key, place_of())
+    key, folder = key_of(source, options, hashes), place_of()
+    return None if key is None or folder is None else Shelf(key, folder)
 
 
 def _is_custom(given: Recipe) -> bool:
@@ -241,6 +242,7 @@ def verify(
     """
     from trueport.verification import judge
 
+    check_seed(seed)
     with quiet():
         return judge(
             Path(folder),

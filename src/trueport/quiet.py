@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
 LOGGERS = ("torch", "torchao", "torch.onnx", "torch.utils._pytree", "onnxscript", "huggingface_hub", "executorch")
 """Loggers of the libraries that work inside an export."""
 _MUTING = threading.RLock()
 """Two threads that put back what they found would leave it leading nowhere."""
+_CHANGING = threading.Lock()
+_changed: dict[str, tuple[int, ExitStack]] = {}
+"""What is changed for now: for how many, and what sets it back."""
+
+
+def quiet() -> AbstractContextManager[None]:
+    """No log lines, warnings or progress bars of torch, transformers and the hub."""
+    return _together("quiet", _quiet)
+
+
+def silent(stream: str) -> AbstractContextManager[None]:
+    """Nothing that Python writes to ``stdout`` or ``stderr``."""
+    redirect = {"stdout": redirect_stdout, "stderr": redirect_stderr}[stream]
+    return _together(stream, lambda: redirect(io.StringIO()))
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines, warnings or progress bars of torch, transformers and the hub."""
+def _together(key: str, change: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Within, the process is changed: the first to come changes it, the last to go sets it back.
+
+    Where threads overlap, each would put back what it found, and leave the other's silence for good.
+    """
+    with _CHANGING:
+        count, stack = _changed.get(key) or (0, ExitStack())
+        if not count:
+            stack.enter_context(change())
+        _changed[key] = count + 1, stack
+    try:
+        yield
+    finally:
+        with _CHANGING:
+            count, stack = _changed.pop(key)
+            if count > 1:
+                _changed[key] = count - 1, stack
+            else:
+                stack.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -8,6 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it is text that every program can read: Python keeps bytes that are not UTF-8 as halves of characters."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def clean(value: Any) -> Any:
     """The same structure with every unprintable character of its strings replaced.
 

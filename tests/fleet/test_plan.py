@@ -172,3 +172,8 @@ def test_a_recipe_is_known_by_its_content(tmp_path: Path) -> None:
 )
 def test_time_words(seconds: float, words: str) -> None:
     assert time_words(seconds) == words
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:
+    (entry,) = read_plan(_plan(tmp_path, '[[model]]\nmodel = "~nobody-of-this-name/b"\n')).entries
+    assert entry.model == f"{tmp_path}/~nobody-of-this-name/b"

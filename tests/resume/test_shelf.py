@@ -169,3 +169,11 @@ def test_where_it_lies(monkeypatch, tmp_path):
     assert place_of() == tmp_path / "trueport"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert place_of() == Path.home() / ".cache" / "trueport"
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch, tmp_path):
+    """As in a container that runs under a number nobody has given a name to."""
+    for name in ("TRUEPORT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert place_of() is None

@@ -122,6 +122,15 @@ class AfterToken(StoppingCriteria):
         return input_ids[:, -1] == self.token
 
 
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_tokenizer_for_stop_strings(pair, tokenizer, name: str):
+    """transformers hands it on to the model, whose own ones do not mind it."""
+    original, loaded = pair(name)
+    ids = torch.tensor([[5, 6, 7]])
+    wanted, found = (m.generate(input_ids=ids, max_new_tokens=6, tokenizer=tokenizer) for m in (original, loaded))
+    assert torch.equal(found, wanted)
+
+
 def test_stopping_criteria(pair):
     original, model = pair("llama")
     inputs = prompts(original, 1)

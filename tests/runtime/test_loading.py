@@ -165,3 +165,5 @@ def test_stream_refusals(copied, artefact, tokenizer):
     tokenizer.save_pretrained(copied)
     with pytest.raises(RunError, match="no tokens"):
         stream(copied, "", {})
+    with pytest.raises(RunError, match="not UTF-8"):
+        stream(copied, "w5\udcff", {})

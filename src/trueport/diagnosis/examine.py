@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 from collections.abc import Collection, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from trueport.diagnosis.conduct import Finding, conduct
 from trueport.errors import TrueportError
+from trueport.quiet import silent
 
 if TYPE_CHECKING:
     from trueport.patches.context import Report
@@ -121,7 +120,7 @@ def _export(
 
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
     report: Report | None = None
-    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+    with silent("stderr"), silent("stdout"):
         try:
             with (
                 preserved(module),

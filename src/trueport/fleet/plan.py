@@ -192,7 +192,8 @@ class _Reader:
     def _beside(self, name: str) -> Path:
         import os
 
-        return Path(os.path.normpath(self.path.parent / Path(name).expanduser()))
+        # Unlike pathlib's, which raises where it does not know the user: then it is a name like any other.
+        return Path(os.path.normpath(self.path.parent / os.path.expanduser(name)))
 
     def _refuse(self, line: int | None, problem: str, remedy: str) -> NoReturn:
         where = str(self.path) if line is None else f"{self.path}:{line}"

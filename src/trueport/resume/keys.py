@@ -31,7 +31,7 @@ READ = 64 * 1024 * 1024
 ELSEWHERE = ("meter", "notes", "shelf", "proof_memory", "calibration", "weights")
 """Options that say how an export goes on, not what its graphs are; of a calibration the prompts themselves count. Where
 hard links cannot be made, the graphs are there for the copy."""
-SETTINGS = ("TORCH", "PYTORCH", "TRANSFORMERS_", "ONNX", "ORT_", "EXECUTORCH", "FLATC")
+SETTINGS = ("PYTHONHASHSEED", "TORCH", "PYTORCH", "TRANSFORMERS_", "ONNX", "ORT_", "EXECUTORCH", "FLATC")
 """How environment variables begin that change what these packages do."""
 
 

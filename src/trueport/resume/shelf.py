@@ -34,13 +34,17 @@ LARGEST = 2**30
 """Bytes of all that is kept together; the oldest go first."""
 
 
-def place_of() -> Path:
-    """The folder for what is kept: ``$TRUEPORT_CACHE``, else ``trueport`` in the user's cache."""
+def place_of() -> Path | None:
+    """The folder for what is kept: ``$TRUEPORT_CACHE``, else ``trueport`` in the user's cache; None without a home."""
     named = os.environ.get(PLACE)
     if named:
         return Path(named)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "trueport"
+    if base and os.path.isabs(base):
+        return Path(base) / "trueport"
+    with contextlib.suppress(RuntimeError):
+        return Path.home() / ".cache" / "trueport"
+    return None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from trueport.runtime.protocol import Session, State
 NOT_GIVEN_OUT = ("output_attentions", "output_hidden_states", "output_router_logits")
 """What transformers' models give out on request and a graph does not."""
 
+HANDED_ON = ("tokenizer", "assistant_tokenizer")
+"""What transformers' ``generate`` needs itself, and gives to the model all the same."""
+
 
 class Component:
     """A session with what it takes to feed it.
@@ -194,6 +197,9 @@ def with_signature(call: Callable[[dict[str, Any], bool], Any], names: list[str]
                 raise RunError(f"{name} is given twice")
             if value is not None:
                 inputs[name] = value
+        for name in HANDED_ON:
+            if name not in names:
+                inputs.pop(name, None)
         return_dict = inputs.pop("return_dict", True)
         for name in NOT_GIVEN_OUT:
             if inputs.pop(name, False):

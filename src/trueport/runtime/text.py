@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from trueport.errors import ArtifactError, RunError
 from trueport.runtime import load
+from trueport.words import is_unicode
 
 
 def stream(
@@ -34,6 +35,8 @@ def stream(
     import torch
 
     out = sys.stdout if file is None else file
+    if not is_unicode(text):  # bytes of a command line that are no text
+        raise RunError("The text is not UTF-8", "Give it in the encoding of this terminal.")
     model = load(folder, memory=memory, runtime=runtime)
     if not model.can_generate():
         raise RunError(f"{folder} holds an encoder, which generates no text", "Call it from Python: trueport.load().")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from trueport.artifact import sweep
+from trueport.artifact import beside
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.graphs.audit import Report, audit
 from trueport.graphs.audit.report import Finding
@@ -112,20 +112,16 @@ def repair(
     with explained(path):
         view = View.open(path)
         probes, left = _mend(view, before, rows, precision)
-    staging = out.absolute().with_name(f".{out.name}.trueport-{os.getpid()}")
     try:
-        sweep(out.absolute())
-        staging.mkdir()
-        found = _write(view, probes, path, staging / out.name, rows, proof)
-        after = audit(staging / out.name)
-        if found is not None and not found.proven:
-            raise ProofError(f"The repair of {path.name} failed. {found.text()[:-1]}", "Nothing was written.")
-        with held():
-            _put_in_place(sorted(staging.iterdir(), reverse=True), out)
+        with beside(out) as staging:
+            found = _write(view, probes, path, staging / out.name, rows, proof)
+            after = audit(staging / out.name)
+            if found is not None and not found.proven:
+                raise ProofError(f"The repair of {path.name} failed. {found.text()[:-1]}", "Nothing was written.")
+            with held():
+                _put_in_place(sorted(staging.iterdir(), reverse=True), out)
     except OSError as error:
         raise ArtifactError(f"{out} cannot be written: {error.strerror or error}", "Give another place.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     remaining = {(finding.rule, finding.node) for finding in after.findings}
     mended = tuple(f for f in before.findings if f.repairable and (f.rule, f.node) not in remaining)
     return Repair(out.name, rows, mended, left, after, found)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
-import logging
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +14,7 @@ from trueport.graphs.shapes import forget_shapes
 from trueport.graphs.stamping import RefusedError
 from trueport.graphs.stamping.match import read
 from trueport.interface import Interface
+from trueport.quiet import quiet, silent
 from trueport.targets.onnx.passes import spared_passes
 from trueport.targets.onnx.translations import translations
 from trueport.weights.linked import origin_of
@@ -132,13 +129,8 @@ def _in_memory(name: str, tensor: torch.Tensor) -> ir.TensorProtocol:
 def _convert(captured: Captured, opset: int) -> ir.Model:
     import torch
 
-    quiet = io.StringIO()
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(quiet), warnings.catch_warnings(), spared_passes():
-            warnings.simplefilter("ignore")
+        with quiet(), silent("stdout"), spared_passes():
             program: torch.onnx.ONNXProgram | None = torch.onnx.export(
                 captured.program,
                 dynamo=True,
@@ -155,8 +147,6 @@ def _convert(captured: Captured, opset: int) -> ir.Model:
         raise LoweringError(
             f"{captured.name}: no ONNX form at opset {opset}: {type(cause).__name__}: {' '.join(lines[:3])}"
         ) from error
-    finally:
-        logger.setLevel(level)
     assert program is not None
     return program.model
 
