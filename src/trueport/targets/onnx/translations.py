@@ -38,8 +38,7 @@ def grouped_matmul(rows: Real, weight: Real, ends: Integer) -> Real:  # type: ig
     return op.ConcatFromSequence(products, axis=0)
 
 
-@onnxscript.script(onnxscript.values.Opset("trueport.functions", 1), default_opset=op)
-def copied(written: Any, source: Any) -> Any:  # type: ignore[no-untyped-def]
+def copied(written: Any, source: Any, non_blocking: bool = False) -> Any:
     """What ``written.copy_(source)`` leaves: the source in the dtype and the shape of what it is written to."""
     return op.Expand(op.CastLike(source, written), op.Shape(written))
 
