@@ -127,6 +127,7 @@ def test_places(tmp_path: Path) -> None:
     assert opened(tmp_path / "model.py").model == tmp_path / "model.py"
 
 
+@pytest.mark.slow
 def test_a_tensor_alone_is_the_only_input(tmp_path: Path) -> None:
     path = written(tmp_path, "def alone():\n    return {'model': Net().eval(), 'inputs': torch.randn(2, 4)}\n")
     given = opened(f"{path}:alone").inputs

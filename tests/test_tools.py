@@ -90,6 +90,7 @@ def test_decode_table_compares_tokens() -> None:
     assert [row[-1] for row in rows] == ["all", "1 of 2", "all"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_a_result() -> None:
     assert "KeyError" in measure.measure({"task": "nothing"})["error"]
 

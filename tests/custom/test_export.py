@@ -103,6 +103,7 @@ def test_mems_grow_from_nothing(folder: Callable[[str], Path]) -> None:
     assert shapes["present_mems.0"] == ["batch_size", "past_sequence_length + sequence_length", models.WIDTH]
 
 
+@pytest.mark.slow
 def test_a_window_of_mems_stays(folder: Callable[[str], Path]) -> None:
     loaded, state = trueport.load(folder("window")), None
     for _ in range(3):
@@ -125,6 +126,7 @@ def test_a_state_of_zeros_steps_as_the_module_does(name: str, folder: Callable[[
     torch.testing.assert_close(torch.cat(pieces, 1), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_a_state_change_places_along_the_batch(folder: Callable[[str], Path]) -> None:
     """An LSTM's states have their layers first."""
     loaded = trueport.load(folder("lstm"))

@@ -226,6 +226,7 @@ class TwoLayers(nn.Module):
         return {"y": y, "h_out": h}
 
 
+@pytest.mark.slow
 def test_rows_under_a_name_of_ones_own_take_their_state_along(tmp_path: Path) -> None:
     module = TwoLayers().eval()
     artifact = trueport.export(module, tmp_path / "out", inputs=(X,), dynamic={"x": {0: "lines", 1: "time"}})
@@ -240,6 +241,7 @@ def test_rows_under_a_name_of_ones_own_take_their_state_along(tmp_path: Path) ->
     torch.testing.assert_close(got["y"], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_a_state_that_has_no_axis_for_them_are_refused(tmp_path: Path) -> None:
     module = TwoLayers().eval()
     trueport.export(module, tmp_path / "out", inputs=(X,), dynamic={"x": {1: "time"}})

@@ -127,6 +127,7 @@ def test_what_was_left_out_is_said_and_not_counted(exported: Exported) -> None:
     assert slid.status == NOT_APPLICABLE or slid.cases
 
 
+@pytest.mark.slow
 def test_a_window_is_asked_with_less_where_all_of_it_is_too_much(exported: Exported) -> None:
     model = zoo.build("mistral")
     sessions = trueport.load(exported("mistral")).sessions
@@ -142,6 +143,7 @@ def test_a_window_is_asked_with_less_where_all_of_it_is_too_much(exported: Expor
         assert [case.case for case in cases if case.left_out][:1] == ([] if limit == 10**6 else ["21 tokens past 8"])
 
 
+@pytest.mark.slow
 def test_a_memory_that_holds_nearly_nothing_is_refused(exported: Exported) -> None:
     folder, model = exported("llama"), zoo.build("llama")
     with pytest.raises(TooLargeError, match="proof memory of 10"):

@@ -165,6 +165,7 @@ def positions_from_zero(edit: Edit) -> None:
     edit.replace(edit.input("position_ids"), count)
 
 
+@pytest.mark.slow
 def test_a_decoder_with_wrong_positions_under_left_padding(judged: Judged):
     proof = judged("gpt2", positions_from_zero)
     # cache and generate ask left-padded rows as well; shapes gives positions that do not start at 0

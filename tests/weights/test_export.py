@@ -292,6 +292,7 @@ def test_a_checkpoint_that_cannot_be_linked_is_loaded(saved: Saved, monkeypatch:
     assert artifact.manifest["source"]["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_traced_without_its_weights_is_traced_with_them(
     saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:

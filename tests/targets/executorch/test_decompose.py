@@ -112,6 +112,7 @@ def test_every_node_tells_where_it_comes_from() -> None:
     assert all("in forward" in node.meta["stack_trace"] for node in called if "sym_" not in str(node.target))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 2), (0, 3)])
 def test_it_computes_what_the_module_does(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)

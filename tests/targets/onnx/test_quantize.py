@@ -58,6 +58,7 @@ TRACED_LONG = pytest.mark.slow
 """For the zoo's models that take seconds to trace."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert", *(pytest.param(name, marks=TRACED_LONG) for name in ("gpt2", "t5"))])
 def test_the_layers_are_the_linear_modules(name: str):
     model, graphs = graphs_of(name)
