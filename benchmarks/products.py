@@ -78,9 +78,9 @@ def _alone(path: Path, out: Path) -> dict[str, int]:
         matrix = _stored(node.inputs[1]) if node.op_type in PRODUCTS else None
         if matrix is None:
             continue
-        width = node.attributes["K"].as_int() if "K" in node.attributes else int(matrix.shape[-1])
-        if matrix is node.inputs[1] and "K" not in node.attributes:
-            width = int(matrix.shape[-2])
+        # Of a matrix that lies transposed, the rows are the last axis.
+        rows = matrix.shape[-2 if matrix is node.inputs[1] else -1]
+        width = node.attributes["K"].as_int() if "K" in node.attributes else int(rows)
         name = f"x{width}"
         if name not in made:
             made[name] = ir.Input(name, shape=ir.Shape([1, width]), type=ir.TensorType(ir.DataType.FLOAT))

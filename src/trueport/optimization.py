@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ def optimize(
     tell = progress or (lambda phase: None)
     chosen = fusions_for(provider, caches, fusions)
     check_seed(seed)
-    manifest, before = read_manifest(folder), read_manifest(folder)
+    manifest = read_manifest(folder)
+    before = copy.deepcopy(manifest)
     _check(folder, manifest)
     with quiet():
         from trueport.runtime import load
