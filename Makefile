@@ -15,7 +15,8 @@ export PYTHON
 export PYTHONDONTWRITEBYTECODE :=
 
 PY := .venv/bin/python
-PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadgroup
+# A process that dies ends the run, with the name of its test: xdist would hand its work on and then wait for ever.
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart=0
 
 .PHONY: help setup demo test test-fast lint format bench peers clean distclean
 

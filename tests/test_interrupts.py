@@ -12,10 +12,13 @@ from trueport.interrupts import remembered, terminated
 
 
 @pytest.fixture(autouse=True)
-def _default_handler() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _default_handlers() -> Iterator[None]:
+    """As in a process of its own: pytest's worker ignores Ctrl-C, and Ray, once started there, ends it on SIGTERM."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class Interrupted:
