@@ -2,7 +2,8 @@
 
 A chain of 24 products 768 x 2048 and back (38 million weights) in each form that ONNX Runtime has, one thread; the smallest
 of many runs for 1, 8 and 64 rows. A form is exact where a row in a batch of any of these sizes is, bit for bit, the row
-alone; else how far it is off, relative to the largest entry. ``--docs`` writes the table into docs/quantisation.md.
+alone; else how far it is off, relative to the largest entry: after one product, and at the end of the chain. ``--docs``
+writes the table into docs/quantisation.md.
 """
 
 from __future__ import annotations
@@ -38,17 +39,16 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the table into docs/quantisation.md")
     given = parser.parse_args()
     count, width, inner = (2, 64, 128) if given.quick else (24, 768, 2048)
-    lines = ["| form | " + " | ".join(map(str, ROWS)) + " | a row in a batch against the row alone |"]
-    lines.append("|---|" + "--:|" * len(ROWS) + "---|")
+    lines = [
+        "| form | " + " | ".join(map(str, ROWS)) + " | a row in a batch against the row alone | and after the chain |"
+    ]
+    lines.append("|---|" + "--:|" * len(ROWS) + "---|---|")
     for name, form in FORMS.items():
-        session = _session(form, count, width, inner)
+        session, single = _session(form, count, width, inner), _session(form, 1, width, inner)
         draw = np.random.default_rng(1).standard_normal((ROWS[-1], width)).astype(np.float32)
         times = [_milliseconds(session, draw[:rows]) for rows in ROWS]
-        alone = np.concatenate([session.run(None, {"x": draw[i : i + 1]})[0] for i in range(ROWS[-1])])
-        together = [session.run(None, {"x": draw[:rows]})[0] for rows in ROWS]
-        off = max(float(np.abs(batch - alone[: len(batch)]).max()) for batch in together) / float(np.abs(alone).max())
-        words = f"**off by {off:.0e}**" if off else "exact"
-        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in times) + f" | {words} |")
+        figures = [f"{value:.1f}" for value in times] + [_off(single, draw), _off(session, draw)]
+        lines.append(f"| {name} | " + " | ".join(figures) + " |")
         print(lines[-1], flush=True)
     about = measure.machine()
     where = (
@@ -56,6 +56,14 @@ def main() -> None:
     )
     if given.docs:
         context.write(BEGIN, [where, *lines, ""], PLACE)
+
+
+def _off(session: Any, draw: np.ndarray) -> str:
+    """How far rows in batches are from themselves alone, in words."""
+    alone = np.concatenate([session.run(None, {"x": draw[i : i + 1]})[0] for i in range(ROWS[-1])])
+    together = [session.run(None, {"x": draw[:rows]})[0] for rows in ROWS]
+    off = max(float(np.abs(batch - alone[: len(batch)]).max()) for batch in together) / float(np.abs(alone).max())
+    return f"**off by {off:.0e}**" if off else "exact"
 
 
 def _processor() -> str:

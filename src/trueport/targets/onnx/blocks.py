@@ -28,13 +28,35 @@ class Blocks:
     zeros: np.ndarray | None
 
 
-def in_blocks(matrix: np.ndarray, bits: int, size: int) -> Blocks:
+SIZES = (128, 64, 32, 16)
+"""Weights of a block, as the operator takes them. Larger ones would be read no faster (docs/quantisation.md)."""
+
+
+def size_of(width: int, bits: int) -> int:
+    """Of SIZES the one with which a row takes the fewest bytes, scales and what the last block is filled up with included;
+    of those the largest.
+    """
+    return min(SIZES, key=lambda size: row_bytes(width, bits, size))
+
+
+def row_bytes(width: int, bits: int, size: int) -> float:
+    """Of a row of weights in blocks: a block has its weights, a float32 scale and, in 4 bits, a zero point."""
+    return -(-width // size) * (size * bits / 8 + 4 + (0.5 if bits == 4 else 0))
+
+
+def in_blocks(matrix: np.ndarray, bits: int, size: int | None = None) -> Blocks:
     """Round a float32 matrix (outputs, width) to ``w ~ scale * (q - zero)``, with a scale for each block.
 
     Eight bits lie around 128, the block's largest magnitude at one end. Four bits, which are 16 steps, span the block's
     smallest to its largest weight, zero included: less error than around the middle, at the same speed.
+
+    Args:
+        matrix: the weights.
+        bits: 4 or 8.
+        size: weights of a block; ``size_of`` the width where not given.
     """
     outputs, width = matrix.shape
+    size = size or size_of(width, bits)
     count = -(-width // size)
     padded = np.zeros((outputs, count * size), np.float32)
     padded[:, :width] = matrix

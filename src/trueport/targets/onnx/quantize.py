@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import LoweringError
-from trueport.targets.onnx.blocks import in_blocks, in_columns
+from trueport.targets.onnx.blocks import in_blocks, in_columns, size_of
 from trueport.targets.onnx.layers import Layer, layers_of
 from trueport.targets.onnx.lower import Graph
 from trueport.targets.quantized import Gate
@@ -26,10 +26,8 @@ PRODUCTS = frozenset({"MatMulNBits", "MatMulIntegerToFloat"})
 ACCURACY = 4
 """``accuracy_level`` of MatMulNBits: activations in int8, a scale for each block of each row. At level 0 the kernel
 multiplies in float32, which at 8 bits is ten times slower than no quantisation at all."""
-BITS = {"int8": (8, 64), "int4": (4, 32)}
-"""Bits of a weight and weights of a block. At blocks of 64 with 4 bits, and of 128 with 8, ONNX Runtime rounds the
-activations of a single row and of several in different ways (measured, docs/quantisation.md): a step of the cache would
-then not equal the whole, nor a row in a batch the row alone."""
+BITS = {"int8": 8, "int4": 4}
+"""Bits of a weight in blocks, by form."""
 STATIC, FLOAT = "int8-static", "float"
 """The forms of a layer besides those of BITS."""
 GATES = {
@@ -153,7 +151,7 @@ def _weights(graph: Graph, layers: Sequence[Layer], form: str) -> list[ir.Value]
     if form == STATIC:
         columns = in_columns(layers[0].matrix())
         return [constant(graph, f"{name}_int8", columns.values), constant(graph, f"{name}_scales", columns.scales)]
-    blocks = [in_blocks(layer.matrix(), *BITS[form]) for layer in layers]
+    blocks = [in_blocks(layer.matrix(), BITS[form]) for layer in layers]
     parts = {form: [b.packed for b in blocks], "scales": [b.scales for b in blocks]}
     zeros = [b.zeros for b in blocks if b.zeros is not None]
     parts |= {"zeros": zeros} if zeros else {}
@@ -164,12 +162,18 @@ def _blockwise(
     graph: Graph, layers: Sequence[Layer], weights: Sequence[ir.Value], form: str
 ) -> tuple[list[ir.Node], Sequence[ir.Value]]:
     """``MatMulNBits``: activations (.., width) to (.., outputs), cut into the layers' own outputs; and these."""
-    bits, size = BITS[form]
     outputs, first = [_sizes(layer)[0] for layer in layers], layers[0]
+    width, bits = _sizes(first)[1], BITS[form]
     inputs: list[ir.Value | None] = [first.node.inputs[0], *weights]
     if first.bias is not None:
         inputs += [None] * (5 - len(inputs)) + [_bias(graph, layers)]
-    numbers = {"K": _sizes(first)[1], "N": sum(outputs), "bits": bits, "block_size": size, "accuracy_level": ACCURACY}
+    numbers = {
+        "K": width,
+        "N": sum(outputs),
+        "bits": bits,
+        "block_size": size_of(width, bits),
+        "accuracy_level": ACCURACY,
+    }
     product = ir.node("MatMulNBits", inputs, numbers, domain=DOMAIN)
     if len(layers) == 1:
         return [product], product.outputs

@@ -20,7 +20,7 @@ from trueport.proof.quantised import Quantised
 from trueport.proof.result import Case
 from trueport.proof.run import asked_of
 from trueport.proof.subject import Subject, subject_of
-from trueport.targets.onnx.blocks import in_blocks, restored
+from trueport.targets.onnx.blocks import in_blocks, restored, row_bytes, size_of
 from trueport.targets.onnx.layers import layers_of
 from trueport.targets.onnx.quantize import BITS, FLOAT, Place, quantise
 from trueport.targets.onnx.session import from_numpy
@@ -120,11 +120,12 @@ def _cheapest(
                 if form == FLOAT:
                     costs.append(0.0)
                     continue
-                changed = np.ascontiguousarray(restored(in_blocks(matrix, *BITS[form])).T)
+                changed = np.ascontiguousarray(restored(in_blocks(matrix, BITS[form])).T)
                 session.weights = {opening(index): from_numpy(changed)}
                 costs.append(max(case.error or 0.0 for case in _spread(asked)))
             session.weights = {}
-            more = matrix.size * (_bytes(after) - _bytes(before))
+            outputs, width = matrix.shape
+            more = outputs * (_bytes(after, width) - _bytes(before, width))
             worth[graph.name, layer.path] = (costs[0] - costs[1]) / more
     return sorted(worth, key=lambda place: -worth[place])
 
@@ -134,6 +135,6 @@ def _spread(asked: Asked) -> list[Case]:
     return [case for case in distributions(asked, POSITIONS) if "disagreement" not in case.case]
 
 
-def _bytes(form: str) -> float:
-    """Bytes of a weight, its share of a scale included."""
-    return 4.0 if form == FLOAT else BITS[form][0] / 8 + 4 / BITS[form][1]
+def _bytes(form: str, width: int) -> float:
+    """Of a row of weights, with its scales."""
+    return 4.0 * width if form == FLOAT else row_bytes(width, BITS[form], size_of(width, BITS[form]))
