@@ -93,6 +93,10 @@ def export(
         Path | None,
         typer.Option("--calibration", help="A text file of prompts, one in each line, for int8-static's scales."),
     ] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option("--block-size", help="Most weights that share a scale in int8, int4, auto: 16 to 128 (default)."),
+    ] = None,
     optimize: Annotated[
         str | None, typer.Option("--optimize", help="Fuse the graphs for an execution provider: cpu.")
     ] = None,
@@ -137,6 +141,7 @@ def export(
                 max_pte=max_pte,
                 quantize=quantize,
                 calibration=calibration,
+                block_size=block_size,
                 optimize=optimize,
                 caches=caches,
                 tokenizer="auto" if tokenizer else None,

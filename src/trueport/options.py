@@ -25,6 +25,8 @@ def check_options(options: Mapping[str, Any], targets: Sequence[Target]) -> None
     _check_weights(options["weights"])
     if options["calibration"] is not None and options["quantize"] is None:
         raise TrueportError("There is nothing to calibrate without --quantize", "Leave the calibration out.")
+    if options["block_size"] is not None and options["quantize"] is None:
+        raise TrueportError("There are no blocks without --quantize", "Leave --block-size out.")
     if options["quantize"] is not None and len(targets) > 1:
         raise TrueportError(
             f"--quantize {options['quantize']} is for one target at a time", "Export to a folder for each."

@@ -53,6 +53,7 @@ def export(
     max_pte: int | None = None,
     quantize: str | None = None,
     calibration: str | Path | Sequence[str] | None = None,
+    block_size: int | None = None,
     optimize: str | None = None,
     caches: str = "copied",
     tokenizer: Any = "auto",
@@ -93,6 +94,8 @@ def export(
             ExecuTorch program (docs/quantisation.md); None for none.
         calibration: prompts that ``int8-static``, or ExecuTorch's ``int8``, finds its scales on: texts, or a file with one
             in each line; drawn at random when None.
+        block_size: most weights that share a scale in a graph's ``int8``, ``int4`` or ``auto``: 16, 32, 64 or 128, which is
+            what None means (docs/quantisation.md).
         optimize: fuse the graphs for an execution provider, ``cpu``, as far as the proof holds (docs/optimize.md).
         caches: with ``optimize``, ``copied`` or ``in-place``.
         tokenizer: ``auto`` takes the checkpoint's, None exports without one, or an object with ``save_pretrained``.
@@ -135,6 +138,7 @@ def export(
         "max_pte": max_pte,
         "quantize": quantize,
         "calibration": calibration,
+        "block_size": block_size,
         "proof_memory": memory_bytes(proof_memory),
         "stamp": stamp,
         "notes": notes,

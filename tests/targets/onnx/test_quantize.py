@@ -268,6 +268,29 @@ def test_nothing_to_quantise_and_other_dtypes_are_refused():
         quantised(halves, "int8", original_of(half))
 
 
+@pytest.mark.parametrize("form", ["int4", "auto"])
+def test_blocks_are_as_small_as_asked_for(form: str):
+    """And the manifest says so."""
+    model, graphs = graphs_of("llama")
+    told = quantised(graphs, form, original_of(model), 16).to_json()
+    products = [node for graph in graphs for node in graph.model.graph if node.op_type == "MatMulNBits"]
+    assert products and {node.attributes["block_size"].as_int() for node in products} == {16} == {told["block_size"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"block_size": 32}, "no blocks without --quantize"),
+        ({"block_size": 48, "quantize": "int4"}, "no blocks of 48. Give --block-size 128, 64, 32, 16"),
+        ({"block_size": 32, "quantize": STATIC}, "int8-static has no blocks"),
+        ({"block_size": 32, "quantize": "8da4w", "to": "executorch"}, "--block-size is for ONNX graphs"),
+    ],
+)
+def test_blocks_of_nothing_are_refused_before_the_model_is_loaded(options: dict[str, Any], words: str, tmp_path: Path):
+    with pytest.raises(TrueportError, match=words):
+        trueport.export(tmp_path / "no such model", tmp_path / "out", **options)
+
+
 def test_every_kind_has_a_gate_and_every_form_a_kind():
     assert set(OnnxTarget().gates) == {*BITS, STATIC, "auto"}
 

@@ -125,7 +125,8 @@ class ExecutorchTarget:
         if options.get("quantize") is not None:
             from trueport.targets.executorch.quantize import check_options
 
-            check_options(options["quantize"], options.get("backend"), options.get("calibration") is not None)
+            calibrated = options.get("calibration") is not None
+            check_options(options["quantize"], options.get("backend"), calibrated, options.get("block_size"))
 
     def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
         """Whether the portable kernels fail too, and which of XNNPACK's operators is guilty where they do not.

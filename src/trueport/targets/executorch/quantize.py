@@ -40,8 +40,9 @@ GATES = {
 """The gate of each kind."""
 
 
-def check_options(kind: str, backend: str | None, calibrated: bool = False) -> None:
-    """Refuse an unknown kind, kernels that have no quantised form, and a calibration of what has none.
+def check_options(kind: str, backend: str | None, calibrated: bool = False, block_size: int | None = None) -> None:
+    """Refuse an unknown kind, kernels that have no quantised form, a calibration of what has none, and
+    blocks, which graphs have.
 
     Raises:
         LoweringError: with what to give instead.
@@ -55,6 +56,8 @@ def check_options(kind: str, backend: str | None, calibrated: bool = False) -> N
         )
     if calibrated and kind != "int8":
         raise LoweringError(f"--quantize {kind} is not calibrated", "Leave --calibration out, or give int8.")
+    if block_size is not None:
+        raise LoweringError("--block-size is for ONNX graphs", f"Leave it out, {kind} has its own.")
 
 
 def quantized(model: PreTrainedModel, kind: str) -> tuple[PreTrainedModel, Quantized]:

@@ -62,7 +62,7 @@ class OnnxTarget:
         if options.get("quantize") is not None:
             from trueport.targets.onnx.quantize import check_options
 
-            check_options(options["quantize"], options.get("calibration") is not None)
+            check_options(options["quantize"], options.get("calibration") is not None, options.get("block_size"))
 
     def restored(self, content: bytes, component: Component) -> Graph | None:
         """The graph, with the component's weights."""
@@ -84,7 +84,7 @@ class OnnxTarget:
         kind, told = options.get("quantize"), {}
         if kind is not None:
             assert self._original is not None
-            told["quantize"] = quantised(graphs, kind, self._original).to_json()
+            told["quantize"] = quantised(graphs, kind, self._original, options.get("block_size")).to_json()
         (folder / FOLDER).mkdir()
         # Beside quantised weights a checkpoint's file is worth its bytes only where all of them are used.
         worth = WORTH_TAKING if kind is None else 1.0

@@ -32,11 +32,11 @@ SIZES = (128, 64, 32, 16)
 """Weights of a block, as the operator takes them. Larger ones would be read no faster (docs/quantisation.md)."""
 
 
-def size_of(width: int, bits: int) -> int:
-    """Of SIZES the one with which a row takes the fewest bytes, scales and what the last block is filled up with included;
-    of those the largest.
+def size_of(width: int, bits: int, most: int = SIZES[0]) -> int:
+    """Of SIZES up to ``most`` the one with which a row takes the fewest bytes, scales and what the last block is filled up
+    with included; of those the largest.
     """
-    return min(SIZES, key=lambda size: row_bytes(width, bits, size))
+    return min((size for size in SIZES if size <= most), key=lambda size: row_bytes(width, bits, size))
 
 
 def row_bytes(width: int, bits: int, size: int) -> float:

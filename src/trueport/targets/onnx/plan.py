@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trueport.targets.onnx.blocks import SIZES
 from trueport.targets.onnx.layers import layers_of
 from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, Place, Range, check_graphs, quantise
 from trueport.targets.quantized import Quantized
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from trueport.targets.onnx.lower import Graph
 
 
-def quantised(graphs: Sequence[Graph], kind: str, original: Original) -> Quantized:
-    """Quantise graphs in place, and say what was done.
+def quantised(graphs: Sequence[Graph], kind: str, original: Original, block_size: int | None = None) -> Quantized:
+    """Quantise graphs in place, in blocks of at most ``block_size`` weights, and say what was done.
 
     Raises:
         LoweringError: there is nothing to quantise, or it is not in float32.
@@ -26,6 +27,7 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original) -> Quantiz
     places = [(name, layer.path) for name, (layers, _) in found.items() for layer in layers]
     forms: Mapping[Place, str] = dict.fromkeys(places, kind)
     ranges: Mapping[Place, Range] = {}
+    most = block_size or SIZES[0]
     why = ""
     if kind == STATIC:
         from trueport.targets.onnx.trial import ranges as measured
@@ -36,13 +38,15 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original) -> Quantiz
     elif kind == "auto":
         from trueport.targets.onnx.search import searched
 
-        forms = searched(graphs, original, GATES[kind])
+        forms = searched(graphs, original, GATES[kind], most)
         why = "the gate does not hold with it in 8 bits"
     for graph in graphs:
-        quantise(graph, forms.__getitem__, ranges)
+        quantise(graph, forms.__getitem__, ranges, most)
     left |= {path: why for (_, path), form in forms.items() if form == FLOAT}
     layers = tuple(dict.fromkeys(path for (_, path), form in forms.items() if form != FLOAT))
-    return Quantized(kind, layers, left, GATES[kind], _forms(forms) if kind == "auto" else {})
+    told = _forms(forms) if kind == "auto" else {}
+    told |= {} if block_size is None else {"block_size": block_size}
+    return Quantized(kind, layers, left, GATES[kind], told)
 
 
 def _forms(forms: Mapping[Place, str]) -> dict[str, Any]:

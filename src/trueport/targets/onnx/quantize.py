@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import LoweringError
-from trueport.targets.onnx.blocks import in_blocks, in_columns, size_of
+from trueport.targets.onnx.blocks import SIZES, in_blocks, in_columns, size_of
 from trueport.targets.onnx.layers import Layer, layers_of
 from trueport.targets.onnx.lower import Graph
 from trueport.targets.quantized import Gate
@@ -45,8 +45,8 @@ FormOf = Callable[[Place], str]
 """The form of a layer: one of BITS, STATIC or FLOAT."""
 
 
-def check_options(kind: str, calibrated: bool) -> None:
-    """Refuse an unknown kind, and inputs to calibrate on for one that is not calibrated.
+def check_options(kind: str, calibrated: bool, block_size: int | None = None) -> None:
+    """Refuse an unknown kind, inputs to calibrate on for one that is not calibrated, and a size of blocks that none has.
 
     Raises:
         LoweringError: with what to give instead.
@@ -58,6 +58,10 @@ def check_options(kind: str, calibrated: bool) -> None:
         )
     if calibrated and kind != STATIC:
         raise LoweringError(f"--quantize {kind} is not calibrated", f"Leave --calibration out, or give {STATIC}.")
+    if block_size is not None and kind == STATIC:
+        raise LoweringError(f"--quantize {kind} has no blocks", "Leave --block-size out.")
+    if block_size is not None and block_size not in SIZES:
+        raise LoweringError(f"There are no blocks of {block_size}", f"Give --block-size {', '.join(map(str, SIZES))}.")
 
 
 def check_graphs(graphs: Sequence[Graph], kind: str) -> None:
@@ -89,13 +93,14 @@ def is_quantised(path: Path) -> bool:
     return False
 
 
-def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None = None) -> None:
+def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None = None, most: int = SIZES[0]) -> None:
     """Replace the products of a graph, in place, each by the form that ``form_of`` names.
 
     Args:
         graph: in float32.
         form_of: by place.
         ranges: of the activations of each layer whose form is STATIC.
+        most: weights that share a scale.
     """
     from onnx_ir.passes import common as passes
 
@@ -104,12 +109,12 @@ def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None
         first = layers[0]
         key = (tuple(layer.key for layer in layers), form)
         if key not in made:
-            made[key] = _weights(graph, layers, form)
+            made[key] = _weights(graph, layers, form, most)
         if form == STATIC:
             nodes = _static(graph, first, made[key], (ranges or {})[graph.name, first.path])
             results = nodes[-1].outputs
         else:
-            nodes, results = _blockwise(graph, layers, made[key], form)
+            nodes, results = _blockwise(graph, layers, made[key], form, most)
         for node in nodes:
             node.metadata_props.update(first.node.metadata_props)
         owner = first.node.graph
@@ -145,13 +150,14 @@ def _together(graph: Graph, form_of: FormOf) -> list[tuple[str, list[Layer]]]:
     return list(found.values())
 
 
-def _weights(graph: Graph, layers: Sequence[Layer], form: str) -> list[ir.Value]:
+def _weights(graph: Graph, layers: Sequence[Layer], form: str, most: int) -> list[ir.Value]:
     """The initializers of one product's weight."""
     name = "+".join(str(layer.weight.name) for layer in layers)
     if form == STATIC:
         columns = in_columns(layers[0].matrix())
         return [constant(graph, f"{name}_int8", columns.values), constant(graph, f"{name}_scales", columns.scales)]
-    blocks = [in_blocks(layer.matrix(), BITS[form]) for layer in layers]
+    size = size_of(_sizes(layers[0])[1], BITS[form], most)
+    blocks = [in_blocks(layer.matrix(), BITS[form], size) for layer in layers]
     parts = {form: [b.packed for b in blocks], "scales": [b.scales for b in blocks]}
     zeros = [b.zeros for b in blocks if b.zeros is not None]
     parts |= {"zeros": zeros} if zeros else {}
@@ -159,7 +165,7 @@ def _weights(graph: Graph, layers: Sequence[Layer], form: str) -> list[ir.Value]
 
 
 def _blockwise(
-    graph: Graph, layers: Sequence[Layer], weights: Sequence[ir.Value], form: str
+    graph: Graph, layers: Sequence[Layer], weights: Sequence[ir.Value], form: str, most: int
 ) -> tuple[list[ir.Node], Sequence[ir.Value]]:
     """``MatMulNBits``: activations (.., width) to (.., outputs), cut into the layers' own outputs; and these."""
     outputs, first = [_sizes(layer)[0] for layer in layers], layers[0]
@@ -171,7 +177,7 @@ def _blockwise(
         "K": width,
         "N": sum(outputs),
         "bits": bits,
-        "block_size": size_of(width, bits),
+        "block_size": size_of(width, bits, most),
         "accuracy_level": ACCURACY,
     }
     product = ir.node("MatMulNBits", inputs, numbers, domain=DOMAIN)
