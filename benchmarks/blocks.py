@@ -55,14 +55,8 @@ def main() -> None:
 
 def _figures(model: Any, kind: str, size: int, ids: Any, wanted: np.ndarray, place: Path) -> list[float]:
     import trueport
-    from trueport.targets.onnx import blocks
 
-    before, blocks.SIZES = blocks.SIZES, (size,)
-    try:
-        folder = bound.folders(model, kind, place)[1]
-    finally:
-        blocks.SIZES = before
-    port = trueport.load(folder)
+    port = trueport.load(bound.folders(model, kind, place, size)[1])
     whole, alone, beside = _whole(port, ids), _steps(port, ids[:1]), _steps(port, ids)
     return [_distance(whole, wanted), _distance(alone, whole[:1]), _distance(beside[:1], alone)]
 

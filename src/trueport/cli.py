@@ -95,7 +95,7 @@ def export(
     ] = None,
     block_size: Annotated[
         int | None,
-        typer.Option("--block-size", help="Most weights that share a scale in int8, int4, auto: 16 to 128 (default)."),
+        typer.Option("--block-size", help="The most weights that share a scale: 16 to 128; 128 is fastest."),
     ] = None,
     optimize: Annotated[
         str | None, typer.Option("--optimize", help="Fuse the graphs for an execution provider: cpu.")

@@ -29,10 +29,10 @@ class Blocks:
 
 
 SIZES = (128, 64, 32, 16)
-"""Weights of a block, as the operator takes them. Larger ones would be read no faster (docs/quantisation.md)."""
+"""Weights of a block: up to 128 the larger are the faster (docs/quantisation.md)."""
 
 
-def size_of(width: int, bits: int, most: int = SIZES[0]) -> int:
+def size_of(width: int, bits: int, most: int) -> int:
     """Of SIZES up to ``most`` the one with which a row takes the fewest bytes, scales and what the last block is filled up
     with included; of those the largest.
     """
@@ -44,19 +44,13 @@ def row_bytes(width: int, bits: int, size: int) -> float:
     return -(-width // size) * (size * bits / 8 + 4 + (0.5 if bits == 4 else 0))
 
 
-def in_blocks(matrix: np.ndarray, bits: int, size: int | None = None) -> Blocks:
+def in_blocks(matrix: np.ndarray, bits: int, size: int) -> Blocks:
     """Round a float32 matrix (outputs, width) to ``w ~ scale * (q - zero)``, with a scale for each block.
 
     Eight bits lie around 128, the block's largest magnitude at one end. Four bits, which are 16 steps, span the block's
     smallest to its largest weight, zero included: less error than around the middle, at the same speed.
-
-    Args:
-        matrix: the weights.
-        bits: 4 or 8.
-        size: weights of a block; ``size_of`` the width where not given.
     """
     outputs, width = matrix.shape
-    size = size or size_of(width, bits)
     count = -(-width // size)
     padded = np.zeros((outputs, count * size), np.float32)
     padded[:, :width] = matrix

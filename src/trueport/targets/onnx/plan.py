@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trueport.targets.onnx.blocks import SIZES
 from trueport.targets.onnx.layers import layers_of
 from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, Place, Range, check_graphs, quantise
 from trueport.targets.quantized import Quantized
@@ -27,7 +26,6 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original, block_size
     places = [(name, layer.path) for name, (layers, _) in found.items() for layer in layers]
     forms: Mapping[Place, str] = dict.fromkeys(places, kind)
     ranges: Mapping[Place, Range] = {}
-    most = block_size or SIZES[0]
     why = ""
     if kind == STATIC:
         from trueport.targets.onnx.trial import ranges as measured
@@ -38,10 +36,10 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original, block_size
     elif kind == "auto":
         from trueport.targets.onnx.search import searched
 
-        forms = searched(graphs, original, GATES[kind], most)
+        forms = searched(graphs, original, GATES[kind], block_size)
         why = "the gate does not hold with it in 8 bits"
     for graph in graphs:
-        quantise(graph, forms.__getitem__, ranges, most)
+        quantise(graph, forms.__getitem__, ranges, block_size)
     left |= {path: why for (_, path), form in forms.items() if form == FLOAT}
     layers = tuple(dict.fromkeys(path for (_, path), form in forms.items() if form != FLOAT))
     told = _forms(forms) if kind == "auto" else {}

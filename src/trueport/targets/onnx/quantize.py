@@ -26,8 +26,10 @@ PRODUCTS = frozenset({"MatMulNBits", "MatMulIntegerToFloat"})
 ACCURACY = 4
 """``accuracy_level`` of MatMulNBits: activations in int8, a scale for each block of each row. At level 0 the kernel
 multiplies in float32, which at 8 bits is ten times slower than no quantisation at all."""
-BITS = {"int8": 8, "int4": 4}
-"""Bits of a weight in blocks, by form."""
+BITS = {"int8": (8, 64), "int4": (4, 32)}
+"""Bits of a weight, and the most weights that share a scale where nothing else is asked for. From blocks of 64 with 4
+bits and of 128 with 8 on, ONNX Runtime sums a single row in another order than several (measured, docs/quantisation.md):
+the next layer may round an activation otherwise, and a row in a batch be not quite the row alone."""
 STATIC, FLOAT = "int8-static", "float"
 """The forms of a layer besides those of BITS."""
 GATES = {
@@ -93,14 +95,16 @@ def is_quantised(path: Path) -> bool:
     return False
 
 
-def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None = None, most: int = SIZES[0]) -> None:
+def quantise(
+    graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None = None, block_size: int | None = None
+) -> None:
     """Replace the products of a graph, in place, each by the form that ``form_of`` names.
 
     Args:
         graph: in float32.
         form_of: by place.
         ranges: of the activations of each layer whose form is STATIC.
-        most: weights that share a scale.
+        block_size: the most weights that share a scale; by form where None.
     """
     from onnx_ir.passes import common as passes
 
@@ -109,12 +113,12 @@ def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None
         first = layers[0]
         key = (tuple(layer.key for layer in layers), form)
         if key not in made:
-            made[key] = _weights(graph, layers, form, most)
+            made[key] = _weights(graph, layers, form, block_size)
         if form == STATIC:
             nodes = _static(graph, first, made[key], (ranges or {})[graph.name, first.path])
             results = nodes[-1].outputs
         else:
-            nodes, results = _blockwise(graph, layers, made[key], form, most)
+            nodes, results = _blockwise(graph, layers, made[key], form, block_size)
         for node in nodes:
             node.metadata_props.update(first.node.metadata_props)
         owner = first.node.graph
@@ -128,6 +132,12 @@ def quantise(graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None
             owner.remove(layer.node, safe=True)
     graph.model.opset_imports[DOMAIN] = 1
     passes.RemoveUnusedNodesPass()(graph.model)
+
+
+def bits_and_size(form: str, width: int, block_size: int | None) -> tuple[int, int]:
+    """Bits of a weight and weights of a block, of a matrix this wide in one of the forms of BITS."""
+    bits, most = BITS[form]
+    return bits, size_of(width, bits, block_size or most)
 
 
 def _together(graph: Graph, form_of: FormOf) -> list[tuple[str, list[Layer]]]:
@@ -150,14 +160,14 @@ def _together(graph: Graph, form_of: FormOf) -> list[tuple[str, list[Layer]]]:
     return list(found.values())
 
 
-def _weights(graph: Graph, layers: Sequence[Layer], form: str, most: int) -> list[ir.Value]:
+def _weights(graph: Graph, layers: Sequence[Layer], form: str, block_size: int | None) -> list[ir.Value]:
     """The initializers of one product's weight."""
     name = "+".join(str(layer.weight.name) for layer in layers)
     if form == STATIC:
         columns = in_columns(layers[0].matrix())
         return [constant(graph, f"{name}_int8", columns.values), constant(graph, f"{name}_scales", columns.scales)]
-    size = size_of(_sizes(layers[0])[1], BITS[form], most)
-    blocks = [in_blocks(layer.matrix(), BITS[form], size) for layer in layers]
+    bits, size = bits_and_size(form, _sizes(layers[0])[1], block_size)
+    blocks = [in_blocks(layer.matrix(), bits, size) for layer in layers]
     parts = {form: [b.packed for b in blocks], "scales": [b.scales for b in blocks]}
     zeros = [b.zeros for b in blocks if b.zeros is not None]
     parts |= {"zeros": zeros} if zeros else {}
@@ -165,11 +175,12 @@ def _weights(graph: Graph, layers: Sequence[Layer], form: str, most: int) -> lis
 
 
 def _blockwise(
-    graph: Graph, layers: Sequence[Layer], weights: Sequence[ir.Value], form: str, most: int
+    graph: Graph, layers: Sequence[Layer], weights: Sequence[ir.Value], form: str, block_size: int | None
 ) -> tuple[list[ir.Node], Sequence[ir.Value]]:
     """``MatMulNBits``: activations (.., width) to (.., outputs), cut into the layers' own outputs; and these."""
     outputs, first = [_sizes(layer)[0] for layer in layers], layers[0]
-    width, bits = _sizes(first)[1], BITS[form]
+    width = _sizes(first)[1]
+    bits, size = bits_and_size(form, width, block_size)
     inputs: list[ir.Value | None] = [first.node.inputs[0], *weights]
     if first.bias is not None:
         inputs += [None] * (5 - len(inputs)) + [_bias(graph, layers)]
@@ -177,7 +188,7 @@ def _blockwise(
         "K": width,
         "N": sum(outputs),
         "bits": bits,
-        "block_size": size_of(width, bits, most),
+        "block_size": size,
         "accuracy_level": ACCURACY,
     }
     product = ir.node("MatMulNBits", inputs, numbers, domain=DOMAIN)

@@ -20,9 +20,9 @@ from trueport.proof.quantised import Quantised
 from trueport.proof.result import Case
 from trueport.proof.run import asked_of
 from trueport.proof.subject import Subject, subject_of
-from trueport.targets.onnx.blocks import SIZES, in_blocks, restored, row_bytes, size_of
+from trueport.targets.onnx.blocks import in_blocks, restored, row_bytes
 from trueport.targets.onnx.layers import layers_of
-from trueport.targets.onnx.quantize import BITS, FLOAT, Place, quantise
+from trueport.targets.onnx.quantize import FLOAT, Place, bits_and_size, quantise
 from trueport.targets.onnx.session import from_numpy
 from trueport.targets.onnx.trial import TrialSession, opened, opened_up, opening
 
@@ -61,23 +61,23 @@ class Remembered:
         return {name: value.astype(np.float64) for name, value in found.items()}
 
 
-def searched(graphs: Sequence[Graph], original: Original, gate: Gate, most: int = SIZES[0]) -> Forms:
-    """The form of each layer, in blocks of ``most`` weights; all in float where nothing else holds the gate."""
+def searched(graphs: Sequence[Graph], original: Original, gate: Gate, block_size: int | None = None) -> Forms:
+    """The form of each layer, all in float where nothing else holds the gate."""
     with opened(graphs, opened_up) as sessions:
         own = Remembered(subject_of(original.role, sessions))
         asked = asked_of(sessions, original.role, original.config, None, None, "float32", 1, seed=SEED)
         asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate))  # type: ignore[arg-type]
         layers = {(graph.name, layer.path): layer for graph in graphs for layer in layers_of(graph)[0]}
-        if _holds(graphs, asked, dict.fromkeys(layers, "int4"), most):
+        if _holds(graphs, asked, dict.fromkeys(layers, "int4"), block_size):
             return dict.fromkeys(layers, "int4")
-        eight = _holds(graphs, asked, dict.fromkeys(layers, "int8"), most)
+        eight = _holds(graphs, asked, dict.fromkeys(layers, "int8"), block_size)
         before, after = ("int4", "int8") if eight else ("int8", FLOAT)
-        order = _cheapest(graphs, sessions, asked, (before, after), most)
-        return _fewest(graphs, asked, dict.fromkeys(layers, before), order, after, most)
+        order = _cheapest(graphs, sessions, asked, (before, after), block_size)
+        return _fewest(graphs, asked, dict.fromkeys(layers, before), order, after, block_size)
 
 
 def _fewest(
-    graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence[Place], after: str, most: int
+    graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence[Place], after: str, block_size: int | None
 ) -> Forms:
     """``forms`` with the shortest beginning of ``order`` in the form ``after`` with which the gate holds.
 
@@ -86,18 +86,18 @@ def _fewest(
     low, high = 0, len(order)
     while high - low > 1:
         middle = (low + high) // 2
-        if _holds(graphs, asked, forms | dict.fromkeys(order[:middle], after), most):
+        if _holds(graphs, asked, forms | dict.fromkeys(order[:middle], after), block_size):
             high = middle
         else:
             low = middle
     return forms | dict.fromkeys(order[:high], after)
 
 
-def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str], most: int) -> bool:
+def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str], block_size: int | None) -> bool:
     """Whether graphs in these forms keep within the margin of the gate."""
 
     def change(graph: Graph) -> Graph:
-        quantise(graph, forms.__getitem__, most=most)
+        quantise(graph, forms.__getitem__, block_size=block_size)
         return graph
 
     if all(form == FLOAT for form in forms.values()):
@@ -108,7 +108,11 @@ def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str], mo
 
 
 def _cheapest(
-    graphs: Sequence[Graph], sessions: Mapping[str, TrialSession], asked: Asked, forms: tuple[str, str], most: int
+    graphs: Sequence[Graph],
+    sessions: Mapping[str, TrialSession],
+    asked: Asked,
+    forms: tuple[str, str],
+    block_size: int | None,
 ) -> list[Place]:
     """Every layer, first the one that saves the most divergence for each byte that the second form needs more."""
     worth: dict[Place, float] = {}
@@ -120,13 +124,11 @@ def _cheapest(
             outputs, width = matrix.shape
             costs, sizes = list[float](), list[float]()
             for form in forms:
-                sizes.append(outputs * _bytes(form, width, most))
+                sizes.append(outputs * _bytes(form, width, block_size))
                 if form == FLOAT:
                     costs.append(0.0)
                     continue
-                changed = np.ascontiguousarray(
-                    restored(in_blocks(matrix, BITS[form], size_of(width, BITS[form], most))).T
-                )
+                changed = np.ascontiguousarray(restored(in_blocks(matrix, *bits_and_size(form, width, block_size))).T)
                 session.weights = {opening(index): from_numpy(changed)}
                 costs.append(max(case.error or 0.0 for case in _spread(asked)))
             session.weights = {}
@@ -139,6 +141,6 @@ def _spread(asked: Asked) -> list[Case]:
     return [case for case in distributions(asked, POSITIONS) if "disagreement" not in case.case]
 
 
-def _bytes(form: str, width: int, most: int) -> float:
+def _bytes(form: str, width: int, block_size: int | None) -> float:
     """Of a row of weights, with its scales."""
-    return 4.0 * width if form == FLOAT else row_bytes(width, BITS[form], size_of(width, BITS[form], most))
+    return 4.0 * width if form == FLOAT else row_bytes(width, *bits_and_size(form, width, block_size))
