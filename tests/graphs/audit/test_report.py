@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,14 @@ def test_fills_are_judged_by_the_weights(tmp_path: Path) -> None:
     for large in ("90.0", "-80.0", "110.0", "70.0", "100.0", "120.0"):
         middle = middle.replace(large, str(float(large) / 4.5))
     assert [finding.severity for finding in audited(middle, tmp_path).findings] == ["warning"]
+
+
+def test_a_plain_graph_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    onnx.save(onnx.parser.parse_model(blocks("hidden-tokens")[0]), path)
+    code = (
+        "import sys\nsys.modules.update(dict.fromkeys(['torch', 'transformers', 'onnxruntime', 'onnxscript']))\n"
+        "from trueport.graphs.audit import audit\nprint(audit(sys.argv[1]).text())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "1 error in 1 attention layer" in done.stdout, done.stderr
