@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trueport.graphs.audit.experiment.arithmetic import UnknownError
-from trueport.graphs.audit.experiment.seen import own_queries, real_queries
+from trueport.graphs.audit.experiment.seen import leaks, own_queries, real_queries
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.seen import Seen
@@ -52,9 +53,15 @@ def _by_count(whole: Seen, mask: Any) -> Any:
     return found & (places >= 0)[:, None, :, None]
 
 
-def by_other_rows(hidden: Any, mask: Any) -> bool:
-    """Whether all that is hidden is padding in another row."""
-    return not (hidden & mask.all(axis=0)).any()
+def with_some_keys(seen: Seen) -> Seen:
+    """The same without queries that see every key alike, padding too, as none is left to them."""
+    return replace(seen, keys=seen.keys & ~seen.keys.all(axis=-1, keepdims=True))
+
+
+def by_other_rows(seen: Seen, mask: Any, past: int) -> bool:
+    """Whether every row hides what any row hides."""
+    anywhere = np.broadcast_to(~mask.all(axis=0), mask.shape)
+    return not leaks(with_some_keys(seen), mask, past, anywhere)
 
 
 def some_hide_themselves(seen: Seen, mask: Any, past: int) -> bool:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
-from trueport.graphs.audit.experiment.hiding import by_other_rows, hidden_tokens, some_hide_themselves
+from trueport.graphs.audit.experiment.hiding import by_other_rows, hidden_tokens, some_hide_themselves, with_some_keys
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
 from trueport.graphs.audit.experiment.seen import SCORES, Seen, Watcher, leaks, misplaced, multiplied, own_queries
 from trueport.graphs.audit.softmax import renormalised
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
 INVERTED, FIRST_ROW, QUERY_AXIS, MULTIPLIED, OTHER = "inverted", "first row", "query axis", "multiplied", "other"
-OTHER_ROWS, NEIGHBOURS, ITSELF = "other rows", "neighbours", "itself"
-"""Why tokens are hidden that the mask shows: for another row's padding, for their own row's, or whatever is padding."""
+ANY_ROW, PADDING, ITSELF = "any row", "padding", "itself"
+"""Why tokens are hidden that the mask shows: for any row's padding, for some, or whatever is padding."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class _Judge:
         """Why tokens are hidden at every length, with a past or without one."""
         loops = self.view.repeats(site.node)
         groups = [[_kind_of_hiding(*pair, loops=loops) for pair in group] for group in self._pairs(site, encoding)]
-        alike = [group[0] if len(set(group)) == 1 else NEIGHBOURS for group in groups if all(group)]
+        alike = [group[0] if len(set(group)) == 1 else PADDING for group in groups if all(group)]
         return next(iter(alike), "") if groups else None
 
     def _pairs(self, site: Site, encoding: Encoding) -> list[list[tuple[Seen, Seen, Trial]]]:
@@ -205,8 +205,8 @@ class _Judge:
         return groups
 
     def _blinded(self, site: Site, encoding: Encoding) -> bool:
-        """Whether only tokens see padding that see nothing else, all their keys being hidden for other rows' padding."""
-        return any(all(_blind_for_others(*pair) for pair in group) for group in self._pairs(site, encoding))
+        """Whether only tokens see padding that have no key left, as tokens are hidden too."""
+        return any(all(_blinded(*pair) for pair in group) for group in self._pairs(site, encoding))
 
     def hidden(self, site: Site, kind: str) -> Leak:
         """A layer that hides tokens."""
@@ -275,7 +275,7 @@ class _Judge:
         if all(_on_queries(seen, trial) for seen in watcher.readings(site)):
             return QUERY_AXIS, None
         if self._blinded(site, self.encodings[0]):
-            return OTHER_ROWS, None
+            return self._hiding(site, self.encodings[0]) or PADDING, None
         by = multiplied(watcher, site, self.reached)
         if by is not None:
             return MULTIPLIED, by
@@ -292,16 +292,14 @@ def _kind_of_hiding(seen: Seen, whole: Seen, trial: Trial, *, loops: bool) -> st
     if loops and _as_first_row(seen, trial):
         hidden = hidden[:1]
     if hidden.any():
-        return OTHER_ROWS if by_other_rows(hidden, trial.mask) else NEIGHBOURS
+        return ANY_ROW if by_other_rows(seen, trial.mask, trial.past) else PADDING
     return ITSELF if some_hide_themselves(seen, trial.mask, trial.past) else ""
 
 
-def _blind_for_others(seen: Seen, whole: Seen, trial: Trial) -> bool:
-    """Whether queries that see padding see every key alike, as none is left, and others miss what other rows hide."""
-    some = replace(seen, keys=seen.keys & ~seen.keys.all(axis=-1, keepdims=True))
+def _blinded(seen: Seen, whole: Seen, trial: Trial) -> bool:
+    """Whether padding is seen by those alone that see every key alike, and tokens are hidden from others."""
     hidden = hidden_tokens(seen, whole, trial.mask, trial.past)
-    alone = hidden.any() and by_other_rows(hidden, trial.mask)
-    return bool(alone) and not leaks(some, trial.mask, trial.past)
+    return bool(hidden.any()) and not leaks(with_some_keys(seen), trial.mask, trial.past)
 
 
 def _as_first_row(seen: Seen, trial: Trial) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from trueport.graphs.audit.experiment.judge import (
+    ANY_ROW,
     FIRST_ROW,
     INVERTED,
     ITSELF,
     MULTIPLIED,
-    NEIGHBOURS,
     OTHER,
-    OTHER_ROWS,
+    PADDING,
     QUERY_AXIS,
 )
 from trueport.graphs.audit.rule import Rule
@@ -29,8 +29,8 @@ WORDS = {
     QUERY_AXIS: "{mask} hides queries instead of keys: tokens attend padding",
     MULTIPLIED: "{node} multiplies by {mask}, and scores of hidden keys become 0 instead of -inf",
     OTHER: "tokens attend keys that {mask} hides",
-    OTHER_ROWS: "a row hides what {mask} hides in other rows: tokens see less of their own row in a batch than alone",
-    NEIGHBOURS: "where {mask} hides padding, tokens beside it are hidden too",
+    ANY_ROW: "every row hides what any row of {mask} hides: tokens see less of their own row in a batch than alone",
+    PADDING: "tokens that {mask} shows are hidden where others are padding",
     ITSELF: "some tokens do not see themselves, and others do",
 }
 
@@ -61,7 +61,7 @@ def _words(leak: Leak) -> str:
 
 def _hiding(rule: Rule, view: View) -> Iterator[Finding]:
     """The layers that hide tokens, and no padding is seen but by those that have no key left."""
-    blinded = (leak for leak in view.experiment.leaks if leak.kind == OTHER_ROWS)
+    blinded = (leak for leak in view.experiment.leaks if leak.kind in (ANY_ROW, PADDING))
     return _found(rule, view, (*view.experiment.hiding, *blinded))
 
 
