@@ -18,14 +18,14 @@ class Builder:
     Args:
         model: the model, for its opset and its stored constants.
         anchor: nodes go in front of it.
-        stem: names begin with this.
+        stem: names begin with this, and with more where the graph has such names: it may have been repaired before.
         behind: whether they go behind it instead.
     """
 
     def __init__(self, model: ir.Model, anchor: ir.Node, stem: str, *, behind: bool = False) -> None:
         self.model = model
         self.anchor = anchor
-        self.stem = stem
+        self.stem = _free(model, stem)
         self.opset = model.opset_imports.get("") or model.opset_imports.get("ai.onnx") or 0
         self._count = 0
         self._last = anchor if behind else None
@@ -82,6 +82,18 @@ class Builder:
         for condition in conditions[1:]:
             whole = self.op("And", whole, condition)
         return whole
+
+
+def _free(model: ir.Model, stem: str) -> str:
+    """A beginning that no name of the graph has."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    graphs = {id(node.graph): node.graph for node in nodes if node.graph is not None} | {0: model.graph}
+    names = {node.name for node in nodes} | {value.name for node in nodes for value in node.outputs}
+    names |= {value.name for graph in graphs.values() for value in (*graph.inputs, *graph.initializers.values())}
+    like = [name for name in names if name and name.startswith(stem)]
+    while any(name.startswith(f"{stem}/") for name in like):
+        stem += "_"
+    return stem
 
 
 def _kind(value: Any) -> ir.AttributeType:
