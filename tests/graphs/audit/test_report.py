@@ -73,6 +73,16 @@ def test_no_report_is_written_over_a_graph(
     assert summed.read_bytes() == before and not Path("fixed.onnx").exists()
 
 
+@pytest.mark.parametrize("places", [("r.json", "./r.json"), ("-", "-")])
+def test_two_reports_need_two_places(
+    places: tuple[str, str], summed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One was lost, or both lay behind each other and were no JSON."""
+    monkeypatch.chdir(summed.parent)
+    assert command(monkeypatch, "audit", summed, "--json", places[0], "--sarif", places[1]) == 2
+    assert "Give two places" in capsys.readouterr().err and not Path("r.json").exists()
+
+
 def test_sarif(summed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "audit", summed, "--sarif", "-") == 1
     content: dict[str, Any] = json.loads(capsys.readouterr().out)
