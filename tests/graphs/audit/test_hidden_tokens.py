@@ -8,7 +8,7 @@ import pytest
 
 from tests.graphs.audit.test_hidden_keys import CHOSEN, FLOATS, IDS, REAL, STORED, operator, plain
 from tests.graphs.audit.test_odd_masks import CACHED, STEP
-from tests.graphs.audit.test_rules import CAUSAL, HEAD, OUT, QKV, audited
+from tests.graphs.audit.test_rules import CAUSAL, HEAD, OUT, QKV, SCORES, audited
 
 ANY = "least = ReduceMin (attention_mask, i1)\nreal = Cast <to = 9> (least)\nrow = Unsqueeze (real, keys)\n"
 """What is padding in any row counts as padding in all."""
@@ -104,6 +104,29 @@ RIGHT = {
 def test_right_masks_hide_no_token(name: str, tmp_path: Path) -> None:
     report = audited(RIGHT[name], tmp_path)
     assert report.findings == () and report.unjudged == 0, report.text()
+
+
+BEHIND = (
+    "w = Softmax <axis = -1> (scores)\nm = %s\nsum = ReduceSum <keepdims = 1> (m, last)\nmore = Add (sum, eps)\n"
+    "weights = Div (m, more)\ny = MatMul (weights, v)\n"
+)
+ANY_BEHIND = "least = ReduceMin (ones, i1)\n"
+MASKED_BEHIND = {
+    "multiplied": ("", FLOATS + SCORES + BEHIND % "Mul (w, ones)"),
+    "chosen": ("", REAL + SCORES + BEHIND % "Where (row, w, zero)"),
+    "zeros chosen": ("", REAL + "n = Not (row)\n" + SCORES + BEHIND % "Where (n, zero, w)"),
+    "inverted": ("inverted-mask", FLOATS + "n = Sub (one, ones)\n" + SCORES + BEHIND % "Mul (w, n)"),
+    "zeros chosen for tokens": ("inverted-mask", REAL + SCORES + BEHIND % "Where (row, zero, w)"),
+    "what any row hides": ("hidden-tokens", FLOATS + ANY_BEHIND + SCORES + BEHIND % "Mul (w, least)"),
+}
+"""Weights that are masked behind the softmax, and divided by their sum."""
+
+
+@pytest.mark.parametrize("name", MASKED_BEHIND)
+def test_masks_behind_the_softmax(name: str, tmp_path: Path) -> None:
+    rule, text = MASKED_BEHIND[name]
+    report = audited(plain(text), tmp_path)
+    assert [finding.rule for finding in report.findings] == [rule] * bool(rule) and report.unjudged == 0, report.text()
 
 
 KEYS_AT = {

@@ -12,7 +12,6 @@ from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
 from trueport.graphs.audit.experiment.hiding import by_other_rows, hidden_tokens, some_hide_themselves, with_some_keys
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
 from trueport.graphs.audit.experiment.seen import SCORES, Seen, Watcher, leaks, misplaced, multiplied, own_queries
-from trueport.graphs.audit.softmax import renormalised
 from trueport.graphs.audit.view import ATTENTION
 
 if TYPE_CHECKING:
@@ -120,8 +119,6 @@ class _Judge:
 
     def reaches(self, site: Site) -> bool:
         """Whether a layer's mask depends on this one, other than through queries and keys."""
-        if not site.fused and renormalised(site.node, self.reached):
-            return False  # the weights are masked behind the softmax, whatever stands before it
         return any(id(value) in self.direct for value in site.mask_values())
 
     def reaches_layer(self, node: ir.Node) -> bool:

@@ -79,9 +79,9 @@ class Watcher:
         if not found.score:
             raise UnknownError
         array = np.asarray(found.array, dtype=np.float64)
-        if site.spelled is not None and site.spelled.factor is not None:
+        for factor in self._factors(site, walk):
             with np.errstate(divide="ignore", invalid="ignore"):
-                array = array + np.log(np.asarray(walk.of(site.spelled.factor).array, dtype=np.float64))
+                array = array + np.log(factor)
         axis = site.axis(self.view)
         if axis is None:
             raise UnknownError
@@ -101,6 +101,15 @@ class Watcher:
         if rank == 3:
             array = array[:, None]
         yield self._placed(array, rows, keys)
+
+    def _factors(self, site: Site, walk: Evaluator) -> Iterator[Any]:
+        """Masks that exponentials, or weights, are multiplied by."""
+        if site.spelled is not None and site.spelled.factor is not None:
+            yield np.asarray(walk.of(site.spelled.factor).array, dtype=np.float64)
+        behind = None if site.behind is None else walk.of(site.behind.factor)
+        if site.behind is not None and behind is not None and not behind.score:
+            factor = np.asarray(behind.array, dtype=np.float64)
+            yield 1.0 * (factor == 0) if site.behind.hides else factor
 
     def _keys_last(self, array: Any, axis: int, shape: list[int] | None) -> Any:
         """Scores whose keys lie on another axis, with the keys behind the queries: the queries are told by their number."""
