@@ -106,6 +106,29 @@ def test_right_masks_hide_no_token(name: str, tmp_path: Path) -> None:
     assert report.findings == () and report.unjudged == 0, report.text()
 
 
+CROSS = (
+    f"{HEAD}g (float[batch, 2, length, 4] q, float[batch, 2, source, 4] k, float[batch, 2, source, 4] v, "
+    f"int64[batch, length] decoder_attention_mask, int64[batch, source] attention_mask) {OUT}\n<{STORED}>\n{{\n{REAL}"
+    "own = Cast <to = 9> (decoder_attention_mask)\ncolumn = Unsqueeze (own, queries)\n%s}"
+)
+BOTH = "seen = And (row, column)\n" + CHOSEN
+TWO_MASKS = {
+    "one for queries and one for keys": ([], CROSS % BOTH),
+    "the keys' mask is the first row's": (
+        ["first-row-mask"], CROSS % ("first = Gather <axis = 0> (row, i1)\n" + BOTH.replace("(row, c", "(first, c")),
+    ),
+    "both are of one sequence": (["query-axis-mask"], (CROSS % BOTH).replace("source", "length")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWO_MASKS)
+def test_two_masks_of_one_layer(name: str, tmp_path: Path) -> None:
+    """A decoder's cross-attention may be told which queries are padding, which nobody reads."""
+    rules, text = TWO_MASKS[name]
+    report = audited(text, tmp_path)
+    assert [finding.rule for finding in report.findings if finding.severity == "error"] == rules, report.text()
+
+
 BEHIND = (
     "w = Softmax <axis = -1> (scores)\nm = %s\nsum = ReduceSum <keepdims = 1> (m, last)\nmore = Add (sum, eps)\n"
     "weights = Div (m, more)\ny = MatMul (weights, v)\n"

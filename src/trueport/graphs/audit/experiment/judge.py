@@ -35,6 +35,7 @@ class Leak:
         kind: how the mask is misused.
         node: the node that does it, where one can be named.
         certain: whether the input can only mean what the experiment took it for.
+        axis: the name of the mask's last axis.
     """
 
     site: Site
@@ -42,6 +43,7 @@ class Leak:
     kind: str
     node: ir.Node | None
     certain: bool
+    axis: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,20 @@ def judge(view: View) -> Verdict:
     turned: dict[int, Site] = {}
     unknown: dict[int, ir.Node] = {}
     known = {id(site.node) for site in view.sites}
+    keys: dict[int, set[str]] = {}
     budget = Budget()
     for mask in padding_masks(view):
         one = _Judge(view, mask, budget)
         direct = [site for site in view.sites if one.reaches(site)]
         for site in direct:
             wrong = one.always_leaks(site)
+            leak = one.leak(site) if wrong else None
+            if wrong is not None and (leak is None or leak.kind != QUERY_AXIS):
+                keys.setdefault(id(site.node), set()).add(one.axis)
             if wrong is None:
                 unknown[id(site.node)] = site.node
-            elif wrong:
-                leaks.append(one.leak(site))
+            elif leak is not None:
+                leaks.append(leak)
             elif one.misplaced(site):
                 turned[id(site.node)] = site
             elif (why := one.hides_tokens(site)) is None:
@@ -86,6 +92,8 @@ def judge(view: View) -> Verdict:
                 hiding.append(one.hidden(site, why))
         leaks += one.through_scores(lone=not direct)
         unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
+    # Of a decoder that reads a source, one mask may say which queries are padding, and another which keys.
+    leaks = [leak for leak in leaks if leak.kind != QUERY_AXIS or keys.get(id(leak.site.node), set()) <= {leak.axis}]
     return Verdict(tuple(leaks), tuple(hiding), tuple(turned.values()), tuple(unknown.values()))
 
 
@@ -109,6 +117,7 @@ class _Judge:
     def __init__(self, view: View, mask: ir.Value, budget: Budget) -> None:
         self.view = view
         self.mask = mask
+        self.axis = str(mask.shape[-1]) if mask.shape else ""
         self.reached = view.masks.get(mask.name or "", set())
         products = frozenset(id(site.scores) for site in view.sites if site.scores is not None)
         self.direct = view.dependents([mask], barriers=products)
@@ -208,7 +217,7 @@ class _Judge:
     def hidden(self, site: Site, kind: str) -> Leak:
         """A layer that hides tokens."""
         certain = self._sure() and kind != ITSELF
-        return Leak(site, self.mask.name or "", kind, None, certain)
+        return Leak(site, self.mask.name or "", kind, None, certain, self.axis)
 
     def _sure(self) -> bool:
         """Whether an input says what is padding, and nothing else."""
@@ -227,7 +236,7 @@ class _Judge:
         certain = self._sure()
         if kind == INVERTED:
             certain &= self.mask.dtype in (ir.DataType.INT64, ir.DataType.INT32)
-        return Leak(site, self.mask.name or "", kind, node, certain)
+        return Leak(site, self.mask.name or "", kind, node, certain, self.axis)
 
     def _watched(self, encoding: Encoding, *, padded: bool = True) -> list[list[Watcher]]:
         key = (encoding, padded)
