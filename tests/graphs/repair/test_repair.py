@@ -52,6 +52,8 @@ def test_the_pages_graphs(rule: str, rows: str, tmp_path: Path) -> None:
 SUMS = (
     "chosen, then added",
     "added to each other",
+    "taken off",
+    "divided",
     "inside a bias",
     "product with -inf",
     "-inf bias on MultiHeadAttention",
