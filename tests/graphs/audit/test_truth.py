@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from trueport.graphs.audit import audit
 
 LEAKS = {"leaking-mask", "inverted-mask", "first-row-mask", "query-axis-mask", "multiplied-mask"}
 GRAPHS = 25
-SOURCES = {"row": 8, "causal": 8, "other": 2, "column": 2, "first": 1, "later": 2}
+SOURCES = {"row": 8, "causal": 8, "other": 2, "column": 2, "first": 1, "later": 2, "least": 1}
 """Conditions, and how often each is taken."""
 GIVEN = (
     REAL
+    + "fewest = ReduceMin (attention_mask, i1)\nall = Cast <to = 9> (fewest)\nleast = Unsqueeze (all, keys)\n"
     + "other = Not (row)\ncolumn = Unsqueeze (real, queries)\nfirst = Gather <axis = 0> (row, i1)\nlater = Not (causal)\n"
 )
 WAYS = (
@@ -111,6 +113,8 @@ def test_verdicts_are_the_runtimes(seed: int, tmp_path: Path) -> None:
         # A token that no key is left for sees padding too, for a reason of its own.
         assert (found == wrong or (wrong and hides)) and not report.unjudged, f"{report.text()}\n{text}"
         crossing = crosses(path, number)
-        assert hides <= crossing <= (found or hides), f"{report.text()}\n{text}"
+        # Scores of tokens that become 0 for another row's padding are not hidden: that is not asked.
+        multiplied = bool(re.search(r"= Mul \((scores|m\d), c", text))
+        assert hides <= crossing <= (found or hides or multiplied), f"{report.text()}\n{text}"
         counts[wrong] += 1
     assert min(counts.values()) > 0
