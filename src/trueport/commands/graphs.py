@@ -31,6 +31,8 @@ def audit(
     from trueport.graphs.audit.rules import RULES
     from trueport.graphs.links import files, spare
 
+    if json_file is not None and sarif_file is not None and json_file.resolve() == sarif_file.resolve():
+        raise TrueportError(f"--json and --sarif are both to be {json_file}", "Give two places.")
     graph = _openable(graph)
     report = find(graph)
     spare(_reports(json_file, sarif_file), files(graph))

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from tests.graphs.audit.test_hidden_keys import IDS, REAL, STORED, operator, plain
-from tests.graphs.audit.test_rules import END, HEAD, SCORES, audited
+from tests.graphs.audit.test_rules import END, HEAD, OUT, QKV, SCORES, audited
 
 FOLDED = (
     f"{HEAD}g (float[batch, length, 8] x, {IDS}) => (float[rows, length, 4] y)\n"
@@ -56,10 +56,17 @@ GROUPED = operator(
     '(q, k, v, "", "", lengths, total, "", "", "", bias)'
 ).replace(", 4]", ", 16]")
 """A bias made of the mask, and lengths for each row."""
+STANDARD = (
+    f"{HEAD.replace('23', '24')}g ({QKV}, {IDS}) {OUT}\n<{STORED}>\n{{\n{REAL}"
+    "sums = ReduceSum <keepdims = 0> (attention_mask, i2)\n"
+    'y = Attention (q, k, v, %s, "", "", sums)\n}'
+)
 WRONG = {
     "the mask's sums beside a bias": (
         "right-padding-only", "error", GROUPED % "counts = ReduceSum <keepdims = 0> (attention_mask, i2)",
     ),
+    "the mask's sums as nonpad_kv_seqlen": ("right-padding-only", "error", STANDARD % '""'),
+    "the mask's sums as nonpad_kv_seqlen, beside the mask": ("right-padding-only", "error", STANDARD % "row"),
     "a length among computed sizes": (
         "baked-length", "error",
         FOLDED.replace("int64[1] four", "int64[1] sample = {16}, int64[1] four") % TIME_FIRST.replace(
@@ -77,6 +84,10 @@ WRONG = {
     ),
 }  # fmt: skip
 RIGHT = {
+    "the last token's place beside a bias": (
+        GROUPED % "x = Range (zero64, whole, one64)\nplaces = Add (x, i2)\nkept = Mul (attention_mask, places)\n"
+        "counts = ReduceMax <keepdims = 0> (kept, i2)"
+    ).replace("bool yes", "int64 zero64 = {0}, int64 one64 = {1}, bool yes"),
     "the batch's length beside a bias": GROUPED % "counts = Expand (length, rows)",
     "sizes behind a Reshape": FOLDED % TIME_FIRST,
     "all heads of a row, and its mask for each": FOLDED % (ROWS_FIRST + BY_ROWS),
@@ -101,6 +112,11 @@ def test_wrong_heads_are_found(name: str, tmp_path: Path) -> None:
     rule, severity, text = WRONG[name]
     report = audited(text, tmp_path)
     assert {(finding.rule, finding.severity) for finding in report.findings} == {(rule, severity)}, report.text()
+
+
+def test_what_lengths_need_instead_is_said(tmp_path: Path) -> None:
+    (finding,) = audited(STANDARD % '""', tmp_path).findings
+    assert "attn_mask" in finding.mend and not finding.repairable
 
 
 @pytest.mark.parametrize("name", RIGHT)

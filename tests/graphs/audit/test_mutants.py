@@ -69,6 +69,13 @@ MUTANTS: dict[str, tuple[str, Callable[[onnx.ModelProto], None]]] = {
             ],
         ),
     ),
+    "what any row hides": (
+        "hidden-tokens",
+        lambda model: rewired(
+            model,
+            lambda m: [("ReduceMin", [m, "zero"], {}), ("Shape", [m], {}), ("Expand", [f"{m}/0", f"{m}/1"], {})],
+        ),
+    ),
     "joined by or": ("leaking-mask", joined_by_or),
 }
 

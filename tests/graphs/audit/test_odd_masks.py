@@ -72,7 +72,7 @@ def test_a_mask_without_declared_axes_is_not_judged(tmp_path: Path) -> None:
 
     report = changed(WRONG["inverted"][1], forget, tmp_path)
     assert report.findings == () and report.unjudged == 1
-    assert "whether padding is hidden in 1 layer is not known" in report.text()
+    assert "whether padding alone is hidden in 1 layer is not known" in report.text()
 
 
 ROW_BY_ROW = (

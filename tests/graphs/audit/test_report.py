@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,16 @@ def test_no_report_is_written_over_a_graph(
     assert summed.read_bytes() == before and not Path("fixed.onnx").exists()
 
 
+@pytest.mark.parametrize("places", [("r.json", "./r.json"), ("-", "-")])
+def test_two_reports_need_two_places(
+    places: tuple[str, str], summed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One was lost, or both lay behind each other and were no JSON."""
+    monkeypatch.chdir(summed.parent)
+    assert command(monkeypatch, "audit", summed, "--json", places[0], "--sarif", places[1]) == 2
+    assert "Give two places" in capsys.readouterr().err and not Path("r.json").exists()
+
+
 def test_sarif(summed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "audit", summed, "--sarif", "-") == 1
     content: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -138,3 +149,14 @@ def test_fills_are_judged_by_the_weights(tmp_path: Path) -> None:
     for large in ("90.0", "-80.0", "110.0", "70.0", "100.0", "120.0"):
         middle = middle.replace(large, str(float(large) / 4.5))
     assert [finding.severity for finding in audited(middle, tmp_path).findings] == ["warning"]
+
+
+def test_a_plain_graph_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    path = tmp_path / "graph.onnx"
+    onnx.save(onnx.parser.parse_model(blocks("hidden-tokens")[0]), path)
+    code = (
+        "import sys\nsys.modules.update(dict.fromkeys(['torch', 'transformers', 'onnxruntime', 'onnxscript']))\n"
+        "from trueport.graphs.audit import audit\nprint(audit(sys.argv[1]).text())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "1 error in 1 attention layer" in done.stdout, done.stderr

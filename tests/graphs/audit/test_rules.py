@@ -89,6 +89,19 @@ VARIANTS = {
         graph("a = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\nboth = Add (a, m)\n" + SCORES
               + "masked = Add (scores, both)\n" + END, f"{MASK}, {CAUSAL}"),
     ),
+    # Of the other sign.
+    "taken off": (
+        "summed-masks",
+        graph("a = Where (causal, zero, big)\nm = Where (attention_mask, zero, big)\n" + SCORES
+              + "one = Sub (scores, m)\nmasked = Sub (one, a)\n" + END,
+              f"{MASK}, {CAUSAL}", "float big = {10000.0}, float zero = {0.0}"),
+    ),
+    "divided": (
+        "summed-masks",
+        graph("n = Not (attention_mask)\nc = Cast <to = 1> (n)\nm = Div (c, small)\na = Where (causal, zero, fill)\n"
+              + SCORES + "one = Add (scores, m)\nmasked = Add (one, a)\n" + END,
+              f"{MASK}, {CAUSAL}", "float fill = {-10000.0}, float small = {-0.0001}, float zero = {0.0}"),
+    ),
     # (1 - mask) * -10000 inside a position bias.
     "inside a bias": (
         "summed-masks",

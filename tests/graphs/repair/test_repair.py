@@ -52,6 +52,8 @@ def test_the_pages_graphs(rule: str, rows: str, tmp_path: Path) -> None:
 SUMS = (
     "chosen, then added",
     "added to each other",
+    "taken off",
+    "divided",
     "inside a bias",
     "product with -inf",
     "-inf bias on MultiHeadAttention",
@@ -204,6 +206,15 @@ def test_lengths_become_the_raw_mask(tmp_path: Path) -> None:
 def test_a_right_graph_is_copied(tmp_path: Path) -> None:
     done = repair(saved(blocks("summed-masks")[1], tmp_path), tmp_path / "fixed.onnx")
     assert done.mended == () and done.proof is None and (tmp_path / "fixed.onnx").is_file()
+
+
+def test_an_input_that_no_memory_holds_is_named(tmp_path: Path) -> None:
+    path = saved(
+        VARIANTS["added to each other"][1].replace(", bool[1, 1", f", float[{1 << 40}] other, bool[1, 1"), tmp_path
+    )
+    with pytest.raises(TrueportError, match="the input other has 1,099,511,627,776 elements"):
+        repair(path, tmp_path / "fixed.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
 
 
 def test_what_cannot_be_mended_is_said(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def _words(tensor: ir.TensorProtocol) -> str:
 
 def _origin(node: ir.Node) -> Origin:
     """From the metadata that torch.onnx notes, or from the path that an exported file keeps."""
-    from trueport.targets.onnx.lower import MODULE_KEY, module_path
+    from trueport.graphs.origin import MODULE_KEY, module_path
 
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     module = node.metadata_props.get(MODULE_KEY, "") or module_path(scopes)

@@ -251,7 +251,7 @@ def origins_of(program: Any, method: str) -> dict[tuple[int, int | None], Origin
 def origin_of_node(node: Any) -> Origin:
     """From what torch.export notes: the stack of modules and the traceback."""
     from trueport.diagnosis.divergence.onnx_flow import source_line
-    from trueport.targets.onnx.lower import module_path
+    from trueport.graphs.origin import module_path
 
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return Origin(module_path(str([*paths, ""])), source_line(node.meta.get("stack_trace") or ""))

@@ -78,7 +78,7 @@ class Report:
         said = ", ".join(words for words in counts if not words.startswith("0 ")) or "nothing found"
         total = f"{clean(self.file)}: {said} in {count_words(self.attentions, 'attention layer')}"
         if self.unjudged:
-            total += f"; whether padding is hidden in {count_words(self.unjudged, 'layer')} is not known"
+            total += f"; whether padding alone is hidden in {count_words(self.unjudged, 'layer')} is not known"
         return "\n".join([*(finding.line() for finding in self.findings), total + "."])
 
     def to_json(self) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from trueport.graphs.audit.softmax import softmax_axis
+from trueport.graphs.audit.softmax import masked_behind, softmax_axis
 from trueport.graphs.audit.terms import Fills, Term
 from trueport.graphs.audit.view import uncast
 
 if TYPE_CHECKING:
-    from trueport.graphs.audit.softmax import Spelled
+    from trueport.graphs.audit.softmax import Behind, Spelled
     from trueport.graphs.audit.view import View
 
 SLOTS: dict[tuple[str, str], dict[str, int]] = {
@@ -53,6 +53,7 @@ class Site:
         given: the masked scores that the softmax reads; None for an operator.
         replaced: whether a Where puts a plain number in the place of some scores.
         guarded: whether one does so behind every -inf.
+        behind: the mask of the weights, which are then divided by their sum.
         spelled: the softmax, where it is written out; ``node`` is then its last one.
     """
 
@@ -65,6 +66,7 @@ class Site:
     spelled: Spelled | None = None
     replaced: bool = False
     guarded: bool = False
+    behind: Behind | None = None
 
     @property
     def fused(self) -> bool:
@@ -80,7 +82,8 @@ class Site:
         """What may carry a mask into this layer."""
         if not self.fused:
             factor = None if self.spelled is None else self.spelled.factor
-            return [value for value in (self.given, factor) if value is not None]
+            weights = None if self.behind is None else self.behind.factor
+            return [value for value in (self.given, factor, weights) if value is not None]
         slots = (self.slot(name) for name in ("mask", "bias", "lengths"))
         return [value for value in slots if value is not None]
 
@@ -126,7 +129,7 @@ def find_sites(view: View) -> list[Site]:
             site_ = _decomposed(view, fills, node, given)
             if site_ is not None:
                 written = view.spelled.get(id(node))
-                found.append(site_ if written is None else replace(site_, spelled=written))
+                found.append(replace(site_, spelled=written, behind=masked_behind(view, node)))
     return found
 
 

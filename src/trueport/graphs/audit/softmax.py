@@ -35,6 +35,19 @@ class Spelled:
     guarded: bool = False
 
 
+@dataclass(frozen=True)
+class Behind:
+    """A mask of weights.
+
+    Attributes:
+        factor: what they are multiplied by, or chosen with against 0.
+        hides: whether what is not 0 hides.
+    """
+
+    factor: ir.Value
+    hides: bool = False
+
+
 def softmax_axis(view: View, node: ir.Node) -> int | None:
     """The axis of a Softmax or LogSoftmax; None where it goes over several, as it may before opset 13."""
     found = node.attributes.get("axis")
@@ -135,12 +148,19 @@ def _exponential(view: View, value: ir.Value) -> tuple[ir.Node | None, ir.Value 
     return None, None
 
 
-def renormalised(softmax: ir.Node, reached: set[int]) -> bool:
-    """Whether a mask meets the weights behind a softmax, which are then divided by their sum."""
-    masked = [
-        use.node
-        for use in softmax.outputs[0].uses()
-        if use.node.op_type in ("Mul", "Where") and any(id(value) in reached for value in use.node.inputs)
-    ]
-    users = {use.node.op_type for node in masked for use in node.outputs[0].uses()}
-    return "Div" in users and bool(users & SUMS)
+def masked_behind(view: View, softmax: ir.Node) -> Behind | None:
+    """The mask that meets the weights behind a softmax, before they are divided by their sum; None without one."""
+    for node, place in ((use.node, use.idx) for use in softmax.outputs[0].uses()):
+        users = {use.node.op_type for value in node.outputs[:1] for use in value.uses()}
+        if "Div" not in users or not users & SUMS:
+            continue
+        if node.op_type == "Mul" and (factor := node.inputs[1 - place]) is not None:
+            return Behind(factor)
+        if (
+            node.op_type == "Where"
+            and place
+            and view.scalar(node.inputs[3 - place]) == 0
+            and node.inputs[0] is not None
+        ):
+            return Behind(node.inputs[0], hides=place == 2)
+    return None

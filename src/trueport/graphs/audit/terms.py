@@ -103,8 +103,8 @@ class Fills:
             floor = self.view.scalar(inputs[1]) if len(inputs) > 1 else None
             fill = self.of(inputs[0], depth)
             return fill if fill is None or floor is None else max(fill, floor)
-        if kind == "Mul":
-            return self._product(inputs, depth)
+        if kind in ("Mul", "Div"):
+            return self._product(node, depth)
         if kind in ("ScatterND", "ScatterElements"):
             fills = [fill for fill in (self.of(inputs[0], depth), self.of(inputs[2], depth)) if fill is not None]
             return min(fills, default=None)
@@ -150,11 +150,19 @@ class Fills:
         first, second = (self.view.scalar(branch) for branch in node.inputs[1:3])
         return first if first == second else None
 
-    def _product(self, inputs: list[ir.Value | None], depth: int) -> float | None:
+    def _factors(self, product: ir.Node) -> list[tuple[float, ir.Value | None]]:
+        """The numbers that a Mul or a Div multiplies by, and what is multiplied."""
+        first, second = product.inputs[:2]
+        if product.op_type == "Div":
+            number = self.view.scalar(second)
+            return [(1 / number, first)] if number else []
+        pairs = [(self.view.scalar(scaled), other) for scaled, other in ((first, second), (second, first))]
+        return [(factor, other) for factor, other in pairs if factor is not None]
+
+    def _product(self, product: ir.Node, depth: int) -> float | None:
         """``(1 - mask) * fill``, ``(mask - 1) * -fill``, or a mask term times a number, or something from 0 to 1."""
-        for scaled, other in (inputs, inputs[::-1]):
-            factor = self.view.scalar(scaled)
-            if factor is None or abs(factor) < -self.limit(other):
+        for factor, other in self._factors(product):
+            if abs(factor) < -self.limit(other):
                 continue
             node = other.producer() if other is not None else None
             if node is not None and node.op_type in ("MatMul", "FusedMatMul", "Einsum", "Gemm", "Gather"):
@@ -163,27 +171,30 @@ class Fills:
                 return factor
             if node is not None and node.op_type == "Sub" and self.view.scalar(node.inputs[1]) == 1:
                 return -factor
-        for scaled, other in (inputs, inputs[::-1]):
-            factor, inner = self.view.scalar(scaled), self.of(other, depth)
-            if factor is not None and inner is not None:
+        for factor, other in self._factors(product):
+            inner = self.of(other, depth)
+            if inner is not None:
                 return inner * factor if factor > 0 and inner * factor <= self.limit(other) else None
+        if product.op_type == "Div":
+            return None
+        inputs = list(product.inputs)
         fills = [fill for fill in (self.of(value, depth) for value in inputs) if fill is not None]
         if len(fills) != 1:
             return None
         return fills[0] if self.view.scalar(inputs[0]) is None and self.view.scalar(inputs[1]) is None else None
 
     def positive(self, value: ir.Value | None) -> float | None:
-        """The fill, negated, of what a Sub takes away: ``1e6 * (1 - mask)``."""
+        """The fill, negated, of what a Sub takes away: ``1e6 * (1 - mask)``, or a Where between 0 and 1e6."""
         node = value.producer() if value is not None else None
         while node is not None and node.op_type in PASS and node.inputs[0] is not None:
             node = node.inputs[0].producer()
-        if node is None or node.op_type != "Mul":
+        if node is not None and node.op_type == "Where":
+            numbers = sorted(number for number in map(self.view.scalar, node.inputs[1:3]) if number is not None)
+            whole = len(numbers) == 2 and numbers[0] == 0 and numbers[1] >= -self.limit(node.inputs[0])
+            return -numbers[1] if whole else None
+        if node is None or node.op_type not in ("Mul", "Div"):
             return None
-        for scaled, other in (node.inputs, node.inputs[::-1]):
-            factor = self.view.scalar(scaled)
-            if factor is not None and factor >= -self.limit(other):
-                return -factor
-        return None
+        return next((-factor for factor, other in self._factors(node) if factor >= -self.limit(other)), None)
 
     def times(self, value: ir.Value) -> int:
         """How many masks a product adds up before it multiplies them by the fill: ``((1 - a) + (1 - b)) * fill``."""

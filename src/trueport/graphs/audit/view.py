@@ -278,7 +278,7 @@ class View:
 
     def module(self, node: ir.Node) -> str:
         """The path of the module that a node comes from: by metadata, or by a name like ``/layer.0/attention/Add_1``."""
-        from trueport.targets.onnx.lower import MODULE_KEY, module_path
+        from trueport.graphs.origin import MODULE_KEY, module_path
 
         path = node.metadata_props.get(MODULE_KEY, "")
         if not path and "pkg.torch.onnx.name_scopes" in node.metadata_props:

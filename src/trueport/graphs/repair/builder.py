@@ -13,20 +13,22 @@ OLDEST = 11
 
 
 class Builder:
-    """Inserts nodes before an anchor.
+    """Inserts nodes beside an anchor.
 
     Args:
         model: the model, for its opset and its stored constants.
         anchor: nodes go in front of it.
-        stem: names begin with this.
+        stem: names begin with this, and with more where the graph has such names: it may have been repaired before.
+        behind: whether they go behind it instead.
     """
 
-    def __init__(self, model: ir.Model, anchor: ir.Node, stem: str) -> None:
+    def __init__(self, model: ir.Model, anchor: ir.Node, stem: str, *, behind: bool = False) -> None:
         self.model = model
         self.anchor = anchor
-        self.stem = stem
+        self.stem = _free(model, stem)
         self.opset = model.opset_imports.get("") or model.opset_imports.get("ai.onnx") or 0
         self._count = 0
+        self._last = anchor if behind else None
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """One node with one output."""
@@ -37,7 +39,11 @@ class Builder:
         node.outputs[0].name = f"{node.name}_output"
         node.metadata_props.update(self.anchor.metadata_props)
         assert self.anchor.graph is not None
-        self.anchor.graph.insert_before(self.anchor, node)
+        if self._last is None:
+            self.anchor.graph.insert_before(self.anchor, node)
+        else:
+            self.anchor.graph.insert_after(self._last, node)
+            self._last = node
         return node.outputs[0]
 
     def const(self, content: Any, dtype: Any = np.int64) -> ir.Value:
@@ -76,6 +82,18 @@ class Builder:
         for condition in conditions[1:]:
             whole = self.op("And", whole, condition)
         return whole
+
+
+def _free(model: ir.Model, stem: str) -> str:
+    """A beginning that no name of the graph has."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    graphs = {id(node.graph): node.graph for node in nodes if node.graph is not None} | {0: model.graph}
+    names = {node.name for node in nodes} | {value.name for node in nodes for value in node.outputs}
+    names |= {value.name for graph in graphs.values() for value in (*graph.inputs, *graph.initializers.values())}
+    like = [name for name in names if name and name.startswith(stem)]
+    while any(name.startswith(f"{stem}/") for name in like):
+        stem += "_"
+    return stem
 
 
 def _kind(value: Any) -> ir.AttributeType:

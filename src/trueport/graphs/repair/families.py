@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,15 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.experiment.inputs import ROWS, axis_size, batch_axes, taken
 from trueport.graphs.audit.view import MASK_NAME
+from trueport.graphs.loading import GraphError
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
 HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 64)
 """Heads that models have."""
+MOST_ELEMENTS = 1 << 28
+"""Elements of the largest input that is made up: 1 GB in float32."""
 FAMILIES = ("none hidden", "right", "left", "both sides", "holes", "random", "one row empty", "all rows empty")
 """The masks of the proof; all but the first keep their shape and draw their places."""
 
@@ -86,8 +90,19 @@ def _mask_sizes(view: View, length: int, past: int) -> tuple[int, int]:
 
 
 def _sizes(value: ir.Value, batches: frozenset[str], length: int, past: int) -> list[int]:
+    """Sizes of an input's axes.
+
+    Raises:
+        GraphError: nobody could fill it.
+    """
     name = value.name or ""
-    return [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
+    sizes = [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
+    if math.prod(sizes) > MOST_ELEMENTS:
+        raise GraphError(
+            f"the input {name} has {math.prod(sizes):,} elements, too many to make them up for the proof",
+            "Name the axes that may be shorter, or give --no-proof.",
+        )
+    return sizes
 
 
 def _mask_batch(view: View) -> str:

@@ -13,7 +13,7 @@ from trueport.graphs.audit.rules.right_padding_only import counted
 from trueport.graphs.repair.builder import OLDEST, Builder
 from trueport.graphs.repair.probe import Probe, detached
 from trueport.graphs.repair.standard import is_standard, mend_attention
-from trueport.graphs.repair.terms import aligned, bound_factors, condition
+from trueport.graphs.repair.terms import aligned, bound_factors, condition, take_place
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.sites import Site
@@ -255,12 +255,6 @@ def _replace(node: ir.Node, values: list[ir.Value]) -> str:
     assert graph is not None
     first = node.outputs[0].name or ""
     for old, new in zip(node.outputs, values, strict=False):
-        name, old.name = old.name, f"{old.name}_replaced"
-        new.name, new.type, new.shape = name, old.type, old.shape
-        for user, index in list(old.uses()):
-            user.replace_input_with(index, new)
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
+        take_place(old, new, list(old.uses()))
     graph.remove(node)
     return first

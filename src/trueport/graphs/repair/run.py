@@ -18,7 +18,7 @@ from trueport.graphs.audit.report import Finding
 from trueport.graphs.audit.run import explained
 from trueport.graphs.links import files, outside, spare
 from trueport.interrupts import held
-from trueport.words import count_words
+from trueport.words import count_words, number
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.sites import Site
@@ -117,7 +117,10 @@ def repair(
             found = _write(view, probes, path, staging / out.name, rows, proof)
             after = audit(staging / out.name)
             if found is not None and not found.proven:
-                raise ProofError(f"The repair of {path.name} failed. {found.text()[:-1]}", "Nothing was written.")
+                further = "" if found.rounded is None else _too_large(found.rounded)
+                raise ProofError(
+                    f"The repair of {path.name} failed. {found.text()[:-1]}", f"Nothing was written.{further}"
+                )
             with held():
                 _put_in_place(sorted(staging.iterdir(), reverse=True), out)
     except OSError as error:
@@ -125,6 +128,10 @@ def repair(
     remaining = {(finding.rule, finding.node) for finding in after.findings}
     mended = tuple(f for f in before.findings if f.repairable and (f.rule, f.node) not in remaining)
     return Repair(out.name, rows, mended, left, after, found)
+
+
+def _too_large(score: float) -> str:
+    return f" Scores reach {number(score)}, which float32 rounds: --precision float64 does not."
 
 
 def _put_in_place(written: Sequence[Path], out: Path) -> None:

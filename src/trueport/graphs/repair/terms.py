@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,14 +61,11 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     softmax.replace_input_with(0, build.op("Where", seen, scores, lowest))
     output = softmax.outputs[0]
     if rows == "zeros":
-        following = next((node for node in [*_after(softmax)]), None)
-        if following is None:
-            return "nothing reads its weights"
-        after = Builder(view.model, following, f"repair/{softmax.name or output.name}/rows")
+        behind = Builder(view.model, softmax, f"repair/{softmax.name or output.name}/rows", behind=True)
+        softmax.name = softmax.name or output.name  # which is the Mul's from now on
         users = list(output.uses())
-        kept = after.op("Mul", output, after.cast(seen, dtype))
-        for user, index in users:
-            user.replace_input_with(index, kept)
+        kept = behind.op("Mul", output, behind.cast(seen, dtype))
+        take_place(output, kept, users)
         output = kept
     terms = tuple((term.value.name or "", term.hides if term.chosen else None) for term in site.terms)
     return Probe(
@@ -107,12 +105,16 @@ def bound_factors(view: View, site: Site) -> None:
                 node.replace_input_with(index, finite)
 
 
-def _after(node: ir.Node) -> list[ir.Node]:
-    """The next node in the graph's order, if there is one."""
-    assert node.graph is not None
-    order = list(node.graph)
-    place = order.index(node)
-    return order[place + 1 : place + 2]
+def take_place(value: ir.Value, new: ir.Value, users: Sequence[tuple[ir.Node, int]]) -> None:
+    """Let ``new`` take a value's place and name, for these users and as an output of the graph."""
+    graph = value.graph
+    name, value.name = value.name, f"{value.name}_replaced"
+    new.name, new.type, new.shape = name, value.type, value.shape
+    for user, index in users:
+        user.replace_input_with(index, new)
+    for index, given in enumerate(graph.outputs if graph is not None else ()):
+        if given is value:
+            graph.outputs[index] = new  # type: ignore[union-attr]
 
 
 def aligned(start: ir.Value, end: ir.Value) -> bool:

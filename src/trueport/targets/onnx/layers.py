@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from trueport.targets.onnx.lower import MODULE_KEY, Graph
+from trueport.graphs.origin import MODULE_KEY
+from trueport.targets.onnx.lower import Graph
 
 PRODUCTS = ("MatMul", "Gemm")
 OTHERS = ("Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import onnx_ir as ir
 
 from trueport.capture import Captured
 from trueport.errors import LoweringError, SpecializationError
+from trueport.graphs.origin import MODULE_KEY, module_path
 from trueport.graphs.shapes import forget_shapes
 from trueport.graphs.stamping import RefusedError
 from trueport.graphs.stamping.match import read
@@ -289,10 +289,6 @@ def _refuse_constants(model: ir.Model, captured: Captured) -> None:
             )
 
 
-MODULE_KEY = "trueport.module"
-"""Metadata key of a node's module path; all else that torch notes holds paths of this machine."""
-
-
 def _strip(model: ir.Model) -> None:
     """Drop what differs from machine to machine, and the shapes that every runtime infers again."""
     from trueport import __version__
@@ -309,10 +305,3 @@ def _strip(model: ir.Model) -> None:
             node.metadata_props[MODULE_KEY] = path
         node.doc_string = None
     forget_shapes(model)
-
-
-def module_path(scopes: str) -> str:
-    """The innermost module of torch's list of scopes, whose last entry is the operation itself."""
-    names = ast.literal_eval(scopes) if scopes.startswith("[") else []
-    path = names[-2] if len(names) > 1 else ""
-    return path.removeprefix("inner.").removeprefix("model.") if path.startswith("inner.") else ""

@@ -161,8 +161,8 @@ def encodings(value: ir.Value) -> list[Encoding]:
     return [*found, Encoding(0, 1, either)]
 
 
-def trials(view: View, mask: ir.Value, encoding: Encoding) -> Iterator[list[Trial]]:
-    """Fillings of the inputs, one list for each length of the past.
+def trials(view: View, mask: ir.Value, encoding: Encoding, *, padded: bool = True) -> Iterator[list[Trial]]:
+    """Fillings of the inputs, one list for each length of the past; of rows without padding where they are not ``padded``.
 
     A list holds what has to go wrong all together: every length, and both answers to inputs that say yes or no to
     something that the names do not tell.
@@ -171,7 +171,11 @@ def trials(view: View, mask: ir.Value, encoding: Encoding) -> Iterator[list[Tria
     if mask.shape is None:
         return
     for group in runs(view):
-        yield [_trial(view, mask, encoding, length, past, answer) for length, past in group for answer in answers]
+        yield [
+            _trial(view, mask, encoding, length, past, answer, padded=padded)
+            for length, past in group
+            for answer in answers
+        ]
 
 
 def _is_open(value: ir.Value) -> bool:
@@ -182,7 +186,9 @@ def _is_open(value: ir.Value) -> bool:
     return kind == "b" or (kind in "iu" and bool(MASK_NAME.search(name)) and len(value.shape or ()) > 1)
 
 
-def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: int, answer: bool) -> Trial:
+def _trial(
+    view: View, mask: ir.Value, encoding: Encoding, length: int, past: int, answer: bool, *, padded: bool
+) -> Trial:
     batches = batch_axes(view)
     given: dict[int, Known] = {}
     axes: dict[str, int] = {}
@@ -194,7 +200,7 @@ def _trial(view: View, mask: ir.Value, encoding: Encoding, length: int, past: in
         shapes[name] = tuple(shape)
         axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not str(size).isdecimal()}
         if value is mask:
-            seen = draw(shape[0], shape[-1])
+            seen = draw(shape[0], shape[-1]) | (not padded)
             whole = seen.reshape(len(seen), *[1] * (len(shape) - 2), seen.shape[1])
             bounded(*shape)
             whole = np.broadcast_to(np.where(whole, encoding.visible, encoding.hidden), shape)

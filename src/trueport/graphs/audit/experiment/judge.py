@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
+from trueport.graphs.audit.experiment.hiding import by_other_rows, hidden_tokens, some_hide_themselves, with_some_keys
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
 from trueport.graphs.audit.experiment.seen import SCORES, Seen, Watcher, leaks, misplaced, multiplied, own_queries
-from trueport.graphs.audit.softmax import renormalised
 from trueport.graphs.audit.view import ATTENTION
 
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from trueport.graphs.audit.view import View
 
 INVERTED, FIRST_ROW, QUERY_AXIS, MULTIPLIED, OTHER = "inverted", "first row", "query axis", "multiplied", "other"
+ANY_ROW, PADDING, ITSELF = "any row", "padding", "itself"
+"""Why tokens are hidden that the mask shows: for any row's padding, for some, or whatever is padding."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A layer that sees keys which a mask hides.
+    """A layer that sees keys which a mask hides, or hides tokens which it shows.
 
     Attributes:
         site: the layer.
@@ -33,6 +35,7 @@ class Leak:
         kind: how the mask is misused.
         node: the node that does it, where one can be named.
         certain: whether the input can only mean what the experiment took it for.
+        axis: the name of the mask's last axis.
     """
 
     site: Site
@@ -40,6 +43,7 @@ class Leak:
     kind: str
     node: ir.Node | None
     certain: bool
+    axis: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class Verdict:
     """What the experiment found in a graph.
 
     Attributes:
-        leaks: every layer and mask that goes wrong.
+        leaks: every layer and mask that shows padding.
+        hiding: every layer and mask that hides tokens, and no padding is seen.
         misplaced: layers whose masks hide padding, and of other keys those that a causal mask shows.
         unknown: softmaxes and attention operators that a mask reaches, and of which nothing can be said.
     """
 
     leaks: tuple[Leak, ...]
+    hiding: tuple[Leak, ...]
     misplaced: tuple[Site, ...]
     unknown: tuple[ir.Node, ...]
 
@@ -60,24 +66,35 @@ class Verdict:
 def judge(view: View) -> Verdict:
     """Every mask input and every layer that it reaches, one after the other."""
     leaks: list[Leak] = []
+    hiding: list[Leak] = []
     turned: dict[int, Site] = {}
     unknown: dict[int, ir.Node] = {}
     known = {id(site.node) for site in view.sites}
+    keys: dict[int, set[str]] = {}
     budget = Budget()
     for mask in padding_masks(view):
         one = _Judge(view, mask, budget)
         direct = [site for site in view.sites if one.reaches(site)]
         for site in direct:
             wrong = one.always_leaks(site)
+            leak = one.leak(site) if wrong else None
+            if wrong is not None and (leak is None or leak.kind != QUERY_AXIS):
+                keys.setdefault(id(site.node), set()).add(one.axis)
             if wrong is None:
                 unknown[id(site.node)] = site.node
-            elif wrong:
-                leaks.append(one.leak(site))
+            elif leak is not None:
+                leaks.append(leak)
             elif one.misplaced(site):
                 turned[id(site.node)] = site
+            elif (why := one.hides_tokens(site)) is None:
+                unknown[id(site.node)] = site.node
+            elif why:
+                hiding.append(one.hidden(site, why))
         leaks += one.through_scores(lone=not direct)
         unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
-    return Verdict(tuple(leaks), tuple(turned.values()), tuple(unknown.values()))
+    # Of a decoder that reads a source, one mask may say which queries are padding, and another which keys.
+    leaks = [leak for leak in leaks if leak.kind != QUERY_AXIS or keys.get(id(leak.site.node), set()) <= {leak.axis}]
+    return Verdict(tuple(leaks), tuple(hiding), tuple(turned.values()), tuple(unknown.values()))
 
 
 def lengths(view: View) -> list[tuple[Evaluator, set[int]]]:
@@ -100,17 +117,17 @@ class _Judge:
     def __init__(self, view: View, mask: ir.Value, budget: Budget) -> None:
         self.view = view
         self.mask = mask
+        self.axis = str(mask.shape[-1]) if mask.shape else ""
         self.reached = view.masks.get(mask.name or "", set())
         products = frozenset(id(site.scores) for site in view.sites if site.scores is not None)
         self.direct = view.dependents([mask], barriers=products)
         self.budget = budget
         self.encodings = encodings(mask)
-        self._watchers: dict[Encoding, list[list[Watcher]]] = {}
+        self._watchers: dict[tuple[Encoding, bool], list[list[Watcher]]] = {}
+        self._unpadded = Budget()
 
     def reaches(self, site: Site) -> bool:
         """Whether a layer's mask depends on this one, other than through queries and keys."""
-        if not site.fused and renormalised(site.node, self.reached):
-            return False  # the weights are masked behind the softmax, whatever stands before it
         return any(id(value) in self.direct for value in site.mask_values())
 
     def reaches_layer(self, node: ir.Node) -> bool:
@@ -153,9 +170,58 @@ class _Judge:
 
     def misplaced(self, site: Site) -> bool:
         """Whether a layer that hides padding hides a token from itself, or what goes before it alone, at every length."""
-        right = (encoding for encoding in self.encodings if encoding.expected and self._leaks(site, encoding) is False)
-        groups = self._watched(next(right, self.encodings[0]))
+        groups = self._watched(next(iter(self._right(site)), self.encodings[0]))
         return any(all(self._is_misplaced(site, watcher) for watcher in group) for group in groups)
+
+    def _right(self, site: Site) -> list[Encoding]:
+        """How the mask may be written so that the layer hides all padding."""
+        return [encoding for encoding in self.encodings if encoding.expected and self._leaks(site, encoding) is False]
+
+    def hides_tokens(self, site: Site) -> str | None:
+        """Why a layer that hides padding hides tokens too, however the mask may be written; empty where it does not.
+
+        None where nothing tells.
+        """
+        found = [self._hiding(site, encoding) for encoding in self._right(site)]
+        if "" in found or not found:
+            return ""
+        return None if None in found else found[0]
+
+    def _hiding(self, site: Site, encoding: Encoding) -> str | None:
+        """Why tokens are hidden at every length, with a past or without one."""
+        loops = self.view.repeats(site.node)
+        groups = [[_kind_of_hiding(*pair, loops=loops) for pair in group] for group in self._pairs(site, encoding)]
+        alike = [group[0] if len(set(group)) == 1 else PADDING for group in groups if all(group)]
+        return next(iter(alike), "") if groups else None
+
+    def _pairs(self, site: Site, encoding: Encoding) -> list[list[tuple[Seen, Seen, Trial]]]:
+        """What is seen with padding and without it, a list for each length of the past; of what nothing tells, none."""
+        groups = []
+        for padded, whole in zip(self._watched(encoding), self._watched(encoding, padded=False), strict=False):
+            try:
+                groups.append(
+                    [
+                        (seen, plain, watcher.trial)
+                        for watcher, other in zip(padded, whole, strict=True)
+                        for seen, plain in zip(watcher.readings(site), other.readings(site), strict=True)
+                    ]
+                )
+            except (UnknownError, *MISFITS):
+                continue
+        return groups
+
+    def _blinded(self, site: Site, encoding: Encoding) -> bool:
+        """Whether only tokens see padding that have no key left, as tokens are hidden too."""
+        return any(all(_blinded(*pair) for pair in group) for group in self._pairs(site, encoding))
+
+    def hidden(self, site: Site, kind: str) -> Leak:
+        """A layer that hides tokens."""
+        certain = self._sure() and kind != ITSELF
+        return Leak(site, self.mask.name or "", kind, None, certain, self.axis)
+
+    def _sure(self) -> bool:
+        """Whether an input says what is padding, and nothing else."""
+        return bool(SURE.search(self.mask.name or "")) and len(self.mask.shape or ()) == 2
 
     def _is_misplaced(self, site: Site, watcher: Watcher) -> bool:
         trial = watcher.trial
@@ -167,22 +233,23 @@ class _Judge:
     def leak(self, site: Site) -> Leak:
         """Why a layer sees hidden keys."""
         kind, node = self._kind(site)
-        name = self.mask.name or ""
-        certain = bool(SURE.search(name)) and len(self.mask.shape or ()) == 2
+        certain = self._sure()
         if kind == INVERTED:
             certain &= self.mask.dtype in (ir.DataType.INT64, ir.DataType.INT32)
-        return Leak(site, name, kind, node, certain)
+        return Leak(site, self.mask.name or "", kind, node, certain, self.axis)
 
-    def _watched(self, encoding: Encoding) -> list[list[Watcher]]:
-        if encoding not in self._watchers:
+    def _watched(self, encoding: Encoding, *, padded: bool = True) -> list[list[Watcher]]:
+        key = (encoding, padded)
+        if key not in self._watchers:
+            budget = self.budget if padded else self._unpadded
             try:
-                self._watchers[encoding] = [
-                    [Watcher(self.view, trial, self.budget) for trial in group]
-                    for group in trials(self.view, self.mask, encoding)
+                self._watchers[key] = [
+                    [Watcher(self.view, trial, budget) for trial in group]
+                    for group in trials(self.view, self.mask, encoding, padded=padded)
                 ]
             except (UnknownError, *MISFITS):
-                self._watchers[encoding] = []
-        return self._watchers[encoding]
+                self._watchers[key] = []
+        return self._watchers[key]
 
     def _leaks(self, site: Site, encoding: Encoding) -> bool | None:
         """Whether hidden keys are seen at every length, with a past or without one; None where nothing tells."""
@@ -213,6 +280,8 @@ class _Judge:
             return FIRST_ROW, None
         if all(_on_queries(seen, trial) for seen in watcher.readings(site)):
             return QUERY_AXIS, None
+        if self._blinded(site, self.encodings[0]):
+            return self._hiding(site, self.encodings[0]) or PADDING, None
         by = multiplied(watcher, site, self.reached)
         if by is not None:
             return MULTIPLIED, by
@@ -221,6 +290,22 @@ class _Judge:
 
     def _either(self, node: ir.Node) -> bool:
         return node.op_type == "Or" and any(id(value) in self.reached for value in node.inputs)
+
+
+def _kind_of_hiding(seen: Seen, whole: Seen, trial: Trial, *, loops: bool) -> str:
+    """Why tokens are hidden in a reading; empty where none are. A loop's first turn may have the first row alone."""
+    hidden = hidden_tokens(seen, whole, trial.mask, trial.past)
+    if loops and _as_first_row(seen, trial):
+        hidden = hidden[:1]
+    if hidden.any():
+        return ANY_ROW if by_other_rows(seen, trial.mask, trial.past) else PADDING
+    return ITSELF if some_hide_themselves(seen, trial.mask, trial.past) else ""
+
+
+def _blinded(seen: Seen, whole: Seen, trial: Trial) -> bool:
+    """Whether padding is seen by those alone that see every key alike, and tokens are hidden from others."""
+    hidden = hidden_tokens(seen, whole, trial.mask, trial.past)
+    return bool(hidden.any()) and not leaks(with_some_keys(seen), trial.mask, trial.past)
 
 
 def _as_first_row(seen: Seen, trial: Trial) -> bool:

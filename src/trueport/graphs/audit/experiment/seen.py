@@ -79,18 +79,16 @@ class Watcher:
         if not found.score:
             raise UnknownError
         array = np.asarray(found.array, dtype=np.float64)
-        if site.spelled is not None and site.spelled.factor is not None:
+        for factor in self._factors(site, walk):
             with np.errstate(divide="ignore", invalid="ignore"):
-                array = array + np.log(np.asarray(walk.of(site.spelled.factor).array, dtype=np.float64))
+                array = array + np.log(factor)
         axis = site.axis(self.view)
         if axis is None:
             raise UnknownError
         rank = max(array.ndim, 2, len(walk.shape(site.scores.outputs[0]) or ()), axis + 1)
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
         if axis % rank != rank - 1:
-            if axis % rank != rank - 2:
-                raise UnknownError
-            array = array.swapaxes(-1, -2)
+            array = self._keys_last(array, axis % rank, walk.shape(site.given))
         if rank == 3 and array.shape[0] not in (1, rows):
             if array.shape[0] % rows:
                 raise UnknownError
@@ -103,6 +101,24 @@ class Watcher:
         if rank == 3:
             array = array[:, None]
         yield self._placed(array, rows, keys)
+
+    def _factors(self, site: Site, walk: Evaluator) -> Iterator[Any]:
+        """Masks that exponentials, or weights, are multiplied by."""
+        if site.spelled is not None and site.spelled.factor is not None:
+            yield np.asarray(walk.of(site.spelled.factor).array, dtype=np.float64)
+        behind = None if site.behind is None else walk.of(site.behind.factor)
+        if site.behind is not None and behind is not None and not behind.score:
+            factor = np.asarray(behind.array, dtype=np.float64)
+            yield 1.0 * (factor == 0) if site.behind.hides else factor
+
+    def _keys_last(self, array: Any, axis: int, shape: list[int] | None) -> Any:
+        """Scores whose keys lie on another axis, with the keys behind the queries: the queries are told by their number."""
+        sizes = list(array.shape if shape is None or len(shape) != array.ndim else shape)
+        del sizes[axis]
+        array = np.moveaxis(array, axis, -1)
+        keys = self.trial.mask.shape[1]
+        queries = [size in (keys, keys - self.trial.past) for size in sizes]
+        return array.swapaxes(1, 2) if len(sizes) == 3 and queries[1] and not queries[2] else array
 
     def _slot(self, site: Site, walk: Evaluator, name: str) -> Any:
         """An operator's mask as numbers to add."""

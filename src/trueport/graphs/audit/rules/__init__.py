@@ -6,6 +6,7 @@ from trueport.graphs.audit.rule import Rule
 from trueport.graphs.audit.rules.baked_length import BAKED_LENGTH
 from trueport.graphs.audit.rules.hidden_keys import (
     FIRST_ROW_MASK,
+    HIDDEN_TOKENS,
     INVERTED_MASK,
     LEAKING_MASK,
     MISPLACED_CAUSAL,
@@ -39,4 +40,5 @@ RULES: tuple[Rule, ...] = (
     FIRST_ROW_MASK,
     LEAKING_MASK,
     MISPLACED_CAUSAL,
+    HIDDEN_TOKENS,
 )

@@ -1,11 +1,20 @@
-"""Six rules of one experiment: keys that a mask hides are seen all the same, or those that it shows are not."""
+"""Seven rules of one experiment: keys that a mask hides are seen all the same, or those that it shows are not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from trueport.graphs.audit.experiment.judge import FIRST_ROW, INVERTED, MULTIPLIED, OTHER, QUERY_AXIS
+from trueport.graphs.audit.experiment.judge import (
+    ANY_ROW,
+    FIRST_ROW,
+    INVERTED,
+    ITSELF,
+    MULTIPLIED,
+    OTHER,
+    PADDING,
+    QUERY_AXIS,
+)
 from trueport.graphs.audit.rule import Rule
 from trueport.graphs.audit.rules.right_padding_only import RIGHT_PADDING_ONLY
 
@@ -20,28 +29,40 @@ WORDS = {
     QUERY_AXIS: "{mask} hides queries instead of keys: tokens attend padding",
     MULTIPLIED: "{node} multiplies by {mask}, and scores of hidden keys become 0 instead of -inf",
     OTHER: "tokens attend keys that {mask} hides",
+    ANY_ROW: "every row hides what any row of {mask} hides: tokens see less of their own row in a batch than alone",
+    PADDING: "tokens that {mask} shows are hidden where others are padding",
+    ITSELF: "some tokens do not see themselves, and others do",
 }
 
 
 def _checks(kind: str) -> Callable[[Rule, View], Iterator[Finding]]:
     def check(rule: Rule, view: View) -> Iterator[Finding]:
-        """The layers that see hidden keys for this reason; those that are given lengths are another rule's."""
-        known = {finding.node for finding in RIGHT_PADDING_ONLY.check(RIGHT_PADDING_ONLY, view)}
-        for leak in view.experiment.leaks:
-            if leak.kind != kind:
-                continue
-            severity = "error" if leak.certain else "warning"
-            finding = rule.finding(view, leak.site.node, _words(leak), severity=severity)
-            if finding.node not in known:
-                yield finding
+        """The layers that see hidden keys for this reason."""
+        return _found(rule, view, (leak for leak in view.experiment.leaks if leak.kind == kind))
 
     return check
+
+
+def _found(rule: Rule, view: View, leaks: Iterable[Leak]) -> Iterator[Finding]:
+    """One finding for each layer; those that are given lengths are another rule's."""
+    known = {finding.node for finding in RIGHT_PADDING_ONLY.check(RIGHT_PADDING_ONLY, view)}
+    for leak in leaks:
+        severity = "error" if leak.certain else "warning"
+        finding = rule.finding(view, leak.site.node, _words(leak), severity=severity)
+        if finding.node not in known:
+            yield finding
 
 
 def _words(leak: Leak) -> str:
     name = "" if leak.node is None else leak.node.name or leak.node.outputs[0].name or leak.node.op_type
     words = WORDS[leak.kind].format(mask=leak.mask, node=name)
     return words + (f": {name} joins masks by Or" if leak.kind == OTHER and name else "")
+
+
+def _hiding(rule: Rule, view: View) -> Iterator[Finding]:
+    """The layers that hide tokens, and no padding is seen but by those that have no key left."""
+    blinded = (leak for leak in view.experiment.leaks if leak.kind in (ANY_ROW, PADDING))
+    return _found(rule, view, (*view.experiment.hiding, *blinded))
 
 
 def _misplaced(rule: Rule, view: View) -> Iterator[Finding]:
@@ -86,4 +107,10 @@ LEAKING_MASK = Rule(
     "Keys that a mask hides are seen",
     "Combine masks with And: a key is seen where every mask shows it; `trueport repair` does not mend this.",
     _checks(OTHER),
+)
+HIDDEN_TOKENS = Rule(
+    "hidden-tokens",
+    "Tokens that a mask shows are hidden",
+    "Hide from a row its own padding alone, and keep the mask's batch axis; `trueport repair` does not mend this.",
+    _hiding,
 )

@@ -25,7 +25,12 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Lengths in the place of masks; rotary embedding inside GroupQueryAttention with positions per row."""
     for site in view.sites:
         node = site.node
-        if not site.fused or node.domain == "":
+        lengths = site.slot("lengths") if node.domain != "com.microsoft" else None
+        if lengths is not None and _summed(view, lengths):
+            words = f"{node.op_type} gets the mask's sums as lengths, which say nothing of left padding and holes"
+            mend = "Give the operator the mask itself, as attn_mask, and no lengths; `trueport repair` does not."
+            yield replace(rule.finding(view, node, words), mend=mend, repairable=False)
+        elif not site.fused or node.domain == "":
             yield from _compared(rule, view, site)
         if not site.fused or node.domain != "com.microsoft":
             continue
@@ -81,10 +86,16 @@ def counted(view: View, mask: ir.Value) -> ir.Value | None:
     return None
 
 
+def _summed(view: View, lengths: ir.Value | None) -> bool:
+    """Whether lengths are made of a mask's sums; the largest place of a token is none."""
+    made = [node for node in view.backwards([lengths]) if any(id(value) in view.masked for value in node.inputs)]
+    kinds = {node.op_type for node in made}
+    return "ReduceSum" in kinds or {"ReduceMax", "CumSum"} <= kinds
+
+
 def _grouped(rule: Rule, view: View, node: ir.Node) -> Iterator[Finding]:
     inputs = [*node.inputs, *[None] * 12]
-    made = list(view.backwards([inputs[5]]))
-    by_mask = any(n.op_type in COUNTS and id(n.inputs[0]) in view.masked for n in made)
+    by_mask = _summed(view, inputs[5])
     if by_mask:
         besides = (
             " and no attention_bias" if inputs[10] is None else ", which hide a row's last keys whatever its bias says"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from trueport.graphs.audit.rule import Rule
-from trueport.graphs.audit.softmax import renormalised
 from trueport.graphs.audit.terms import Fills
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
 
 def _arrives(view: View, reached: set[int]) -> bool:
     if any(id(value) in reached for site in view.sites for value in site.mask_values()):
-        return True
-    if any(not site.fused and renormalised(site.node, reached) for site in view.sites):
         return True
     # Layers that the audit does not know as such count too: window attentions put together from pieces.
     return any(_arrives_somewhere(node, reached) for node in view.nodes)
