@@ -60,7 +60,7 @@ def judge(
         proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
         if changed.status == PASS:
             proof = excused(proof, folder)
-        extra = [changed] if source is None else [changed, assets_clause(folder, source)]
+        extra = [changed] if source is None else [changed, assets_clause(folder, manifest, source)]
         return replace(proof, clauses=(*extra, *proof.clauses))
     source = _source(against, {}, trust_remote_code, link=True)
     original, memory = original_within(proof_memory, source, None, folder)
