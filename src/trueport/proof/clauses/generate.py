@@ -147,9 +147,7 @@ def _ties(asked: Asked, batch: Batch, options: dict[str, Any], wanted: np.ndarra
     return set(differing) - left_over
 
 
-def _without_cache(
-    asked: Asked, batch: Batch, options: dict[str, Any], got: np.ndarray, rows: list[int]
-) -> set[int]:
+def _without_cache(asked: Asked, batch: Batch, options: dict[str, Any], got: np.ndarray, rows: list[int]) -> set[int]:
     """Those of ``rows`` whose tokens are the original's own where it generates without its cache.
 
     Where that is not what it generates with one, it is the original that contradicts itself: transformers' cache for a
