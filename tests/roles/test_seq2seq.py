@@ -51,5 +51,7 @@ def test_an_encoder_that_tells_more_than_its_states(make: object, tmp_path: Path
     feeds = sample(decoder.interface, {"batch_size": 2, "sequence_length": 3} | empty)
     found = decoder.module(**feeds | {"input_ids": target, "encoder_hidden_states": states})["logits"]
     assert torch.allclose(found, model(input_ids=ids, decoder_input_ids=target).logits, atol=1e-5)
-    with pytest.raises(TrueportError, match=r"torch\.export refused at .*modeling_"):  # which experts run, tokens decide
+    with pytest.raises(
+        TrueportError, match=r"torch\.export refused at .*modeling_"
+    ):  # which experts run, tokens decide
         trueport.export(model, tmp_path / "out", tokenizer=None)
