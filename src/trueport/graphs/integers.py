@@ -115,13 +115,13 @@ def _reduced(made: _Nodes, node: ir.Node) -> ir.Value | None:
     if given is not None and listed is None:
         return None
     axes = [int(axis) for axis in listed.numpy().reshape(-1)] if listed is not None else []
-    if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not axes and node.attributes.get_int("noop_with_empty_axes", 0) > 0:
         return None
     kind = "ArgMax" if node.op_type == "ReduceMax" else "ArgMin"
     axes = sorted({axis % len(value.shape) for axis in axes} or range(len(value.shape)))
     for axis in axes:
         value = made.add("GatherElements", value, made.add(kind, value, axis=axis, keepdims=1), axis=axis)
-    return value if node.attributes.get_int("keepdims", 1) else made.add("Squeeze", value, made.constant(axes))
+    return value if node.attributes.get_int("keepdims", 1) > 0 else made.add("Squeeze", value, made.constant(axes))
 
 
 _FORMS = {
