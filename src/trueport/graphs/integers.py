@@ -114,7 +114,8 @@ def _reduced(made: _Nodes, node: ir.Node) -> ir.Value | None:
     listed = None if given is None else ir.convenience.get_const_tensor(given)
     if given is not None and listed is None:
         return None
-    axes = [int(axis) for axis in listed.numpy().reshape(-1)] if listed is not None else []
+    axes = list(node.attributes.get_ints("axes", ()))  # up to opset 17
+    axes = [int(axis) for axis in listed.numpy().reshape(-1)] if listed is not None else axes
     if not axes and node.attributes.get_int("noop_with_empty_axes", 0) > 0:
         return None
     kind = "ArgMax" if node.op_type == "ReduceMax" else "ArgMin"

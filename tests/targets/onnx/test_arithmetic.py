@@ -74,16 +74,19 @@ def mixed(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     ],
     ids=["floats", "angles", "integers", "comparisons", "powers", "mixed"],
 )
+@pytest.mark.parametrize("opset", [17, 23])
 def test_what_a_proof_on_drawn_numbers_does_not_meet(
     of: Callable[..., object],
     first: torch.Tensor,
     second: torch.Tensor,
     sample: Callable[..., torch.Tensor],
+    opset: int,
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
     module = Both(of).eval()
-    trueport.export(module, tmp_path / "out", inputs={"a": sample(3, 4), "b": sample(3, 4)}, proof=False)
+    given = {"a": sample(3, 4), "b": sample(3, 4)}
+    trueport.export(module, tmp_path / "out", inputs=given, opset=opset, proof=False)
     check(tmp_path / "out" / "onnx" / "model.onnx")
     found, _ = trueport.load(tmp_path / "out").step({"a": first, "b": second})
     for place, (got, wanted) in enumerate(zip(found.values(), module(first, second), strict=True)):
