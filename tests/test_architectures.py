@@ -82,11 +82,13 @@ def test_a_model_that_does_not_run_in_float64_is_proven(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_window_of_two_tokens_is_proven(tmp_path: Path) -> None:
-    """The cache that tells the shapes holds one token of two."""
-    entry = next(entry for entry in zoo.ENTRIES if entry.name == "mistral")
+@pytest.mark.parametrize(("name", "kind", "window"), [("mistral", "Mistral", 2), ("gemma2", "Gemma2", 1)])
+def test_windows_of_one_and_two_tokens_are_proven(name: str, kind: str, window: int, tmp_path: Path) -> None:
+    """The cache that tells the shapes holds one token of two; a hole as wide as the window leaves a query without keys."""
+    entry = next(entry for entry in zoo.ENTRIES if entry.name == name)
     torch.manual_seed(0)
-    model = transformers.MistralForCausalLM(transformers.MistralConfig(**{**entry.config, "sliding_window": 2})).eval()
+    config = getattr(transformers, f"{kind}Config")(**{**entry.config, "sliding_window": window})
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         zoo.amplify(model, seed=0)
     artifact = trueport.export(model, tmp_path / "out", tokenizer=None)

@@ -37,6 +37,16 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, "trueport 0.1.0\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+def test_output_that_no_disk_has_room_for() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trueport", "--version"], stdout=full, stderr=subprocess.PIPE, text=True,
+            env=ENVIRONMENT, check=False,
+        )  # fmt: skip
+    refused(done, "No space left. Free space")
+
+
 @pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["generate"]])
 def test_help_names_the_options(command: list[str]) -> None:
     done = started(*command, "--help")

@@ -19,6 +19,7 @@ import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import NystromformerConfig, NystromformerModel
 
 import trueport
 from tests import forked, zoo
@@ -220,6 +221,16 @@ def test_a_decoder_that_does_not_run_itself(tmp_path: Path) -> None:
     model.config.return_dict = False
     with pytest.raises(TrueportError, match=r"^LlamaForCausalLM does not run over two tokens itself: AttributeError: "):
         trueport.export(model, tmp_path / "out", tokenizer=None)
+
+
+def test_an_encoder_that_does_not_run_itself(tmp_path: Path) -> None:
+    """Nystromformer takes segments of one length alone where it has fewer landmarks than that."""
+    config = NystromformerConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_landmarks=4,
+        segment_means_seq_len=16, max_position_embeddings=64,
+    )  # fmt: skip
+    with pytest.raises(TrueportError, match=r"^NystromformerModel does not run over \d+ tokens itself: RuntimeError: "):
+        trueport.export(NystromformerModel(config).eval(), tmp_path / "out", tokenizer=None)
 
 
 def test_refusals_before_any_work(tmp_path: Path) -> None:

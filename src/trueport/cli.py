@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -33,6 +34,8 @@ TERMINATED = 143
 NO_MEMORY = "Out of memory. Ask for less, close other programs, or use a machine with more."
 NO_ROOM = ("DefaultCPUAllocator", "Storage size calculation overflowed")
 """What torch says, which has no MemoryError."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of a disk, or of a file that the output goes to."""
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python files of the checkpoint.")]
 ProofMemory = Annotated[
@@ -292,11 +295,15 @@ def _run(debug: bool) -> None:
         _fail("Interrupted; nothing was written.", Interruption.exit_code, debug)
     except BrokenPipeError:
         # Nobody reads on: as the shell reports a program that SIGPIPE ended. Exit code 1 would mean "not proven".
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         sys.exit(141)
     except MemoryError as error:
         _fail(f"{NO_MEMORY} {kept_words(error)}", 2, debug)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            _write_no_more()
+            where = f" for {error.filename}" if error.filename else ""
+            _fail(f"No space left{where}. Free space, or write to another disk.", 2, debug)
         if any(words in str(error) for words in NO_ROOM):
             _fail(f"{NO_MEMORY} {kept_words(error)}", 2, debug)
         # typer brings its own click: what the user mistyped is known by this method, not by a public class.
@@ -306,6 +313,12 @@ def _run(debug: bool) -> None:
             _fail(f"{message}. See `{context.command_path if context else 'trueport'} --help`.", 2, debug)
         reason = " ".join(str(error).split())[:300]
         _fail(f"{type(error).__name__}: {reason}. This is a fault of Trueport's; --debug shows where.", 2, debug)
+
+
+def _write_no_more() -> None:
+    """What stdout still holds is dropped: Python would try again as it ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

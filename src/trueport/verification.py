@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -60,7 +61,7 @@ def judge(
         proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
         if changed.status == PASS:
             proof = excused(proof, folder)
-        extra = [changed] if source is None else [changed, assets_clause(folder, source)]
+        extra = [changed] if source is None else [changed, assets_clause(folder, manifest, source)]
         return replace(proof, clauses=(*extra, *proof.clauses))
     source = _source(against, {}, trust_remote_code, link=True)
     original, memory = original_within(proof_memory, source, None, folder)
@@ -222,12 +223,14 @@ def _judge_target(
 def _quantised(
     folder: Path, manifest: Mapping[str, Any], target: str, entries: Sequence[Mapping[str, Any]]
 ) -> Quantised | None:
-    """What the manifest says, where a graph bears it out: a float graph owes its original more than a gate."""
-    from trueport.targets.onnx.quantize import is_quantised
+    """What the manifest says, where the files bear it out."""
+    runtime = find_target(target)
 
-    said = quantised_of(manifest, find_target(target).gates)
-    graphs = [path for entry in entries if (path := folder / entry["file"]).suffix == ".onnx"]
-    return said if said is None or not graphs or any(map(is_quantised, graphs)) else None
+    def layers() -> Counter[str]:
+        files = dict.fromkeys(str(entry["file"]) for entry in entries)  # a program is that of all its methods
+        return sum((runtime.quantised_layers(folder / file) for file in files), Counter[str]())
+
+    return quantised_of(manifest, runtime.gates, layers)
 
 
 def _guards(entries: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import resource
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from trueport.commands.terminal import Teller
+from trueport.commands.terminal import Teller, write_report
+from trueport.errors import TrueportError
 from trueport.progress import Counted, Meter
 
 
@@ -48,3 +51,18 @@ def test_what_is_written_is_told_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     stream = io.BytesIO()
     assert Counted(stream, told.append).write(b"0123456789") == 10
     assert (stream.getvalue(), told) == (b"0123456789", [4, 4, 2])
+
+
+@pytest.mark.parametrize("before", [None, "an earlier report"])
+def test_a_report_that_the_disk_has_no_room_for_leaves_what_was_there(before: str | None, tmp_path: Path) -> None:
+    place = tmp_path / "report.json"
+    if before is not None:
+        place.write_text(before)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(TrueportError, match=r"report\.json cannot be written: File too large"):
+            write_report(place, {"clauses": ["x" * 200]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (place.read_text() if place.exists() else None) == before

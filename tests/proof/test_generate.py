@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tests import zoo
 from trueport.cache_names import NAMES
@@ -104,3 +104,17 @@ def test_an_original_that_calls_its_cache_otherwise_generates_without(llama: tor
     """One of the two names is not the one by which the installed transformers hands the cache on."""
     renamed = zoo.with_cache_name(copy.deepcopy(llama), name)
     assert (clause.generate(renamed, prompts(), OPTIONS) == clause.generate(llama, prompts(), OPTIONS)).all()
+
+
+def test_an_original_whose_cache_contradicts_it_is_its_own_without() -> None:
+    """transformers' cache for a window of one token keeps them all, and no mask hides them."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(vocab_size=99, num_key_value_heads=2, sliding_window=1, **sizes)).eval()
+    zoo.amplify(model, seed=0)
+    right = zoo.with_cache_name(copy.deepcopy(model), "cache")  # it generates without one
+    asked = stub(model, right)
+    assert clause.differing_rows(*(clause.generate(each, prompts(), OPTIONS) for each in (right, model)))
+    found = clause._one(asked, prompts(), OPTIONS)
+    assert not found.failed and "the original's own cache changes its tokens" in found.note
+    assert clause._one(stub(model, moved(right, 0.5, 1)), prompts(), OPTIONS).failed

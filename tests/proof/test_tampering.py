@@ -92,6 +92,26 @@ def test_assets_that_are_not_the_originals(copied: Exported, file: str, change: 
     assert file in next(clause.reason for clause in proof.clauses if clause.clause == "assets")
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tool.jinja", "added_tokens.json"])
+def test_assets_that_the_original_does_not_have(copied: Exported, name: str) -> None:
+    """A template that came by itself would put words into every conversation."""
+    folder = copied("llama-tales")
+    before = trueport.verify(folder, against=EXAMPLES / "llama-tales", clauses=["causal"])
+    assert not failed(before)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["causal"])
+    assert failed(proof) == {"assets"}
+    assert f"{name} is not the original's" in next(c.reason for c in proof.clauses if c.clause == "assets")
+
+
+def test_a_tokenizer_that_lacks_a_part(copied: Exported) -> None:
+    folder = copied("llama-tales")
+    (folder / "tokenizer_config.json").unlink()
+    proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["causal"])
+    assert failed(proof) == {"assets"}
+
+
 @pytest.mark.slow
 def test_a_manifest_that_lies_about_the_dtype(copied: Exported) -> None:
     folder = copied("llama-tales")

@@ -88,10 +88,18 @@ def write_report(place: Path, content: dict[str, Any]) -> None:
     """Write what was found to a file as JSON.
 
     Raises:
-        TrueportError: the file cannot be written.
+        TrueportError: the file cannot be written; it is as it was.
     """
     try:
-        write_json(place, content)
+        before = place.read_bytes() if place.is_file() else None
+        try:
+            write_json(place, content)
+        except OSError:
+            if before is not None:
+                place.write_bytes(before)  # there was room for it
+            elif place.is_file():
+                place.unlink()
+            raise
     except OSError as error:
         raise TrueportError(f"{place} cannot be written: {error.strerror}", "Give another place.") from error
 

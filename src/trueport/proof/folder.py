@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from trueport.artifact import changed_files
+from trueport.artifact import MANIFEST, changed_files
 from trueport.proof.result import FAIL, FOLDER, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 
 if TYPE_CHECKING:
@@ -28,21 +29,39 @@ VERSION_KEYS = ("transformers_version",)
 """Entries of a config that name a version and not the model."""
 
 
-def assets_clause(folder: Path, source: Source) -> ClauseResult:
-    """Config, generation config and tokenizer are the original's, as an export writes them."""
+STEERING = ("config.json", "generation_config.json")
+"""What an export may not leave out, as it may the tokenizer."""
+OWN = (MANIFEST, "proof.json", "report.html", "README.md")
+"""What an export writes beside its assets and the folders of its graphs."""
+TEMPLATES = "additional_chat_templates"
+"""A folder in which transformers looks for templates of conversations."""
+
+
+def assets_clause(folder: Path, manifest: Mapping[str, Any], source: Source) -> ClauseResult:
+    """Config, generation config and tokenizer are the original's, as an export writes them, and all there is."""
     with tempfile.TemporaryDirectory() as place:
         source.save_assets(Path(place))
-        wanted = {path.relative_to(place).as_posix(): path for path in Path(place).rglob("*") if path.is_file()}
+        files = (PurePosixPath(str(entry.get("file"))) for entry in manifest["components"].values())
+        graphs = {part for file in files for part in file.parts[:1]}
+        wanted, there = _assets(Path(place)), _assets(folder, graphs - {TEMPLATES})
+        # An export may leave the tokenizer out, but not a part of it.
+        reads = any(name in there for name in wanted if name not in STEERING)
         found = []
         for name, path in sorted(wanted.items()):
-            if not (folder / name).is_file():
-                # An export may leave the tokenizer out; what steers the model, it may not.
-                if name in ("config.json", "generation_config.json"):
+            if name not in there:
+                if reads or name in STEERING:
                     found.append(f"{name} is missing")
-            elif _content(folder / name) != _content(path):
+            elif _content(there[name]) != _content(path):
                 found.append(f"{name} is not the original's")
+        found += [f"{name} is not the original's, which has none" for name in sorted(set(there) - set(wanted)) if reads]
     cases = tuple(Case(words, 1.0, 0.0) for words in found) or (Case("config and tokenizer", 0.0, 0.0),)
     return ClauseResult("assets", FOLDER, FAIL if found else PASS, "; ".join(found), cases)
+
+
+def _assets(folder: Path, graphs: Collection[str] = ()) -> dict[str, Path]:
+    """By name, what lies in a folder besides graphs and what an export says of itself."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in found.items() if name not in OWN and name.split("/")[0] not in graphs}
 
 
 def _content(path: Path) -> Any:

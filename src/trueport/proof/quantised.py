@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,28 +19,31 @@ STEP = 2.0**-8
 """One of an int8 activation's 256 steps, relative to its range."""
 WITH_ORIGINAL = ("quality", "generate", "finite", "range")
 """Clauses that hold a quantised artefact against the original; all others hold it against itself."""
-MOST_LAYERS = 10_000
-"""Layers that a manifest may claim: it must not choose its own tolerance."""
+MIXED = "auto"
+"""The kind whose layers are each of one of the others."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """What the manifest says: the kind, how many layers, and the gate that the target has for the kind."""
+    """The kind, how many layers the files themselves show, and the gate that the target has for the kind."""
 
     kind: str
     layers: int
     gate: Gate
 
 
-def quantised_of(manifest: Mapping[str, Any], gates: Mapping[str, Gate]) -> Quantised | None:
-    """The quantisation that a manifest names; None for a float artefact.
+def quantised_of(
+    manifest: Mapping[str, Any], gates: Mapping[str, Gate], layers: Callable[[], Mapping[str, int]]
+) -> Quantised | None:
+    """The quantisation that a manifest names and its files bear out; None for a float artefact, which owes more.
 
     Args:
-        manifest: of the artefact; the thresholds that it states are for readers, and never read.
+        manifest: of the artefact; the thresholds and layers that it states are for readers, and never read.
         gates: the target's.
+        layers: counts the quantised layers in the files themselves, by kind: a manifest must not choose its tolerance.
 
     Raises:
-        ArtifactError: there is no gate for it, or it is nothing that an export writes.
+        ArtifactError: there is no gate for it, or it is nothing that an export writes, or not what the files hold.
     """
     entry = manifest.get("quantize")
     if entry is None:
@@ -52,7 +55,13 @@ def quantised_of(manifest: Mapping[str, Any], gates: Mapping[str, Gate]) -> Quan
         raise ArtifactError(
             f"The manifest says quantize {kind!r}, for which there is no gate", f"There is {', '.join(gates)}."
         )
-    return Quantised(kind, min(len(entry["layers"]), MOST_LAYERS), gates[kind])
+    found = layers()
+    others = sorted(set(found) - ({kind} if kind != MIXED else set(gates)))
+    if others:
+        raise ArtifactError(
+            f"The manifest says quantize {kind!r}, and the files hold layers in {', '.join(others)}", "Export again."
+        )
+    return Quantised(kind, sum(found.values()), gates[kind]) if found else None
 
 
 def tolerance(quantised: Quantised) -> Tolerance:

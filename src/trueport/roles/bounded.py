@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from trueport.cache_names import given_cache
 from trueport.interface import BATCH, Dimension, Interface, StatePair, Tensor
@@ -59,13 +58,14 @@ class ProjectingEncoderModule(nn.Module):
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs by name to ``last_hidden_state`` and each layer's cross keys and values."""
-        states = self.encoder(**inputs, return_dict=True).last_hidden_state
+        encoded = self.encoder(**inputs, return_dict=True)
+        states = encoded.last_hidden_state
         batch = states.shape[0]
         empty = [states.new_zeros(batch, t.shape[1], 0, t.shape[3]) for t in self.cross]  # type: ignore[arg-type]
         cache = graph_cross_cache(empty, empty)
         mask = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
         self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            encoder_outputs=type(encoded)(last_hidden_state=states),
             decoder_input_ids=torch.zeros(batch, 1, dtype=torch.long),
             **given_cache(self.model, cache),
             use_cache=True,
@@ -78,11 +78,16 @@ class ProjectingEncoderModule(nn.Module):
 
 
 class KeptSeq2SeqDecoderModule(nn.Module):
-    """The whole model's forward from the projected states on, its own cache in the program's buffers."""
+    """The whole model's forward from the projected states on, its own cache in the program's buffers.
 
-    def __init__(self, model: nn.Module, kept: tuple[Tensor, ...], cross: tuple[StatePair, ...], width: int) -> None:
+    ``encoded`` is the class of what its encoder returns, ``width`` that of the states.
+    """
+
+    def __init__(
+        self, model: nn.Module, encoded: type, kept: tuple[Tensor, ...], cross: tuple[StatePair, ...], width: int
+    ) -> None:
         super().__init__()
-        self.model, self.cross, self.width = model, cross, width
+        self.model, self.encoded, self.cross, self.width = model, encoded, cross, width
         self.kept = kept
         self.names = _register(self, kept)
 
@@ -97,7 +102,7 @@ class KeptSeq2SeqDecoderModule(nn.Module):
         states = cross[0].new_zeros(batch, cross[0].shape[2], self.width)
         mask = {"attention_mask": inputs["encoder_attention_mask"]} if "encoder_attention_mask" in inputs else {}
         result = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            encoder_outputs=self.encoded(last_hidden_state=states),
             decoder_input_ids=ids,
             decoder_attention_mask=own_mask,
             **given_cache(self.model, given_cross_cache(own, cross)),
@@ -204,7 +209,8 @@ def _seq2seq(model: PreTrainedModel, bounds: Bounds) -> list[Component]:
     dimensions = tuple(d for d in whole.dimensions if d.name != "past_encoder_sequence_length")
     pairs = tuple(StatePair(pair.input, pair.output, 2, initial="encoder") for pair in crossing)
     interface = Interface(tuple(inputs), whole.plain_outputs, dimensions, pairs, kept)
-    module = KeptSeq2SeqDecoderModule(model, kept, pairs, width)
+    assert isinstance(second.module, seq2seq.Seq2SeqDecoderModule)
+    module = KeptSeq2SeqDecoderModule(model, second.module.encoded, kept, pairs, width)
     decoding = Component("decoder", "decoder", module, interface, second.sizes, bounded=True)
     return [encoding, decoding]
 

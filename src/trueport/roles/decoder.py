@@ -12,7 +12,7 @@ from trueport.errors import CaptureError
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cache
 from trueport.roles.component import Component, float_dtype, position_bound, signature, trace_sizes
-from trueport.roles.probing import FAILURES
+from trueport.roles.probing import itself
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,12 +80,8 @@ def _probe_cache(model: PreTrainedModel) -> list[tuple[int, int]]:
 
 def _probed(model: PreTrainedModel) -> list[list[tuple[int, int]] | None]:
     """The same by layer; None for one that did not run."""
-    try:
-        with torch.no_grad():
-            result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, return_dict=True)
-    except FAILURES as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CaptureError(f"{type(model).__name__} does not run over two tokens itself: {reason}") from error
+    with itself(model, "two tokens"):
+        result = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, return_dict=True)
     cache = cache_of(result)
     if cache is None or not all(hasattr(layer, "keys") for layer in getattr(cache, "layers", [None])):
         raise CaptureError(

@@ -18,6 +18,7 @@ from trueport.roles.component import (
     text_inputs,
     trace_sizes,
 )
+from trueport.roles.probing import itself
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +102,8 @@ def _outputs(
     model: PreTrainedModel, interface: Interface, constants: dict[str, Any], untrained: tuple[str, ...]
 ) -> tuple[str, ...]:
     feeds = sample(interface, {"batch_size": 1, "sequence_length": trace_length(model.config)})
-    with torch.no_grad():
+    over = "an image" if model.main_input_name == "pixel_values" else f"{feeds['input_ids'].shape[1]} tokens"
+    with itself(model, over):
         result = model(**feeds, **constants, return_dict=True)
     return tuple(
         name

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
+from torch import nn
+
+from trueport.errors import CaptureError
 
 Axis = tuple[str, int]
 """(input, axis)."""
@@ -25,6 +29,25 @@ PATIENCE = 2.0
 """Seconds that one such run may take."""
 FAILURES = (RuntimeError, IndexError, ValueError, TypeError, AssertionError, KeyError, AttributeError, ArithmeticError)
 """How modules refuse sizes."""
+
+
+@contextmanager
+def itself(model: nn.Module, over: str) -> Iterator[None]:
+    """The model runs over this much, without gradients.
+
+    Raises:
+        CaptureError: it does not, unpatched, so that there is nothing to export.
+    """
+    try:
+        with torch.no_grad():
+            yield
+    except FAILURES as error:
+        raise CaptureError(f"{type(model).__name__} does not run over {over} itself: {refusal(error)}") from error
+
+
+def refusal(error: Exception) -> str:
+    """A failure in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @dataclass(frozen=True)
@@ -57,7 +80,7 @@ class Probe:
             with torch.no_grad():
                 self.call(feeds)
         except FAILURES as error:
-            self.refusal = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.refusal = refusal(error)
             return False
         finally:
             self.seconds = time.perf_counter() - start

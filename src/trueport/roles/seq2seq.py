@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from trueport.cache_names import cache_of, given_cache
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cross_cache
 from trueport.roles.component import Component, float_dtype, position_bound, signature, text_inputs, trace_sizes
 from trueport.roles.encoder import trace_length
+from trueport.roles.probing import itself
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,11 +36,16 @@ class Seq2SeqDecoderModule(nn.Module):
 
     The cross cache holds the keys of the first ``past_encoder_sequence_length`` states; the rest is projected and
     appended: everything at the first step, a slice of length 0 afterwards, which costs nothing.
+
+    ``encoded`` is the class of what the model's own encoder returns: a decoder may read more of it than the states.
     """
 
-    def __init__(self, model: nn.Module, own: tuple[StatePair, ...], cross: tuple[StatePair, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, encoded: type, own: tuple[StatePair, ...], cross: tuple[StatePair, ...]
+    ) -> None:
         super().__init__()
         self.model = model
+        self.encoded = encoded
         self.own = own
         self.cross = cross
 
@@ -50,7 +56,7 @@ class Seq2SeqDecoderModule(nn.Module):
         states = inputs["encoder_hidden_states"][:, cross[0].shape[2] :]
         mask = {"attention_mask": inputs["encoder_attention_mask"]} if "encoder_attention_mask" in inputs else {}
         result = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            encoder_outputs=self.encoded(last_hidden_state=states),
             decoder_input_ids=inputs["input_ids"],
             **given_cache(self.model, graph_cross_cache(own, cross)),
             use_cache=True,
@@ -97,19 +103,19 @@ def _features(model: PreTrainedModel, name: str) -> Tensor:
 
 def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
     dtype = float_dtype(model)
-    own_shapes, cross_shapes, width = _probe(model)
+    probed = _probe(model)
     inputs = []
     if masked:
         inputs.append(Tensor("encoder_attention_mask", "int64", ("batch_size", "encoder_sequence_length")))
     inputs.append(Tensor("input_ids", "int64", ("batch_size", "sequence_length")))
-    inputs.append(Tensor("encoder_hidden_states", dtype, ("batch_size", "encoder_sequence_length", width)))
+    inputs.append(Tensor("encoder_hidden_states", dtype, ("batch_size", "encoder_sequence_length", probed.width)))
     outputs = [Tensor("logits", dtype, ("batch_size", "sequence_length", model.config.vocab_size))]
     own, cross = list[StatePair](), list[StatePair]()
     kinds = (
-        ("decoder", own, own_shapes, "past_sequence_length", "past_sequence_length + sequence_length"),
-        ("encoder", cross, cross_shapes, "past_encoder_sequence_length", "encoder_sequence_length"),
+        ("decoder", own, probed.own, "past_sequence_length", "past_sequence_length + sequence_length"),
+        ("encoder", cross, probed.cross, "past_encoder_sequence_length", "encoder_sequence_length"),
     )
-    for layer in range(len(own_shapes) // 2):
+    for layer in range(len(probed.own) // 2):
         for kind, pairs, shapes, past, total in kinds:
             for offset, part in enumerate(("key", "value")):
                 heads, size = shapes[2 * layer + offset]
@@ -130,29 +136,42 @@ def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
         ),
         state=tuple(pair for layer in zip(own[::2], own[1::2], cross[::2], cross[1::2], strict=True) for pair in layer),
     )
-    module = Seq2SeqDecoderModule(model, tuple(own), tuple(cross))
+    module = Seq2SeqDecoderModule(model, probed.encoded, tuple(own), tuple(cross))
     return Component("decoder", "decoder_model_merged", module, interface, trace_sizes(interface))
 
 
-def _probe(model: PreTrainedModel) -> tuple[list[tuple[int, int]], list[tuple[int, int]], int]:
-    """(heads, head_size) of the self and cross caches, in turn, and the width of the encoder's states."""
+@dataclass(frozen=True)
+class _Probed:
+    """What a run shows: (heads, head_size) of the self and cross caches, in turn, and the encoder's answer.
+
+    ``width`` is that of its states, ``encoded`` its class.
+    """
+
+    own: list[tuple[int, int]]
+    cross: list[tuple[int, int]]
+    width: int
+    encoded: type
+
+
+def _probe(model: PreTrainedModel) -> _Probed:
     encoder = model.get_encoder()
     if encoder.main_input_name == "input_ids":
         feeds = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
     else:
         features = _features(model, encoder.main_input_name)
         feeds = {features.name: torch.zeros(features.concrete({"batch_size": 1}), dtype=getattr(torch, features.dtype))}
-    with torch.no_grad():
-        states = encoder(**feeds, return_dict=True).last_hidden_state
+    with itself(model, "four tokens and a target of two" if "input_ids" in feeds else "features and a target of two"):
+        encoded = encoder(**feeds, return_dict=True)
+        states = encoded.last_hidden_state
         result = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            encoder_outputs=type(encoded)(last_hidden_state=states),
             decoder_input_ids=torch.zeros(1, 2, dtype=torch.long),
             use_cache=True,
             return_dict=True,
         )
     cache = cache_of(result)
-    shapes = [
+    own, cross = (
         [(tensor.shape[1], tensor.shape[3]) for tensor in cache_tensors(part)]
         for part in (cache.self_attention_cache, cache.cross_attention_cache)
-    ]
-    return shapes[0], shapes[1], states.shape[-1]
+    )
+    return _Probed(own, cross, states.shape[-1], type(encoded))

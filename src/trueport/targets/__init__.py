@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -74,6 +75,14 @@ class Target(Protocol):
         self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
     ) -> list[Component]:
         """What to capture, in the form that the runtime takes."""
+        ...
+
+    def quantised_layers(self, path: Path) -> Counter[str]:
+        """Layers of a file that it itself shows to multiply by weights in few bits, by kind; of a mix, by what it mixes.
+
+        Raises:
+            ArtifactError: the file is broken.
+        """
         ...
 
     def bounds(self, options: Mapping[str, Any]) -> Bounds | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,12 @@ import torch
 
 import trueport
 from tests import zoo
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, Exported
 from trueport.errors import ArtifactError, ProofError, TrueportError
 from trueport.proof.clauses.quality import POSITIONS, divergence
 from trueport.proof.quantised import Quantised, quantised_of, tolerance
 from trueport.targets.executorch import quantize
+from trueport.targets.executorch.delegated import quantised_layers
 from trueport.targets.executorch.quantize import GATES, KINDS, quantized
 
 pytest.importorskip("executorch")
@@ -97,15 +101,49 @@ def test_divergence_is_that_of_torch():
 
 
 def test_a_manifest_cannot_choose_its_gate_or_its_tolerance():
+    def found(**layers: int) -> Callable[[], Counter[str]]:
+        return lambda: Counter(layers)
+
+    eight = found(**{"8da8w": 16})
     with pytest.raises(ArtifactError, match="there is no gate"):
-        quantised_of({"quantize": {"kind": "anything", "layers": []}}, GATES)
+        quantised_of({"quantize": {"kind": "anything", "layers": []}}, GATES, eight)
     for broken in ("8da8w", {"kind": "8da8w"}, {"layers": 3}, []):
         with pytest.raises(ArtifactError, match="names no kind and layers"):
-            quantised_of({"quantize": broken}, GATES)
-    assert quantised_of({}, GATES) is None
-    many = quantised_of({"quantize": {"kind": "8da8w", "layers": ["x"] * 10**5, "gate": {"agreement": 0}}}, GATES)
-    assert many is not None and many.layers == 10_000 and many.gate == GATES["8da8w"]
+            quantised_of({"quantize": broken}, GATES, eight)
+    assert quantised_of({}, GATES, eight) is None
+    many = {"quantize": {"kind": "8da8w", "layers": ["x"] * 10**5, "gate": {"agreement": 0}}}
+    assert quantised_of(many, GATES, eight) == Quantised("8da8w", 16, GATES["8da8w"])
+    assert quantised_of(many, GATES, found()) is None
+    with pytest.raises(ArtifactError, match="says quantize '8da8w', and the files hold layers in 8da4w"):
+        quantised_of(many, GATES, found(**{"8da8w": 3, "8da4w": 1}))
     assert tolerance(Quantised("8da8w", 16, GATES["8da8w"])).budget("logits", 1.0) == pytest.approx(4 / 256)
+
+
+def test_a_float_program_holds_no_quantised_layer(program: Exported, tmp_path: Path):
+    """Its manifest may say so: it is held to the float tolerance all the same."""
+    folder = Path(shutil.copytree(program("llama"), tmp_path / "llama"))
+    assert not quantised_layers(folder / "executorch" / "model.pte")
+    manifest = json.loads((folder / "trueport.json").read_text())
+    manifest["quantize"] = {"kind": "8da4w", "layers": ["lm_head"] * 10_000}
+    (folder / "trueport.json").write_text(json.dumps(manifest))
+    proof = trueport.verify(folder, clauses=["causal"])
+    assert "quantised" not in json.dumps(proof.to_json()["tolerance"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_programs_quantised_layers_are_counted_in_its_bytes(kind: str, tmp_path: Path):
+    out = tmp_path / "out"
+    options = {"to": "executorch", "max_batch": 2, "max_length": 16, "proof": False, "tokenizer": None}
+    trueport.export(zoo.build("t5"), out, quantize=kind, **options)
+    layers = json.loads((out / "trueport.json").read_text())["quantize"]["layers"]
+    path = out / "executorch" / "model.pte"
+    assert quantised_layers(path) == Counter({kind: len(layers)})
+    content = path.read_bytes()
+    for end in (8, 100, len(content) // 8):
+        (tmp_path / "short.pte").write_bytes(content[:end])
+        with pytest.raises(ArtifactError, match="cut short or broken"):
+            quantised_layers(tmp_path / "short.pte")
 
 
 def _export(name: str, kind: str, out: Path, **options: Any) -> trueport.Artifact:

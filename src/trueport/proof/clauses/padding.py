@@ -68,18 +68,32 @@ def _judged(asked: Asked, name: str, batch: Batch, got: dict[str, np.ndarray]) -
         return asked.compare(name, batch, got, rows_alone(asked, batch))
     if name.startswith("holes"):
         note = "against the original under the same mask"
-        return asked.compare(name, batch, got, asked.exact.forward(batch), note=note)
+        return asked.compare(name, batch, got, _under_its_mask(asked, batch), note=note)
     if batch.mask.any(axis=1).all():
         alone = rows_alone(asked, batch, asked.exact.forward)
     else:
         alone = _beside_a_dead_row(asked, batch)
     case = asked.compare(name, batch, got, alone)
     if case.failed:
-        padded = asked.exact.forward(batch)
+        padded = _under_its_mask(asked, batch)
         if asked.compare(name, batch, padded, alone).failed:
             note = "the original itself is not invariant here; against it under the same mask"
             return asked.compare(name, batch, got, padded, note=note)
     return case
+
+
+def _under_its_mask(asked: Asked, batch: Batch) -> dict[str, np.ndarray]:
+    """The original's answers in float64, and in its own dtype where those are none.
+
+    A hole as wide as a window leaves a query without keys. Of its NaN, which is float64's alone (``Reference.forward``),
+    the next layer without a window makes others, real positions among them.
+    """
+    assert asked.exact is not None
+    answers = asked.exact.forward(batch)
+    if asked.own is None or all(np.isfinite(value).all() for value in answers.values()):
+        return answers
+    own = asked.own.forward(batch)
+    return {name: np.where(np.isfinite(value), value, own[name]) for name, value in answers.items()}
 
 
 def _beside_a_dead_row(asked: Asked, batch: Batch) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,12 @@ class ExecutorchTarget:
         from trueport.targets.executorch.quantize import GATES
 
         return GATES
+
+    def quantised_layers(self, path: Path) -> Counter[str]:
+        """Of one file, by kind; see ``Target``."""
+        from trueport.targets.executorch.delegated import quantised_layers
+
+        return quantised_layers(path)
 
     def bounds(self, options: Mapping[str, Any]) -> Bounds:
         """The largest sizes to plan memory for; ``options``: ``max_batch``, ``max_length``."""

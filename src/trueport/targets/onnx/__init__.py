@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,12 @@ class OnnxTarget:
         from trueport.targets.onnx.quantize import GATES
 
         return GATES
+
+    def quantised_layers(self, path: Path) -> Counter[str]:
+        """Of one file, by kind; see ``Target``."""
+        from trueport.targets.onnx.quantize import quantised_layers
+
+        return quantised_layers(path)
 
     def bounds(self, options: Mapping[str, Any]) -> Bounds | None:
         """None: graphs take any size."""

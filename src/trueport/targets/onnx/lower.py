@@ -75,6 +75,7 @@ def lower(captured: Captured, *, opset: int = DEFAULT_OPSET, origins: bool = Fal
 def _lowered(captured: Captured, opset: int, origins: bool) -> Graph:
     """The graph of the program itself."""
     from trueport.graphs.canonical import read_sizes_once
+    from trueport.graphs.integers import compare_exactly
     from trueport.graphs.optimize import optimize
     from trueport.graphs.widen import double_transforms, widen_bfloat16
 
@@ -86,6 +87,7 @@ def _lowered(captured: Captured, opset: int, origins: bool) -> Graph:
     optimize(model, weights)
     widen_bfloat16(model)
     double_transforms(model)
+    compare_exactly(model)
     if not origins:
         _strip(model)
     return Graph(captured.name, captured.stem, model, captured.interface, captured.guards, frozenset(weights))

@@ -9,7 +9,7 @@ from typing import Any
 
 from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
-from trueport.targets.onnx import decompose, promote
+from trueport.targets.onnx import arithmetic, decompose, promote
 
 HOME = "torch.onnx._internal.exporter._fx_passes"
 SYMPTOM = "the program is run again under fake tensors, where its graph tells the same"
@@ -42,6 +42,13 @@ FORMS = Patch(
     lambda original: property(lambda function: LateForm(function, original.fget)),
     lambda: [],
 )
+ANGLES = Patch(
+    "onnxscript.function_libs.torch_lib.ops.core._atan2",
+    "the angle of a complex number on the negative axis has the wrong sign",
+    "aten_angle_complex of onnxscript 0.7.2",
+    lambda original: arithmetic.angled,
+    lambda: [],
+)
 PASSES = (
     _pass("decompose_with_registry", decompose.decomposed),
     _pass("insert_type_promotion_nodes", promote.promoted),
@@ -50,4 +57,4 @@ PASSES = (
 
 def spared_passes() -> AbstractContextManager[None]:
     """Within, torch.onnx.export takes these passes; its own where torch has moved them."""
-    return applied_where_there((FORMS, *PASSES))
+    return applied_where_there((FORMS, ANGLES, *PASSES))

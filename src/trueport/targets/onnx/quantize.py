@@ -82,17 +82,20 @@ def check_graphs(graphs: Sequence[Graph], kind: str) -> None:
         raise LoweringError(f"--quantize {kind} fits no layer: {why}", "Leave it out.")
 
 
-def is_quantised(path: Path) -> bool:
-    """Whether a graph's file multiplies by weights in few bits anywhere, bodies of control flow included."""
+def quantised_layers(path: Path) -> Counter[str]:
+    """Products by weights in few bits in a graph's file, by form, bodies of control flow included."""
     import onnx
 
+    found: Counter[str] = Counter()
+    widths = {bits: form for form, (bits, _) in BITS.items()}
     bodies = [onnx.load(path, load_external_data=False).graph]
     while bodies:
         for node in bodies.pop().node:
             if node.domain == DOMAIN and node.op_type in PRODUCTS:
-                return True
+                bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
+                found[STATIC if node.op_type == "MatMulIntegerToFloat" else widths.get(bits, f"{bits} bits")] += 1
             bodies += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-    return False
+    return found
 
 
 def quantise(

@@ -9,6 +9,8 @@ import onnxscript
 from onnxscript import BFLOAT16, BOOL, FLOAT, FLOAT16, INT32, INT64
 from onnxscript import opset18 as op
 
+from trueport.targets.onnx import arithmetic
+
 Real = TypeVar("Real", bound=Union[FLOAT, FLOAT16, BFLOAT16])  # noqa: UP007  (onnxscript reads no |)
 Integer = TypeVar("Integer", bound=Union[INT32, INT64])  # noqa: UP007
 
@@ -50,15 +52,6 @@ def chosen(condition: BOOL, one: Any, other: Any) -> Any:
     return op.Or(op.And(condition, one), op.And(op.Not(condition), other))
 
 
-def remainder(number: Any, divisor: Any) -> Any:
-    """``remainder`` by a number; torchlib takes none that is a size."""
-    from onnxscript.function_libs.torch_lib.ops import core
-
-    if isinstance(divisor, ir.Value):
-        return core.aten_remainder(number, op.CastLike(divisor, number))
-    return core.aten_remainder_scalar(number, divisor)
-
-
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Translations by torch operator, for those operators that exist in this process."""
     import torch
@@ -67,7 +60,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.aten.copy.default: copied,
         **{getattr(torch.ops.aten.where, name): chosen for name in ("self", "ScalarSelf", "ScalarOther", "Scalar")},
-        torch.ops.aten.remainder.Scalar: remainder,
+        **arithmetic.forms(),
     }
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
         table[torch.ops.transformers.grouped_mm_fallback.default] = grouped_matmul

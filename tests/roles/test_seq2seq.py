@@ -1,0 +1,57 @@
+"""Encoder-decoders: what the model's own encoder returns is what its decoder is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    NllbMoeConfig,
+    NllbMoeForConditionalGeneration,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
+
+import trueport
+from trueport.errors import TrueportError
+from trueport.roles import components
+from trueport.roles.component import sample
+
+
+def nllb_moe() -> torch.nn.Module:
+    return NllbMoeForConditionalGeneration(
+        NllbMoeConfig(
+            vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64,
+            num_experts=3, expert_capacity=4, encoder_sparse_step=2, decoder_sparse_step=2, decoder_start_token_id=2,
+        )
+    ).eval()  # fmt: skip
+
+
+def switch() -> torch.nn.Module:
+    return SwitchTransformersForConditionalGeneration(
+        SwitchTransformersConfig(
+            vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, num_sparse_encoder_layers=1,
+            num_sparse_decoder_layers=1, num_experts=3, expert_capacity=64, decoder_start_token_id=0,
+        )
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [nllb_moe, switch])
+@torch.no_grad()
+def test_an_encoder_that_tells_more_than_its_states(make: object, tmp_path: Path) -> None:
+    """Their decoders read the routers' answers too, from the class that the encoder returns."""
+    torch.manual_seed(0)
+    model = make()  # type: ignore[operator]
+    encoder, decoder = components(model)
+    ids, target = torch.randint(3, 99, (2, 5)), torch.randint(3, 99, (2, 3))
+    states = encoder.module(input_ids=ids, attention_mask=torch.ones_like(ids))["last_hidden_state"]
+    empty = {"past_sequence_length": 0, "past_encoder_sequence_length": 0, "encoder_sequence_length": 5}
+    feeds = sample(decoder.interface, {"batch_size": 2, "sequence_length": 3} | empty)
+    found = decoder.module(**feeds | {"input_ids": target, "encoder_hidden_states": states})["logits"]
+    assert torch.allclose(found, model(input_ids=ids, decoder_input_ids=target).logits, atol=1e-5)
+    with pytest.raises(
+        TrueportError, match=r"torch\.export refused at .*modeling_"
+    ):  # which experts run, tokens decide
+        trueport.export(model, tmp_path / "out", tokenizer=None)
