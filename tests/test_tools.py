@@ -140,10 +140,12 @@ def test_the_share_of_the_bound() -> None:
              "int4": {128: 1.0, 4096: 17.0}, "float, fused": {128: 2.5, 4096: 20.0}, "int4, fused": {128: 1.0, 4096: 20.0},
              **{bound.ALONE[kind]: {128: step, 4096: step} for kind, step in zip(bound.KINDS, (2.4, 0.8, 0.6), strict=True)},
             }  # fmt: skip
+    steps |= {f"{name}, blocks of 128": {128: 0.4, 4096: 4.0} for name in (bound.ALONE["int8"], bound.ALONE["int4"])}
+    steps |= {f"{kind}, blocks of 128, fused": {128: 1.25, 4096: 40.0} for kind in ("int8", "int4")}
     weights = {name: 484 if "float" in name else 184 if "int8" in name else 84 for name in steps}
     turns = {name: {length: [(step, 1000.0)] for length, step in lengths.items()} for name, lengths in steps.items()}
     turns["float"][128] += [(4.0, 500.0), (1.6, 2000.0)]  # a slow moment of the machine, and a fast one
-    caches = {name: 0 if name in bound.ALONE.values() else 4 for name in steps}
+    caches = {name: 0 if "alone" in name else 4 for name in steps}
     found = bound.Found(turns, weights, caches)
     assert found.share("float", 128) == pytest.approx(0.5)
     assert found.worst("float", 128) == pytest.approx(1000 / 2000 / 1.6)
@@ -151,7 +153,7 @@ def test_the_share_of_the_bound() -> None:
     assert found.share(bound.ALONE["int4"], 4096) == pytest.approx(84 / 1000 / 0.6)
     text = bound.table("0.1B", found)
     assert "| float | 0 | 0.6 | 0.50 |" in text and "int8 0.56 and 0.41 (aim: 0.7)" in text
-    assert "int8 is 2.0 times as fast as float (aim: 3), its products alone 3.0" in text
+    assert "int8 is 2.0 (its products alone 3.0) and 2.0, blocks of 128 (its products alone 6.0) times as fast" in text
 
 
 def test_a_process_is_stopped_at_its_limit_and_one_that_fails_says_why(tmp_path: Path) -> None:

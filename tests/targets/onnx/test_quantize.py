@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from trueport.targets.onnx import OnnxTarget, search
 from trueport.targets.onnx.layers import layers_of
 from trueport.targets.onnx.lower import Graph, lower
 from trueport.targets.onnx.plan import quantised
-from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, quantise
+from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, quantise, quantised_layers
 from trueport.targets.onnx.search import searched
 from trueport.targets.quantized import Gate
 
@@ -351,6 +352,8 @@ def test_the_examples_are_held_to_their_gate(held: Any, name: str, kind: str):
     gate = manifest["quantize"]["gate"]
     assert figures["top-1 disagreement"]["budget"] == pytest.approx(1 - gate["agreement"])
     assert figures["mean KL divergence"]["budget"] == gate["divergence"]
+    found = sum((quantised_layers(path) for path in (out / "onnx").glob("*.onnx")), Counter[str]())
+    assert found == {kind: len(manifest["quantize"]["layers"])}
     if name != "bert-sentiment":
         assert figures["generated-token disagreement"]["budget"] == pytest.approx(1 - gate["generated"])
         assert clauses["cache"]["status"] == clauses["causal"]["status"] == "pass"

@@ -83,17 +83,23 @@ def check_graphs(graphs: Sequence[Graph], kind: str) -> None:
 
 
 def quantised_layers(path: Path) -> Counter[str]:
-    """Products by weights in few bits in a graph's file, by form, bodies of control flow included."""
+    """Layers that multiply by weights in few bits in a graph's file, by form, bodies of control flow included; of a product
+    that is cut, its parts.
+    """
     import onnx
 
     found: Counter[str] = Counter()
     widths = {bits: form for form, (bits, _) in BITS.items()}
     bodies = [onnx.load(path, load_external_data=False).graph]
     while bodies:
-        for node in bodies.pop().node:
+        nodes = bodies.pop().node
+        parts = {node.input[0]: len(node.output) for node in nodes if node.op_type == "Split"}
+        shaped = {node.input[0]: node.output[0] for node in nodes if node.op_type == "Reshape"}
+        for node in nodes:
             if node.domain == DOMAIN and node.op_type in PRODUCTS:
                 bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
-                found[STATIC if node.op_type == "MatMulIntegerToFloat" else widths.get(bits, f"{bits} bits")] += 1
+                form = STATIC if node.op_type == "MatMulIntegerToFloat" else widths.get(bits, f"{bits} bits")
+                found[form] += parts.get(node.output[0]) or parts.get(shaped.get(node.output[0], ""), 1)
             bodies += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return found
 
