@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from filelock import FileLock
 import trueport
 from tests import zoo
 from trueport.errors import ProofError
+from trueport.resident import resident
 from trueport.resume.shelf import PLACE
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +30,30 @@ def _one_thread() -> None:
     """Two workers share two cores; torch's own logs would fill every report."""
     torch.set_num_threads(1)
     logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+GROWTH = 2**30
+"""Bytes by which a worker grows before its garbage is looked for."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rare_collections() -> None:
+    """A full collection looks at all that torch and the tests brought along: they come as the worker grows, not by count."""
+    gc.set_threshold(*gc.get_threshold()[:2], 10_000)
+
+
+@pytest.fixture(autouse=True)
+def _collected(collected: list[int]) -> Iterator[None]:
+    yield
+    if collected and resident()[0] > collected[0] + GROWTH:
+        gc.collect()
+        collected[0] = resident()[0]
+
+
+@pytest.fixture(scope="session")
+def collected() -> list[int]:
+    """Bytes that the worker had in memory when its garbage was last looked for; empty where the system does not tell."""
+    return [resident()[0]] if Path("/proc/self/statm").exists() else []
 
 
 @pytest.fixture(autouse=True, scope="session")
