@@ -158,6 +158,20 @@ def of_a_product(x: torch.Tensor) -> torch.Tensor:
     return scores
 
 
+def of_a_view_alone(x: torch.Tensor) -> torch.Tensor:
+    """As Funnel masks the positions that it has shifted."""
+    part = (x * 2).reshape(-1)[1:].unsqueeze(0)
+    part *= 3.0
+    return part
+
+
+def of_a_view_of_what_is_read(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    part = x.transpose(0, 1)
+    part.add_(1.0)
+    return x * 2
+
+
 def given_out_too(x: torch.Tensor) -> list[torch.Tensor]:
     values = x * 2
     detached = values.detach_()
@@ -168,8 +182,8 @@ def given_out_too(x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("function", "spared"),
     [
-        (normed, True), (of_a_product, True), (seen_through_a_view, False), (of_a_view, False),
-        (given_out_too, False),
+        (normed, True), (of_a_product, True), (of_a_view_alone, True), (seen_through_a_view, False), (of_a_view, False),
+        (of_a_view_of_what_is_read, False), (given_out_too, False),
     ],
 )  # fmt: skip
 def test_writes_are_renamed_where_nobody_sees_them(function: Callable[..., Any], spared: bool, tmp_path: Path) -> None:

@@ -125,13 +125,22 @@ def keeps_dtype(node: torch.fx.Node) -> bool:
 
 def is_unshared(value: torch.fx.Node, user: torch.fx.Node) -> bool:
     """Whether ``value`` is memory of its own, which others read before ``user`` at most, and keep nothing of."""
+    readers = [other for other in value.users if other is not user]
+    return _is_own(value) and all(other < user and _is_new(other) for other in readers)
+
+
+def _is_own(value: torch.fx.Node) -> bool:
+    """Whether ``value`` is new, or a view of what is new and has no other user."""
     made = value
     if value.target is operator.getitem:
         made, place = value.args  # type: ignore[assignment]
         if sum(other.args[1:] == (place,) for other in made.users) > 1:
             return False
-    readers = [other for other in value.users if other is not user]
-    return _is_new(made) and all(other < user and _is_new(other) for other in readers)
+    if _is_new(made):
+        return True
+    given = [node for node in value.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    plain = isinstance(value.target, torch._ops.OpOverload) and not value.target._schema.is_mutable
+    return plain and len(given) == 1 and len(given[0].users) == 1 and _is_own(given[0])
 
 
 def _is_new(node: torch.fx.Node) -> bool:
