@@ -7,7 +7,9 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from filelock import FileLock
@@ -32,7 +34,22 @@ def _one_thread() -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
 
 
-GROWTH = 2**30
+@pytest.fixture(autouse=True, scope="session")
+def _patient_threads() -> Iterator[None]:
+    """ONNX Runtime's threads give their core to the other worker while they wait: they spin otherwise."""
+    made, entry = onnxruntime.InferenceSession.__init__, "session.intra_op.allow_spinning"
+
+    def patient(self: Any, model: Any, sess_options: Any = None, *args: Any, **kwargs: Any) -> None:
+        options = onnxruntime.SessionOptions() if sess_options is None else sess_options
+        options.add_session_config_entry(entry, "0")
+        made(self, model, options, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime.InferenceSession, "__init__", patient)
+        yield
+
+
+GROWTH = 2**29
 """Bytes by which a worker grows before its garbage is looked for."""
 
 
