@@ -16,6 +16,7 @@ from filelock import FileLock
 
 import trueport
 from tests import zoo
+from tests.proof import foreign
 from trueport.errors import ProofError
 from trueport.resident import resident
 from trueport.resume.shelf import PLACE
@@ -25,6 +26,7 @@ EXAMPLES = ROOT / "examples" / "models"
 
 Exported = Callable[[str], Path]
 Once = Callable[[str, Callable[[Path], object]], Path]
+Exporters = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -126,6 +128,20 @@ def refused(once: Once) -> Exported:
             trueport.export(zoo.build(name), out, tokenizer=None, allow_unproven=True)
 
     return lambda name: once(f"refused-{name}", lambda out: write(name, out))
+
+
+@pytest.fixture(scope="session")
+def exporters(once: Once) -> Exporters:
+    """What transformers.exporters makes of a zoo model, on a sample with padding or without; do not change it."""
+
+    def get(name: str, *, padded: bool = True, generation: bool = True) -> Path:
+        mask = foreign.PADDED if padded else torch.ones_like(foreign.PADDED)
+        return once(
+            f"exporters-{name}-{padded}-{generation}",
+            lambda out: foreign.exporters(zoo.build(name), out, mask, generation=generation),
+        )
+
+    return get
 
 
 @pytest.fixture
