@@ -114,3 +114,13 @@ def test_what_writes_or_asks_for_values_is_asked_each_time() -> None:
         assert not memo.known
         with pytest.raises(DynamicOutputShapeException):
             memo.call(aten.nonzero.default, (x,), {})
+
+
+def test_results_that_are_told_are_made_anew() -> None:
+    memo, real = Memo(), torch.ones(2)
+    with FakeTensorMode():
+        told = [torch.empty(2, 3).t(), torch.empty(4, dtype=torch.int64)]
+        made = memo.like(told)
+        assert looks(made) == looks(told) and isinstance(made, list)
+        assert not {id(tensor) for tensor in made} & {id(tensor) for tensor in told}
+        assert isinstance(memo.like(tuple(told)), tuple) and memo.like([*told, real]) is None

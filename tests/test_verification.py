@@ -10,19 +10,16 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 import trueport
 from tests import zoo
-from tests.conftest import Exported
+from tests.conftest import Exported, Exporters
 from tests.proof import foreign
 from trueport.errors import ArtifactError, TrueportError
 from trueport.foreign import NAMES, _renamed
 from trueport.proof.folder import excused
 from trueport.proof.result import Case, ClauseResult, Proof
-
-RAGGED = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 
 
 def failed(proof: Proof) -> set[str]:
@@ -88,9 +85,9 @@ def test_mobius_t5_has_no_mask(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_exporters_two_graphs_are_proven(tmp_path: Path):
+def test_exporters_two_graphs_are_proven(exporters: Exporters):
     model = zoo.build("llama")
-    folder = foreign.exporters(model, tmp_path, RAGGED)
+    folder = exporters("llama")
     for against in (model, None):
         proof = trueport.verify(folder, against=against)
         assert proof.proven, [clause.reason for clause in proof.failures()]
@@ -98,9 +95,9 @@ def test_exporters_two_graphs_are_proven(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_exporters_drop_a_mask_of_ones(tmp_path: Path):
+def test_exporters_drop_a_mask_of_ones(exporters: Exporters):
     model = zoo.build("llama")
-    folder = foreign.exporters(model, tmp_path, torch.ones_like(RAGGED))
+    folder = exporters("llama", padded=False)
     for against in (model, None):
         proof = trueport.verify(folder, against=against)
         assert failed(proof) == {"padding", "inert"}
@@ -108,9 +105,9 @@ def test_exporters_drop_a_mask_of_ones(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_exporters_one_graph_without_a_cache(tmp_path: Path):
+def test_exporters_one_graph_without_a_cache(exporters: Exporters):
     model = zoo.build("llama")
-    folder = foreign.exporters(model, tmp_path, RAGGED, generation=False)
+    folder = exporters("llama", generation=False)
     for against in (model, None):
         proof = trueport.verify(folder, against=against)
         assert proof.proven, [clause.reason for clause in proof.failures()]

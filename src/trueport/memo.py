@@ -60,6 +60,11 @@ class Memo:
                 self.known[key] = self._pattern(result)
         return result
 
+    def like(self, value: Any) -> Any:
+        """New tensors that look as these do, several as they are several; None where their shapes do not tell all."""
+        with suppress(_UnknownError):
+            return self._made(self._pattern(value))
+
     def _form(self, value: Any) -> Any:
         """All that an operator's result may depend on, to be looked up by: of a tensor a number, alone."""
         if isinstance(value, torch.Tensor):

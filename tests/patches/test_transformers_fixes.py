@@ -12,14 +12,12 @@ import pytest
 import torch
 
 from tests import zoo
-from tests.conftest import Once
+from tests.conftest import Exported
 from trueport.capture import capture
 from trueport.errors import CaptureError
 from trueport.patches import transformers_fixes
 from trueport.patches.registry import Patch
 from trueport.roles import components
-from trueport.targets.onnx.lower import lower
-from trueport.targets.onnx.weights import save
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 23, 31, 40)  # around the window of 8, and far past it
 SHORTEST = {"funnel": 3, "canine": 4}  # below, the models themselves raise
@@ -42,18 +40,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def graphs(once: Once) -> Callable[[str], Mapping[str, Path]]:
-    """Exports a model of the zoo, once, and gives its files by their stems."""
-
-    def write(name: str, folder: Path) -> None:
-        folder.mkdir()
-        save([lower(capture(component)) for component in components(zoo.build(name))], folder)
-
-    def export(name: str) -> Mapping[str, Path]:
-        folder = once(f"graphs-{name}", lambda out: write(name, out))
-        return {path.stem: path for path in folder.glob("*.onnx")}
-
-    return export
+def graphs(exported: Exported) -> Callable[[str], Mapping[str, Path]]:
+    """The files of an exported model of the zoo by their stems."""
+    return lambda name: {path.stem: path for path in (exported(name) / "onnx").glob("*.onnx")}
 
 
 def values(result: Any) -> list[Any]:

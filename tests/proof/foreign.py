@@ -26,6 +26,10 @@ def mobius(model: PreTrainedModel, folder: Path) -> Path:
     return out
 
 
+PADDED = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1, 0, 1, 1]])
+"""Right padding, left padding, holes: the mask of a sample."""
+
+
 def exporters(model: PreTrainedModel, folder: Path, mask: torch.Tensor, *, generation: bool = True) -> Path:
     """transformers.exporters' OnnxExporter on a sample under ``mask``, (batch, length), as its guide shows."""
     from transformers.exporters.configs import OnnxConfig

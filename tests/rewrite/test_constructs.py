@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import trueport
 from tests.rewrite.constructs import CASES, Case
 from trueport.rewrite import find
+from trueport.targets.onnx.passes import spared_passes
 
 FAST = ("EarlyReturn", "Elif", "While", "Break", "Accumulator", "RangeOfItem", "InPlace", "Clamp")
 DELEGATED = ("EarlyReturn", "Break", "ReturnInLoop", "Submodule", "Clamp", "Helper", "NormInBranch", "GuardedDivision")
@@ -89,7 +90,7 @@ def test_the_program_takes_every_branch(case: Case) -> None:
 @few_are_fast
 @torch.no_grad()
 def test_onnx_takes_every_branch(case: Case) -> None:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), spared_passes():
         warnings.simplefilter("ignore")
         onnx_program = torch.onnx.export(program(case), dynamo=True, verbose=False)
     assert onnx_program is not None

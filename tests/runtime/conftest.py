@@ -1,10 +1,8 @@
-"""Folders as an export writes them, each built once for the session."""
+"""Exports of the zoo beside their originals."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +13,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from tests import zoo
-from trueport import roles
-from trueport.capture import capture
+from tests.conftest import Exported
 from trueport.runtime import load
-from trueport.targets.onnx.lower import lower
-from trueport.targets.onnx.weights import save
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,39 +25,14 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def write_artefact(name: str, folder: Path) -> Path:
-    """A folder of the zoo's model, without a proof."""
-    model = zoo.build(name)
-    graphs = [lower(capture(component)) for component in roles.components(model)]
-    (folder / "onnx").mkdir(parents=True)
-    save(graphs, folder / "onnx")
-    components = {
-        graph.name: {"target": "onnx", "file": f"onnx/{graph.stem}.onnx"} | graph.interface.to_json()
-        for graph in graphs
-    }
-    manifest = {"schema_version": 1, "source": {"role": roles.role_of(model)}, "components": components}
-    (folder / "trueport.json").write_text(json.dumps(manifest))
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="session")
+def artefact(exported: Exported) -> Exported:
+    """The folder of a zoo's model by name; do not change it."""
+    return exported
 
 
 @pytest.fixture(scope="session")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a zoo's model by name."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = write_artefact(name, tmp_path_factory.mktemp("artefacts") / name)
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def pair(artefact: Callable[[str], Path]) -> Callable[[str], tuple[Any, Any]]:
+def pair(artefact: Exported) -> Callable[[str], tuple[Any, Any]]:
     """The original and the loaded artefact by name."""
     made: dict[str, tuple[Any, Any]] = {}
 

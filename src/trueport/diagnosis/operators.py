@@ -29,9 +29,11 @@ def lacking(program: ExportedProgram, target: str, *, backend: str = "xnnpack") 
 def _onnx(program: ExportedProgram) -> list[Finding]:
     from torch.onnx._internal.exporter import _decomp, _registration
 
+    from trueport.targets.onnx.passes import spared_passes
     from trueport.targets.onnx.translations import translations
 
-    registry = _registration.ONNXRegistry.from_torchlib()
+    with spared_passes():
+        registry = _registration.ONNXRegistry.from_torchlib()
     known = {*_decomp.get_onnx_implemented_overloads(registry), *translations()}
     table = _decomp.create_onnx_friendly_decomposition_table(known)
     if all(target in known for _, target in _calls(program)):

@@ -54,14 +54,14 @@ def source_of(code: CodeType) -> Source:
 
 def functions_of(code: CodeType) -> list[FunctionType]:
     """Every function object that runs ``code``."""
-    return [found for found in gc.get_referrers(code) if isinstance(found, FunctionType) and found.__code__ is code]
+    return [found for found in gc.get_referrers(code) if type(found) is FunctionType and found.__code__ is code]
 
 
 def makers_of(code: CodeType) -> list[FunctionType]:
     """Every function that makes functions of ``code`` when it runs."""
     if "<locals>" not in code.co_qualname:
         return []
-    functions = (found for found in gc.get_objects() if isinstance(found, FunctionType))
+    functions = (found for found in gc.get_objects() if type(found) is FunctionType)  # isinstance runs code of theirs
     return [found for found in functions if any(part is code for part in found.__code__.co_consts)]
 
 

@@ -12,13 +12,13 @@ import torch
 
 from benchmarks import environments
 from tests import zoo
+from tests.conftest import Exporters
 from tests.proof import foreign
 from trueport.graphs.audit import audit
 from trueport.graphs.repair import repair
 
 pytestmark = pytest.mark.slow
-MASKS = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1, 0, 1, 1]])
-"""Right padding, left padding, holes."""
+MASKS = foreign.PADDED
 
 
 def test_mobius_loses_mistrals_window(tmp_path: Path) -> None:
@@ -34,16 +34,16 @@ def test_mobius_is_clean_where_it_is_right(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "mistral"])
-def test_exporters_are_clean_on_a_padded_sample(name: str, tmp_path: Path) -> None:
-    paths = list(foreign.exporters(zoo.build(name), tmp_path, MASKS, generation=name != "bert").rglob("*.onnx"))
+def test_exporters_are_clean_on_a_padded_sample(name: str, exporters: Exporters) -> None:
+    paths = list(exporters(name, generation=name != "bert").rglob("*.onnx"))
     assert paths
     for path in paths:
         assert audit(path).findings == () and audit(path).attentions == 2
 
 
-def test_exporters_lose_the_mask_of_a_sample_without_padding(tmp_path: Path) -> None:
+def test_exporters_lose_the_mask_of_a_sample_without_padding(exporters: Exporters) -> None:
     """Both of Llama's graphs come without an attention_mask, and its runner drops the one that it is given."""
-    paths = list(foreign.exporters(zoo.build("llama"), tmp_path, torch.ones_like(MASKS)).rglob("*.onnx"))
+    paths = list(exporters("llama", padded=False).rglob("*.onnx"))
     assert paths
     for path in paths:
         assert [finding.rule for finding in audit(path).findings] == ["no-mask"]

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import nn
 from torch.onnx._internal.exporter import _fx_passes
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tests import zoo
 from trueport.quiet import quiet
 from trueport.roles import components
-from trueport.targets.onnx import passes, promote
+from trueport.targets.onnx import decompose, passes, promote
 from trueport.targets.onnx.lower import _convert, lower
 
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -115,6 +116,86 @@ def test_half_that_float_is_added_to_stays_half(tmp_path: Path) -> None:
     )
     assert result.dtype == numpy.float16
     assert (result == found.module()(x, y).numpy()).all()
+
+
+def decomposed(found: torch.export.ExportedProgram) -> torch.export.ExportedProgram | None:
+    """Without torch's own way; None where that is taken."""
+    with passes.spared_passes():
+        registry = ONNXRegistry.from_torchlib()
+    return decompose.decomposed(lambda program, registry: None, found, registry)  # type: ignore[arg-type,return-value]
+
+
+def test_operators_without_a_form_are_broken_up_as_torch_does() -> None:
+    found = program(lambda x: torch.rsub(x, 2.0).square().softmax(-1) + x.T.sum(), torch.randn(2, 3))
+    ours, theirs = decomposed(found), _fx_passes.decompose_with_registry(found, ONNXRegistry.from_torchlib())
+    assert ours is not None and "rsub" not in ours.graph_module.code
+    assert [row for row in told(ours.graph_module) if row[0] != "output"] == told(theirs.graph_module)[:-1]
+
+
+def normed(x: torch.Tensor) -> torch.Tensor:
+    """As a router of experts divides its weights by their sum."""
+    values, _ = x.topk(2)
+    values /= values.sum(-1, keepdim=True)
+    return values
+
+
+def seen_through_a_view(x: torch.Tensor) -> torch.Tensor:
+    values, _ = x.topk(2)
+    seen = values.transpose(0, 1)
+    values /= 2.0
+    return seen
+
+
+def of_a_view(x: torch.Tensor) -> torch.Tensor:
+    doubled = x * 2
+    doubled[:, 1:].mul_(3.0)
+    return doubled
+
+
+def of_a_product(x: torch.Tensor) -> torch.Tensor:
+    scores = torch.einsum("ij,kj->ik", x, x)
+    scores += x.matmul(x.new_ones(x.shape[1], 1)).add_(1.0)
+    return scores
+
+
+def of_a_view_alone(x: torch.Tensor) -> torch.Tensor:
+    """As Funnel masks the positions that it has shifted."""
+    part = (x * 2).reshape(-1)[1:].unsqueeze(0)
+    part *= 3.0
+    return part
+
+
+def of_a_view_of_what_is_read(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    part = x.transpose(0, 1)
+    part.add_(1.0)
+    return x * 2
+
+
+def given_out_too(x: torch.Tensor) -> list[torch.Tensor]:
+    values = x * 2
+    detached = values.detach_()
+    detached += 1.0
+    return [values, detached]
+
+
+@pytest.mark.parametrize(
+    ("function", "spared"),
+    [
+        (normed, True), (of_a_product, True), (of_a_view_alone, True), (seen_through_a_view, False), (of_a_view, False),
+        (of_a_view_of_what_is_read, False), (given_out_too, False),
+    ],
+)  # fmt: skip
+def test_writes_are_renamed_where_nobody_sees_them(function: Callable[..., Any], spared: bool, tmp_path: Path) -> None:
+    x = torch.randn(2, 3)
+    found = program(function, x)
+    assert (decomposed(found) is not None) == spared
+    ir.save(_convert(SimpleNamespace(program=found, name="function"), 23), tmp_path / "model.onnx")  # type: ignore[arg-type]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    wanted = function(x.clone())
+    results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for result, other in zip(results, wanted if isinstance(wanted, list) else [wanted], strict=True):
+        torch.testing.assert_close(torch.from_numpy(result), other)
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 
 from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
-from trueport.targets.executorch.decompose import decomposed, named
 from trueport.targets.onnx.decompose import IN_PLACE, is_unshared, keeps_dtype
+from trueport.targets.pieces import decomposed, named
 
 
 def functional(program: ExportedProgram) -> ExportedProgram | None:

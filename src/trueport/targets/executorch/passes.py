@@ -20,6 +20,7 @@ from executorch.backends.xnnpack._passes.fuse_activation_pass import FuseActivat
 from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.dialects._ops import ops
+from torch._subclasses import FakeTensor
 
 from trueport.memo import Memo
 from trueport.patches.context import applied_where_there
@@ -80,26 +81,42 @@ class NeededPasses(_passes.XNNPACKPassManager):
 
 
 class Remembering(torch.fx.Interpreter):
-    """What a pass runs operators with, where the same has been asked before."""
+    """What a pass runs operators with, where the same has been asked before.
+
+    Attributes:
+        told: what the next operator is known to give.
+    """
 
     def __init__(self, memo: Memo) -> None:
         super().__init__(torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph()))
         self.memo = memo
+        self.told: Any = None
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The operator's result: a shape, in the graph that the pass writes."""
-        return self.memo.call(target, args, kwargs)
+        told, self.told = self.told, None
+        known = None if told is None else self.memo.like(told)
+        return self.memo.call(target, args, kwargs) if known is None else known
 
 
 def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
     memos: dict[Any, Memo] = defaultdict(lambda: Memo([executorch_call_delegate]))  # each method has a mode of its own
 
-    def fx(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def fx(self: Any, kind: str, target: Any, args: Any, kwargs: Any, meta: Any) -> Any:
         if not isinstance(self.interpreter, Remembering):
             self.interpreter = Remembering(memos[self.fake_tensor_mode])
-        return original(self, *args, **kwargs)
+        if target is executorch_call_delegate and _is_of(self.fake_tensor_mode, meta.data.get("val")):
+            # Its node tells; to run a delegate, torch puts the whole of its program together anew.
+            self.interpreter.told = meta.data["val"]
+        return original(self, kind, target, args, kwargs, meta)
 
     return fx
+
+
+def _is_of(mode: Any, given: Any) -> bool:
+    """Whether these are several results without memory, of this mode."""
+    several = isinstance(given, (tuple, list))
+    return several and all(isinstance(value, FakeTensor) and value.fake_mode is mode for value in given)
 
 
 SHAPES = [

@@ -10,7 +10,7 @@ import torch
 
 from trueport.errors import LoweringError
 from trueport.rewrite.recurrent import UNROLLED
-from trueport.targets.executorch.decompose import named
+from trueport.targets.pieces import named
 
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
 """What torch.export leaves for its own runtime; ExecuTorch's verifier knows no such operators, and the session checks

@@ -3,24 +3,28 @@
 torch.onnx.export calls ``program.run_decompositions(table)``, which runs the whole program twice more under fake tensors:
 40% of an export. Of what torch.export leaves in a transformer, almost all has an ONNX form already; the rest are casts,
 spellings (``__and__`` for bitwise_and) and in-place operators on values that nobody else sees. Those are renamed in
-the graph. Anything else, and the program takes torch's own way.
+the graph. Operators without a form are broken up one by one (targets/pieces.py). Anything else, and the program takes
+torch's own way.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trueport.targets import pieces
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _aten = torch.ops.aten
-CASTS = {_aten.to.dtype, _aten.to.device, _aten.to.dtype_layout, _aten.to.other}
-"""Composites that change the dtype, or nothing: a graph for the CPU has one device and one layout."""
+CASTS = {_aten.to.dtype, _aten.to.device, _aten.to.dtype_layout, _aten.to.other, _aten.detach_.default}
+"""What changes the dtype, or nothing: a graph for the CPU has one device and one layout, and no gradients."""
 SPELLINGS = {
     _aten.__and__.Tensor: _aten.bitwise_and.Tensor,
     _aten.__and__.Scalar: _aten.bitwise_and.Scalar,
@@ -58,7 +62,14 @@ def decomposed(
     except (ImportError, AttributeError):  # torch moved the list
         return plainly(program, registry)
     targets = _plan(program, implemented)
-    return plainly(program, registry) if targets is None else _renamed(program, targets)
+    if targets is None:
+        return plainly(program, registry)
+    renamed = _renamed(program, targets)
+    if all(_has_form(node.target, implemented) for node in renamed.graph.nodes):
+        return renamed
+    table = _decomp.create_onnx_friendly_decomposition_table(set(implemented))
+    found = pieces.decomposed(renamed, table)
+    return plainly(program, registry) if found is None else found
 
 
 def _plan(program: ExportedProgram, implemented: Collection[Any]) -> dict[str, Any] | None:
@@ -80,13 +91,21 @@ def _plan(program: ExportedProgram, implemented: Collection[Any]) -> dict[str, A
             targets[node.name] = SPELLINGS[target]
         elif target in IN_PLACE and keeps_dtype(node) and is_unshared(node.args[0], node):
             targets[node.name] = IN_PLACE[target]
-        elif target.name().startswith("aten::_assert"):
-            continue  # torch.onnx drops them itself
-        elif target._schema.is_mutable or (
-            target not in implemented and (target.namespace == "aten" or target in _table())
-        ):
+        elif target._schema.is_mutable and not _is_assertion(target):
             return None
     return targets
+
+
+def _is_assertion(target: torch._ops.OpOverload) -> bool:
+    """Whether torch.onnx drops the operator itself."""
+    return target.name().startswith("aten::_assert")
+
+
+def _has_form(target: Any, implemented: Collection[Any]) -> bool:
+    """Whether torch.onnx converts a node as it is, or has to be told by it that it cannot."""
+    if not isinstance(target, torch._ops.OpOverload) or _is_assertion(target):
+        return True
+    return target in implemented or (target.namespace != "aten" and target not in _table())
 
 
 @functools.cache
@@ -105,12 +124,38 @@ def keeps_dtype(node: torch.fx.Node) -> bool:
 
 
 def is_unshared(value: torch.fx.Node, user: torch.fx.Node) -> bool:
-    """Whether ``value`` is memory of its own that only ``user`` reads."""
-    if not isinstance(value.target, torch._ops.OpOverload) or len(value.users) != 1:
+    """Whether ``value`` is memory of its own, which others read before ``user`` at most, and keep nothing of."""
+    readers = [other for other in value.users if other is not user]
+    return _is_own(value) and all(other < user and _is_new(other) for other in readers)
+
+
+def _is_own(value: torch.fx.Node) -> bool:
+    """Whether ``value`` is new, or a view of what is new and has no other user."""
+    made = value
+    if value.target is operator.getitem:
+        made, place = value.args  # type: ignore[assignment]
+        if sum(other.args[1:] == (place,) for other in made.users) > 1:
+            return False
+    if _is_new(made):
+        return True
+    given = [node for node in value.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    plain = isinstance(value.target, torch._ops.OpOverload) and not value.target._schema.is_mutable
+    return plain and len(given) == 1 and len(given[0].users) == 1 and _is_own(given[0])
+
+
+def _is_new(node: torch.fx.Node) -> bool:
+    """Whether what a node gives is no view of what it is given."""
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    if any(result.alias_info is not None for result in value.target._schema.returns):
+    if any(result.alias_info is not None for result in node.target._schema.returns):
         return False
-    return not value.target._can_decompose()  # a composite may return a view without saying so
+    return _multiplies(node) or not node.target._can_decompose()  # other composites may return a view without saying so
+
+
+def _multiplies(node: torch.fx.Node) -> bool:
+    """Whether a node gives a product, which is new; an einsum of one operand is none."""
+    operands: Any = node.args[1:2]
+    return node.target is _aten.matmul.default or (node.target is _aten.einsum.default and len(operands[0]) > 1)
 
 
 def _renamed(program: ExportedProgram, targets: dict[str, Any]) -> ExportedProgram:

@@ -77,7 +77,7 @@ def block() -> ExportedProgram:
 @functools.cache
 def broken_up() -> ExportedProgram:
     """The block, decomposed."""
-    from trueport.targets.executorch.decompose import decomposed
+    from trueport.targets.pieces import decomposed
 
     found = decomposed(block(), table())
     assert found is not None
@@ -86,7 +86,7 @@ def broken_up() -> ExportedProgram:
 
 def operators(found: ExportedProgram) -> list[tuple[str, Any]]:
     """Operators on tensors with the layouts of their results, in order."""
-    from trueport.targets.executorch.decompose import _layout
+    from trueport.targets.pieces import _layout
 
     return [
         (str(node.target), _layout(node.meta["val"]))
@@ -137,7 +137,7 @@ GIVEN_OUT: dict[str, Callable[[Own, torch.Tensor], Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GIVEN_OUT)
 def test_what_is_given_out(name: str) -> None:
-    from trueport.targets.executorch.decompose import decomposed
+    from trueport.targets.pieces import decomposed
 
     x = torch.randn(3, 4)
     found = decomposed(program(Own(GIVEN_OUT[name]), x), table())
@@ -163,7 +163,7 @@ WHOLE: dict[str, Callable[[Own, torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_has_to_be_seen_whole_is_left_to_torch(name: str) -> None:
-    from trueport.targets.executorch.decompose import decomposed
+    from trueport.targets.pieces import decomposed
 
     before = program(Own(WHOLE[name]), torch.randn(3, 4))
     code = before.graph_module.code
@@ -175,7 +175,7 @@ def test_weights_that_are_several_tensors_are_left_to_torch() -> None:
     """Int8 in a class of torchao's: as it is, no kernel runs it."""
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
 
-    from trueport.targets.executorch.decompose import decomposed
+    from trueport.targets.pieces import decomposed
 
     module = nn.Sequential(nn.Linear(64, 64)).eval()
     quantize_(module, Int8DynamicActivationIntxWeightConfig())
@@ -183,6 +183,6 @@ def test_weights_that_are_several_tensors_are_left_to_torch() -> None:
 
 
 def test_writes_are_left_to_torch() -> None:
-    from trueport.targets.executorch.decompose import decomposed
+    from trueport.targets.pieces import decomposed
 
     assert decomposed(captured(Own(lambda m, x: (x * 2).add_(1)), torch.randn(3, 4)), table()) is None

@@ -1,7 +1,7 @@
-"""A captured program in ExecuTorch's operators: those that have to be broken up are traced, the others stay as they are.
+"""A captured program in a target's operators: those that have to be broken up are traced, the others stay as they are.
 
-ExecuTorch calls ``program.run_decompositions(table)`` for this, which runs the whole program twice under fake tensors, once
-to look for writes and once to trace. A program without writes needs no look, and an operator that
+ExecuTorch and torch.onnx call ``program.run_decompositions(table)`` for this, which runs the whole program twice under
+fake tensors, once to look for writes and once to trace. A program without writes needs no look, and an operator that
 stays has its result's shape and strides in its node already.
 """
 
