@@ -292,6 +292,20 @@ def test_blocks_of_nothing_are_refused_before_the_model_is_loaded(options: dict[
         trueport.export(tmp_path / "no such model", tmp_path / "out", **options)
 
 
+def test_a_clause_that_fails_for_the_blocks_alone_is_told():
+    """And nothing is exported again where nobody asked for blocks."""
+    asked: list[Any] = []
+
+    def again(changed: Any) -> set[str]:
+        asked.append(changed)
+        return {"quality"}
+
+    target = OnnxTarget()
+    assert target.explain(["cache"], again, {"block_size": None}) == {} == target.explain(["cache"], again, {})
+    words = target.explain(["cache", "quality"], again, {"block_size": 128})
+    assert words == {"cache": "It holds without --block-size 128"} and asked == [{"block_size": None}]
+
+
 def test_every_kind_has_a_gate_and_every_form_a_kind():
     assert set(OnnxTarget().gates) == {*BITS, STATIC, "auto"}
 
