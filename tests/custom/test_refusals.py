@@ -51,6 +51,11 @@ class NotEmpty(Base):
         return {"y": self.layer(x) + h, "h": h * 2}
 
 
+class Middle(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).median(-1).values
+
+
 class Blackbox:
     def __init__(self) -> None:
         self.value = torch.ones(4)
@@ -65,6 +70,7 @@ CASES: list[tuple[nn.Module, Any, str]] = [
     (Sound(), {"y": X}, "Sound.forward does not take these inputs"),
     (Sound(), (X, Blackbox()), "Blackbox"),
     (Sound(), (torch.randn(2, 5),), "does not run on its sample inputs"),
+    (Middle(), (X,), r"ONNX has no form of aten.median.dim at .*test_refusals.py:\d+. For x.median.* write x.topk"),
     (NotEmpty(), (X,), "without its state gives another"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -142,15 +143,27 @@ def _convert(captured: Captured, opset: int) -> ir.Model:
                 custom_translation_table=translations(),
             )
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        raise LoweringError(
-            f"{captured.name}: no ONNX form at opset {opset}: {type(cause).__name__}: {' '.join(lines[:3])}"
-        ) from error
+        raise _refusal(captured, opset, error) from error
     assert program is not None
     return program.model
+
+
+def _refusal(captured: Captured, opset: int, error: Exception) -> LoweringError:
+    """The operators that ONNX lacks, with their lines and what to write there; else what torch.onnx says."""
+    from trueport.diagnosis.operators import lacking
+
+    with suppress(Exception), quiet():
+        found = lacking(captured.program, "onnx")
+        if found:
+            words = "; ".join(f"{one.problem} at {one.where}" if one.where else one.problem for one in found)
+            return LoweringError(f"{captured.name}: {words}", " ".join(dict.fromkeys(one.mend for one in found)))
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return LoweringError(
+        f"{captured.name}: no ONNX form at opset {opset}: {type(cause).__name__}: {' '.join(lines[:3])}"
+    )
 
 
 def _place_weights(model: ir.Model, captured: Captured) -> None:
