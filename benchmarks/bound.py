@@ -10,6 +10,7 @@ fusions of ``--optimize cpu --caches in-place``, unproven, beside PyTorch and th
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import time
@@ -157,6 +158,8 @@ def _contenders(shape: Shape, place: Path) -> tuple[dict[str, Contender], dict[s
             plain, merged = folders(model, kind, place, size)
             for folder, name in ((plain, words),) * (shape.plain and size is None) + ((merged, f"{words}, fused"),):
                 made[name], weights[name] = Ours(folder), weights_of(folder / "onnx/model.onnx")
+            if words not in made:  # it was on the way only, and disks are small
+                shutil.rmtree(plain)
             alone = f"{ALONE[kind]}{_in_blocks(size)}"
             made[alone], weights[alone] = Products(merged / "onnx/model.onnx"), weights[f"{words}, fused"]
     made[EAGER], weights[EAGER] = Static(model), weights["float, fused"]
