@@ -111,7 +111,8 @@ def test_a_window_of_mems_stays(folder: Callable[[str], Path]) -> None:
     assert {tuple(tensor.shape) for tensor in state.tensors().values()} == {(2, 4, models.WIDTH)}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["lstm", pytest.param("mamba", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "mamba"])
 def test_a_state_of_zeros_steps_as_the_module_does(name: str, folder: Callable[[str], Path]) -> None:
     assert {pair["initial"] for pair in component(folder(name))["state"]} == {"zeros"}
     module, inputs, _ = build(name)

@@ -92,6 +92,7 @@ def test_assets_that_are_not_the_originals(copied: Exported, file: str, change: 
     assert file in next(clause.reason for clause in proof.clauses if clause.clause == "assets")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tool.jinja", "added_tokens.json"])
 def test_assets_that_the_original_does_not_have(copied: Exported, name: str) -> None:
     """A template that came by itself would put words into every conversation."""

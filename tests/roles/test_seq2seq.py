@@ -38,6 +38,7 @@ def switch() -> torch.nn.Module:
     ).eval()  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [nllb_moe, switch])
 @torch.no_grad()
 def test_an_encoder_that_tells_more_than_its_states(make: object, tmp_path: Path) -> None:

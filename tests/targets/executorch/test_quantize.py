@@ -119,6 +119,7 @@ def test_a_manifest_cannot_choose_its_gate_or_its_tolerance():
     assert tolerance(Quantised("8da8w", 16, GATES["8da8w"])).budget("logits", 1.0) == pytest.approx(4 / 256)
 
 
+@pytest.mark.slow
 def test_a_float_program_holds_no_quantised_layer(program: Exported, tmp_path: Path):
     """Its manifest may say so: it is held to the float tolerance all the same."""
     folder = Path(shutil.copytree(program("llama"), tmp_path / "llama"))
