@@ -193,13 +193,7 @@ def _blockwise(
     inputs: list[ir.Value | None] = [first.node.inputs[0], *weights]
     if first.bias is not None:
         inputs += [None] * (5 - len(inputs)) + [_bias(graph, layers)]
-    numbers = {
-        "K": width,
-        "N": sum(outputs),
-        "bits": bits,
-        "block_size": size,
-        "accuracy_level": ACCURACY,
-    }
+    numbers = {"K": width, "N": sum(outputs), "bits": bits, "block_size": size, "accuracy_level": ACCURACY}
     product = ir.node("MatMulNBits", inputs, numbers, domain=DOMAIN)
     if len(layers) == 1:
         return [product], product.outputs
