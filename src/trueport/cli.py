@@ -43,6 +43,12 @@ ProofMemory = Annotated[
     typer.Option("--proof-memory", help="What a proof may take, such as 4GB (default 80 % of what is free)."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the proof's inputs.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration", help="Prompts, one in each line: half for a quantisation's scales, half for its gate."
+    ),
+]
 
 
 @app.command()
@@ -92,10 +98,7 @@ def export(
             "--quantize", help="int8, int8-static, int4 or auto; of an ExecuTorch program 8da8w, 8da4w or int8."
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", help="A text file of prompts, one in each line, for int8-static's scales."),
-    ] = None,
+    calibration: Calibration = None,
     block_size: Annotated[
         int | None,
         typer.Option("--block-size", help="The most weights that share a scale: 16 to 128; 128 is fastest."),
@@ -191,6 +194,7 @@ def verify(
     trust_remote_code: TrustRemoteCode = False,
     seed: Seed = None,
     proof_memory: ProofMemory = None,
+    calibration: Calibration = None,
     debug: Debug = False,
 ) -> None:
     """Judge FOLDER: with the original every clause, without it those that need none."""
@@ -201,7 +205,7 @@ def verify(
     with progress() as tell:
         proof: Proof = pipeline.verify(
             folder, against=against, clauses=chosen, trust_remote_code=trust_remote_code, seed=seed,
-            proof_memory=proof_memory, progress=tell,
+            proof_memory=proof_memory, calibration=calibration, progress=tell,
         )  # fmt: skip
     show(proof.to_json())
     if json_file is not None:

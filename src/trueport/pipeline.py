@@ -92,7 +92,7 @@ def export(
         max_pte: bytes of weights past which they lie in a ``.ptd`` beside the program; 2 GB when None.
         quantize: ``int8``, ``int8-static``, ``int4`` or ``auto`` for graphs, ``8da8w``, ``8da4w`` or ``int8`` for an
             ExecuTorch program (docs/quantisation.md); None for none.
-        calibration: prompts that ``int8-static``, or ExecuTorch's ``int8``, finds its scales on: texts, or a file with one
+        calibration: prompts, every other one of which the gate asks; on the rest scales are found: texts, or a file with one
             in each line; drawn at random when None.
         block_size: the most weights that share a scale in a graph's ``int8``, ``int4`` or ``auto``: 16, 32, 64 or 128; where
             None, 64 in 8 bits and 32 in 4. More are faster, fewer are nearer to the original (docs/quantisation.md).
@@ -161,15 +161,17 @@ def export(
             link=True,
         )  # fmt: skip
     if calibration is not None:
-        from trueport.proof.calibration import read_prompts
+        from trueport.proof.calibration import prompts_of
 
-        options["prompts"] = read_prompts(calibration, getattr(source, "tokenizer", None))
+        options["prompts"] = prompts_of(calibration, source)
     checkpoint = getattr(source, "checkpoint", None)
     hashes = checkpoint.hashes(meter) if paranoid and checkpoint is not None else None
     shelf = _shelf(source, options, hashes) if resume else None
     options["shelf"] = shelf
     with left_for_another_time(shelf), staged(place, replace=force) as staging:
         manifest = write_graphs(source, staging, targets, options, tell)
+        if "prompts" in options:
+            manifest["quantize"]["prompts"] = len(options["prompts"])
         tell("assets")
         source.save_assets(staging)
         write_json(staging / MANIFEST, manifest)
@@ -231,6 +233,7 @@ def verify(
     trust_remote_code: bool = False,
     seed: int | None = None,
     proof_memory: int | str | None = None,
+    calibration: str | Path | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Proof:
     """Judge a folder, whoever wrote it.
@@ -242,6 +245,7 @@ def verify(
         trust_remote_code: run Python files that lie in the original's checkpoint.
         seed: of the inputs.
         proof_memory: as ``export`` takes it.
+        calibration: prompts that the gate of a quantised folder asks, as ``export`` takes them: the same half.
         progress: told each clause's name as it starts.
     """
     from trueport.verification import judge
@@ -255,6 +259,7 @@ def verify(
             trust_remote_code=trust_remote_code,
             seed=seed,
             proof_memory=proof_memory,
+            calibration=calibration,
             progress=progress or (lambda phase: None),
         )
 
@@ -268,6 +273,7 @@ def _prove(
     tell: Progress,
     clauses: Sequence[str] | None = None,
 ) -> Proof:
+    from trueport.proof.calibration import judging
     from trueport.verification import judge_own, original_within
 
     with quiet():
@@ -275,7 +281,7 @@ def _prove(
         original, memory = original_within(options["proof_memory"], source, None, staging, staging.parent)
         return judge_own(
             staging, manifest, original, clauses=clauses, seed=seed, progress=lambda name: tell(f"prove {name}"),
-            memory=memory,
+            memory=memory, prompts=judging(options.get("prompts") or ()),
         )  # fmt: skip
 
 

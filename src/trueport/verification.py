@@ -15,11 +15,12 @@ from trueport.foreign_proof import judge_foreign
 from trueport.graphs.loading import check
 from trueport.graphs.shapes import count_nodes
 from trueport.interface import float_dtype_of
+from trueport.proof.calibration import Prompts, judging, prompts_of
 from trueport.proof.folder import assets_clause, excused, files_clause
 from trueport.proof.memory import Memory, plan
-from trueport.proof.quantised import Quantised, quantised_of
+from trueport.proof.quantised import GATE, Quantised, quantised_of
 from trueport.proof.reference import widened
-from trueport.proof.result import PASS, Proof
+from trueport.proof.result import FAIL, PASS, Proof
 from trueport.proof.run import SEED, prove
 from trueport.targets import find_target
 from trueport.weights.mapped import Maps
@@ -41,6 +42,7 @@ def judge(
     seed: int | None,
     progress: Callable[[str], None],
     proof_memory: int | str | None = None,
+    calibration: str | Path | Sequence[str] | None = None,
 ) -> Proof:
     """A folder's proof, whoever wrote it; see ``pipeline.verify``."""
     from trueport.proof.clauses import check_names
@@ -58,16 +60,52 @@ def judge(
             source = _source(against, manifest["source"], trust_remote_code, link=True)
         original, memory = original_within(proof_memory, source, original, folder)
         _check_original(original, manifest["source"])
-        proof = judge_own(folder, manifest, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
+        prompts = _prompts(folder, manifest, source, calibration)
+        proof = judge_own(
+            folder, manifest, original, clauses=clauses, seed=seed, progress=progress, memory=memory, prompts=prompts
+        )
+        proof = proof if prompts else _told_of_prompts(proof, manifest)
         if changed.status == PASS:
             proof = excused(proof, folder)
         extra = [changed] if source is None else [changed, assets_clause(folder, manifest, source)]
         return replace(proof, clauses=(*extra, *proof.clauses))
+    if calibration is not None:
+        raise _nothing_to_judge(folder)
     source = _source(against, {}, trust_remote_code, link=True)
     original, memory = original_within(proof_memory, source, None, folder)
     with memory.kept():
         proof = judge_foreign(folder, original, clauses=clauses, seed=seed, progress=progress, memory=memory)
     return replace(proof, notes=(*memory.words(), *proof.notes))
+
+
+def _prompts(
+    folder: Path, manifest: Mapping[str, Any], source: Source | None, given: str | Path | Sequence[str] | None
+) -> Prompts:
+    """Of the given prompts those that the gate asks."""
+    if given is None:
+        return ()
+    if "quantize" not in manifest:
+        raise _nothing_to_judge(folder)
+    if source is None:
+        raise TrueportError("The gate compares with the original, which is not given", "Give --against MODEL too.")
+    return judging(prompts_of(given, source))
+
+
+def _told_of_prompts(proof: Proof, manifest: Mapping[str, Any]) -> Proof:
+    """The proof, where its gate drew tokens and fell, and had been held on prompts that are not given now."""
+    quantize = manifest.get("quantize")
+    if not isinstance(quantize, Mapping) or not isinstance(quantize.get("prompts"), int):
+        return proof
+    words = f"The export's gate asked {quantize['prompts'] // 2} given prompts: give the same file with --calibration"
+    clauses = tuple(
+        replace(clause, reason=f"{clause.reason}. {words}") if clause.clause == GATE and clause.status == FAIL else clause
+        for clause in proof.clauses
+    )
+    return replace(proof, clauses=clauses)
+
+
+def _nothing_to_judge(folder: Path) -> TrueportError:
+    return TrueportError(f"Nothing in {folder} is quantised, so there is no gate to ask", "Leave --calibration out.")
 
 
 def original_within(
@@ -133,10 +171,12 @@ def judge_own(
     progress: Callable[[str], None],
     plain: TrueportModel | None = None,
     memory: Memory | None = None,
+    prompts: Prompts = (),
 ) -> Proof:
     """The proof of a folder with a manifest, through the runtime that users have.
 
-    ``plain`` and ``memory`` are as ``prove`` takes them; a memory that is not given is planned here.
+    ``plain`` and ``memory`` are as ``prove`` takes them; a memory that is not given is planned here. ``prompts`` are those
+    that the gate of a quantisation asks.
     """
     if "role" not in manifest["source"]:
         raise ArtifactError(f"{folder / MANIFEST} does not say what role its model has", "Export again.")
@@ -150,7 +190,7 @@ def judge_own(
         def judged(target: str) -> Proof:
             return _judge_target(
                 folder, manifest, target, original, wide, clauses=clauses, seed=seed, progress=progress, plain=plain,
-                memory=memory,
+                memory=memory, prompts=prompts,
             )  # fmt: skip
 
         proofs = [judged(target) for target in targets]
@@ -179,6 +219,7 @@ def _judge_target(
     progress: Callable[[str], None],
     plain: TrueportModel | None,
     memory: Memory,
+    prompts: Prompts,
 ) -> Proof:
     """The proof of what one target's runtime runs."""
     from trueport.runtime import load
@@ -210,7 +251,7 @@ def _judge_target(
         depth=max(_depth(folder, entry) for entry in entries),
         runnable=None if role == "encoder" else runnable,
         guards=_guards(entries),
-        quantised=_quantised(folder, manifest, target, entries),
+        quantised=_quantised(folder, manifest, target, entries, prompts),
         clauses=clauses,
         seed=SEED if seed is None else seed,
         progress=progress,
@@ -221,7 +262,7 @@ def _judge_target(
 
 
 def _quantised(
-    folder: Path, manifest: Mapping[str, Any], target: str, entries: Sequence[Mapping[str, Any]]
+    folder: Path, manifest: Mapping[str, Any], target: str, entries: Sequence[Mapping[str, Any]], prompts: Prompts
 ) -> Quantised | None:
     """What the manifest says, where the files bear it out."""
     runtime = find_target(target)
@@ -230,7 +271,7 @@ def _quantised(
         files = dict.fromkeys(str(entry["file"]) for entry in entries)  # a program is that of all its methods
         return sum((runtime.quantised_layers(folder / file) for file in files), Counter[str]())
 
-    return quantised_of(manifest, runtime.gates, layers)
+    return quantised_of(manifest, runtime.gates, layers, prompts)
 
 
 def _guards(entries: Sequence[Mapping[str, Any]]) -> list[int]:

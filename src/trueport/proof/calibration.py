@@ -1,13 +1,12 @@
-"""The inputs that a quantisation is made on, never those that judge it."""
+"""The inputs that a quantisation is made on, never those that judge it; and given prompts, which do both, half and half."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from trueport.errors import TrueportError
 from trueport.interface import Interface
@@ -20,19 +19,31 @@ BATCHES = 8
 """Ragged padded batches per program; the ranges of linear layers' activations hardly grow after the first few."""
 LONGEST = 2048
 """Tokens of a prompt that are taken at most: the scores of one attention grow with their square."""
+Prompts = tuple[tuple[int, ...], ...]
+"""The tokens of each prompt."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """What calibration must know of the model: its config, its role, and the tokens of given prompts, if any."""
+    """What calibration must know of the model: its config, its role, and the prompts to calibrate on, if any are given."""
 
     config: Any
     role: str
-    prompts: tuple[tuple[int, ...], ...] = ()
+    prompts: Prompts = ()
 
 
-def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> tuple[tuple[int, ...], ...]:
-    """The tokens of the prompts to calibrate on.
+def calibrating(prompts: Prompts) -> Prompts:
+    """Of the given prompts those that scales may be chosen on: the first, and every other one behind it."""
+    return prompts[0::2]
+
+
+def judging(prompts: Prompts) -> Prompts:
+    """Those that the gate asks: the others."""
+    return prompts[1::2]
+
+
+def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> Prompts:
+    """The tokens of the prompts to calibrate and to judge on.
 
     Args:
         given: the texts, or a UTF-8 file with one in each line.
@@ -63,6 +74,20 @@ def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> tuple[tup
     return tuple(row for row in rows if row)
 
 
+def prompts_of(given: str | Path | Sequence[str], source: Any) -> Prompts:
+    """The tokens of the prompts, as the model of a source reads them.
+
+    Raises:
+        TrueportError: as ``read_prompts``; or the model reads no tokens, or not these.
+    """
+    if getattr(getattr(source, "model", None), "main_input_name", "input_ids") != "input_ids":
+        raise TrueportError("The model reads no tokens to calibrate on", "Leave the calibration's prompts out.")
+    # Reading writes into a tokenizer, padding and truncation, and the export would save that.
+    prompts = read_prompts(given, copy.deepcopy(getattr(source, "tokenizer", None)))
+    check_tokens(prompts, source.model.config)
+    return prompts
+
+
 def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Batch]:
     """Rows padded left for a decoder, right otherwise: the given prompts, two by two, or as the proof draws them.
 
@@ -87,33 +112,26 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
     if original.prompts:
         if features is not None:
             raise TrueportError("The model reads no tokens to calibrate on", "Leave the calibration's prompts out.")
-        _check_tokens(original)
+        check_tokens(original.prompts, original.config)
         rows = 2 if first.has_input("attention_mask") and maximum.get("batch_size") != 1 else 1
         given = [original.prompts[start : start + rows] for start in range(0, len(original.prompts), rows)]
-        return [_told(inputs, f"calibration {index}", prompts, pad) for index, prompts in enumerate(given)]
+        return [inputs.told(f"calibration {i}", prompts, pad, LONGEST, target=12) for i, prompts in enumerate(given)]
     length = inputs.fits(24)
     pads = [0, length // 3] if first.has_input("attention_mask") else [0, 0]
     return [inputs.draw(f"calibration {index}", pad(length, pads), target=12) for index in range(BATCHES)]
 
 
-def _check_tokens(original: Original) -> None:
-    """Refuse tokens that the model does not know: a runtime would say so in its own words, or stop."""
-    largest = max(max(row) for row in original.prompts)
-    text = original.config.get_text_config() if hasattr(original.config, "get_text_config") else original.config
+def check_tokens(prompts: Prompts, config: Any) -> None:
+    """Refuse tokens that the model does not know: a runtime would say so in its own words, or stop.
+
+    Raises:
+        TrueportError: it names the token.
+    """
+    largest = max(max(row) for row in prompts)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     known = getattr(text, "vocab_size", None)
     if isinstance(known, int) and largest >= known:
         raise TrueportError(
             f"The calibration's prompts hold the token {largest}; the model knows {known} tokens",
             "Use the tokenizer of this model.",
         )
-
-
-def _told(inputs: Inputs, name: str, prompts: Sequence[Sequence[int]], pad: Callable[..., np.ndarray]) -> Batch:
-    """A batch of prompts, as much of each as fits."""
-    length = inputs.fits(min(max(len(prompt) for prompt in prompts), LONGEST))
-    mask = pad(length, [max(length - len(prompt), 0) for prompt in prompts])
-    batch = inputs.draw(name, mask, target=12)
-    ids = batch.ids.copy()
-    for row, prompt in enumerate(prompts):
-        ids[row, mask[row] == 1] = prompt[:length]
-    return replace(batch, ids=ids)

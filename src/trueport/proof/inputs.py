@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ FEWEST = 3
 """Tokens that batches are drawn from, where the vocabulary has as many."""
 DISTANCES = ("relative_attention_max_distance", "max_relative_positions")
 """Config attributes that name how far relative distances reach."""
+Pad = Callable[[int, Sequence[int]], np.ndarray]
+"""``left`` or ``right``: a mask of a length with so many zeros in each row."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,15 @@ class Inputs:
             start = getattr(self.config, "decoder_start_token_id", None)
             drawn[:, 0] = start if isinstance(start, int) else self.pad
         return Batch(ids, mask.astype(np.int64), drawn, types)
+
+    def told(self, case: str, prompts: Sequence[Sequence[int]], pad: Pad, most: int, target: int = 5) -> Batch:
+        """A batch of given prompts, padded by ``pad`` to the longest; at most ``most`` tokens of each, and what fits."""
+        length = self.fits(min(max(len(prompt) for prompt in prompts), most))
+        batch = self.draw(case, pad(length, [max(length - len(prompt), 0) for prompt in prompts]), target)
+        ids = batch.ids.copy()
+        for row, prompt in enumerate(prompts):
+            ids[row, batch.mask[row] == 1] = prompt[:length]
+        return replace(batch, ids=ids)
 
     def full(self, case: str, rows: int, length: int, target: int = 5) -> Batch:
         """A batch without padding."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from trueport.errors import ArtifactError
 from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.calibration import Prompts
 from trueport.proof.clauses import CLAUSES
 from trueport.proof.result import Case
 from trueport.proof.tolerance import Tolerance
@@ -17,7 +18,9 @@ from trueport.targets.quantized import Gate
 
 STEP = 2.0**-8
 """One of an int8 activation's 256 steps, relative to its range."""
-WITH_ORIGINAL = ("quality", "generate", "finite", "range")
+GATE = "quality"
+"""The clause that asks a gate."""
+WITH_ORIGINAL = (GATE, "generate", "finite", "range")
 """Clauses that hold a quantised artefact against the original; all others hold it against itself."""
 MIXED = "auto"
 """The kind whose layers are each of one of the others."""
@@ -25,15 +28,26 @@ MIXED = "auto"
 
 @dataclass(frozen=True)
 class Quantised:
-    """The kind, how many layers the files themselves show, and the gate that the target has for the kind."""
+    """What a proof must know of a quantisation.
+
+    Attributes:
+        kind: one that the target has a gate for.
+        layers: how many the files themselves show.
+        gate: the target's for the kind.
+        prompts: tokens of given prompts that the gate asks first; it draws its own where there are none.
+    """
 
     kind: str
     layers: int
     gate: Gate
+    prompts: Prompts = ()
 
 
 def quantised_of(
-    manifest: Mapping[str, Any], gates: Mapping[str, Gate], layers: Callable[[], Mapping[str, int]]
+    manifest: Mapping[str, Any],
+    gates: Mapping[str, Gate],
+    layers: Callable[[], Mapping[str, int]],
+    prompts: Prompts = (),
 ) -> Quantised | None:
     """The quantisation that a manifest names and its files bear out; None for a float artefact, which owes more.
 
@@ -41,6 +55,7 @@ def quantised_of(
         manifest: of the artefact; the thresholds and layers that it states are for readers, and never read.
         gates: the target's.
         layers: counts the quantised layers in the files themselves, by kind: a manifest must not choose its tolerance.
+        prompts: that the gate asks.
 
     Raises:
         ArtifactError: there is no gate for it, or it is nothing that an export writes, or not what the files hold.
@@ -61,7 +76,7 @@ def quantised_of(
         raise ArtifactError(
             f"The manifest says quantize {kind!r}, and the files hold layers in {', '.join(others)}", "Export again."
         )
-    return Quantised(kind, sum(found.values()), gates[kind]) if found else None
+    return Quantised(kind, sum(found.values()), gates[kind], prompts) if found else None
 
 
 def tolerance(quantised: Quantised) -> Tolerance:

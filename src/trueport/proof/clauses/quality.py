@@ -1,8 +1,11 @@
-"""``quality``: a quantised artefact's distributions against the float original's, at real positions of padded batches."""
+"""``quality``: a quantised artefact's distributions against the float original's, at real positions of padded batches.
+
+The batches are of given prompts, where there are any, or of drawn tokens, on which a model is often undecided.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -19,6 +22,12 @@ from trueport.targets.quantized import Gate
 
 POSITIONS = 256
 """Real positions of each output that are compared at the least: one that disagrees is 0.4 %."""
+MORE = 8
+"""How many times as many are compared, of given prompts that hold so many."""
+READ = 256
+"""Tokens of a given prompt that are compared at the most, where the model has no window past them."""
+BEGUN = 64
+"""Tokens of a given prompt that are continued at the most."""
 MOST = 200
 """Batches at the most, for outputs that have one position for each row under ``--max-batch 1``."""
 GENERATED = 128
@@ -36,6 +45,7 @@ class _Compared:
     agree: list[bool] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     worst: tuple[float, Batch | None] = (-1.0, None)
+    given: int = 0  # of the values, those of given prompts
 
 
 def ask(asked: Asked) -> list[Case]:
@@ -50,23 +60,51 @@ def ask(asked: Asked) -> list[Case]:
 
 
 def distributions(asked: Asked, positions: int) -> list[Case]:
-    """The part of ``ask`` that takes tokens as they are drawn, at so many positions or a few more."""
+    """The part of ``ask`` that takes tokens as they are, at so many positions or a few more."""
     assert asked.own is not None and asked.quantised is not None
     names = [name for name in asked.outputs if "logits" in name and asked.outputs[name][-1] != 1]
     compared = {name: _Compared() for name in names or asked.outputs}
-    for batch in _batches(asked):
+    for batch, is_given in _batches(asked, compared, positions):
         try:
             got, wanted = asked.ask(batch), asked.own.forward(batch)
         except TrueportError as error:
             return [asked.refused("padded batches", batch, error)]
         for name, found in compared.items():
             _add(found, batch, got[name], wanted[name], asked.real(name, batch), is_distribution=bool(names))
-        if all(len(found.values) >= positions for found in compared.values()):
-            break
+            found.given = len(found.values) if is_given else found.given
     return [case for name, found in compared.items() for case in _cases(asked, name, found, asked.quantised.gate)]
 
 
-def _batches(asked: Asked) -> Iterator[Batch]:
+def _batches(asked: Asked, compared: Mapping[str, _Compared], positions: int) -> Iterator[tuple[Batch, bool]]:
+    """Batches of given prompts, then drawn ones until so many positions were compared; and which of the two it is."""
+
+    def fewer(than: int) -> bool:
+        return any(len(found.values) < than for found in compared.values())
+
+    for batch in _given(asked):
+        if not fewer(positions * MORE):
+            return
+        yield batch, True
+    for batch in _drawn(asked):
+        if not fewer(positions):
+            return
+        yield batch, False
+
+
+def _given(asked: Asked) -> Iterator[Batch]:
+    """Given prompts, by two where they can be padded, on either side in turn; a source with what the original answers."""
+    assert asked.quantised is not None
+    prompts, limits = asked.quantised.prompts, asked.inputs.limits
+    rows = 2 if asked.masked and limits.rows != 1 and asked.role != "seq2seq" else 1
+    most = max(READ, longest(asked))
+    for index, start in enumerate(range(0, len(prompts), rows)):
+        pad = left if index % 2 else right
+        batch = asked.inputs.told(f"quality given {index}", prompts[start : start + rows], pad, most)
+        new = asked.inputs.target_fits(1 + CONTINUED) - 1
+        yield batch if batch.target is None or new < 1 else _continued(asked, batch, new)[0]
+
+
+def _drawn(asked: Asked) -> Iterator[Batch]:
     """Ragged padded batches, short and past the model's windows, new tokens in each."""
     short, long = asked.inputs.fits(12), longest(asked)
     for index in count():
@@ -126,14 +164,15 @@ def _generated(asked: Asked) -> list[Case]:
     that share is a figure of ``generate``. Given the same tokens, every choice is judged for itself.
     """
     assert asked.own is not None and asked.quantised is not None
-    begun = 1 if asked.role == "seq2seq" else 7
-    new = asked.inputs.target_fits(begun + CONTINUED) - begun
-    if new < 1:
-        return []
     wrong = total = 0
     worst: tuple[int, Batch | None] = (0, None)
-    for index in range(PROMPTED):
-        batch = prompts(asked, f"quality prompts {index}", min(asked.inputs.limits.rows or 8, 8))
+    for batch, is_given in _beginnings(asked):
+        if total >= GENERATED * (MORE if is_given else 1):
+            break
+        begun = 1 if asked.role == "seq2seq" else batch.ids.shape[1]
+        new = asked.inputs.target_fits(begun + CONTINUED) - begun
+        if new < 1:
+            return []
         told, counted = _continued(asked, batch, new)
         try:
             got = asked.ask(told)["logits"]
@@ -145,8 +184,6 @@ def _generated(asked: Asked) -> list[Case]:
         row = int(differ.sum(axis=1).argmax())
         if differ[row].sum() > worst[0]:
             worst = (int(differ[row].sum()), told.take([row]))
-        if total >= GENERATED:
-            break
     gate = asked.quantised.gate
     share = wrong / total
     note = (
@@ -155,6 +192,19 @@ def _generated(asked: Asked) -> list[Case]:
     )
     shown = None if worst[1] is None else worst[1].to_json()
     return [Case("generated-token disagreement", share, round(1 - gate.generated, 6), shown, note)]
+
+
+def _beginnings(asked: Asked) -> Iterator[tuple[Batch, bool]]:
+    """What is continued: of each given prompt its first half, a source whole; then drawn ones. And which of the two."""
+    assert asked.quantised is not None
+    limits, whole = asked.inputs.limits, asked.role == "seq2seq"
+    rows = min(limits.rows or 8, 8) if asked.masked else 1
+    most = READ if whole else max(min(BEGUN, asked.inputs.fits(BEGUN + CONTINUED) - CONTINUED), 1)
+    given = [prompt if whole else prompt[: max(len(prompt) // 2, 1)] for prompt in asked.quantised.prompts]
+    for start in range(0, len(given), rows):
+        yield asked.inputs.told(f"quality begun {start}", given[start : start + rows], right if whole else left, most), True
+    for index in range(PROMPTED):
+        yield prompts(asked, f"quality prompts {index}", min(limits.rows or 8, 8)), False
 
 
 def _continued(asked: Asked, batch: Batch, new: int) -> tuple[Batch, np.ndarray]:
@@ -187,7 +237,9 @@ def divergence(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
 def _cases(asked: Asked, name: str, found: _Compared, gate: Gate) -> list[Case]:
     worst = None if found.worst[1] is None else found.worst[1].to_json()
     label = f"{name}: " if len(asked.outputs) > 1 else ""
-    where = f"over {len(found.values)} real positions of padded batches"
+    drawn = len(found.values) - found.given
+    ways = [(found.given, "of given prompts"), (drawn, "of padded batches" if not found.given else "of drawn ones")]
+    where = "over " + " and ".join(f"{count} real positions {words}" for count, words in ways if count)
     mean = float(np.mean(found.values)) if found.values else float("nan")
     if not found.agree:
         note = f"{mean:.3g} {where}; the gate asks for {gate.distance:g} or less: {gate.because}"

@@ -54,11 +54,11 @@ class ExecutorchTarget:
         kind = options.get("quantize")
         if kind is None:
             return components(model, self.bounds(options), untrained=untrained)
-        from trueport.proof.calibration import Original
+        from trueport.proof.calibration import Original, calibrating
         from trueport.roles import role_of
         from trueport.targets.executorch.quantize import quantized
 
-        self._original = Original(model.config, role_of(model), tuple(options.get("prompts") or ()))
+        self._original = Original(model.config, role_of(model), calibrating(tuple(options.get("prompts") or ())))
         model, self._quantized = quantized(model, kind)
         return components(model, self.bounds(options), untrained=untrained)
 
@@ -132,8 +132,7 @@ class ExecutorchTarget:
         if options.get("quantize") is not None:
             from trueport.targets.executorch.quantize import check_options
 
-            calibrated = options.get("calibration") is not None
-            check_options(options["quantize"], options.get("backend"), calibrated, options.get("block_size"))
+            check_options(options["quantize"], options.get("backend"), options.get("block_size"))
 
     def explain(self, failed: Sequence[str], again: Again, options: Mapping[str, Any]) -> dict[str, str]:
         """Whether the portable kernels fail too, and which of XNNPACK's operators is guilty where they do not.

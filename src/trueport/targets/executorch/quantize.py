@@ -40,9 +40,8 @@ GATES = {
 """The gate of each kind."""
 
 
-def check_options(kind: str, backend: str | None, calibrated: bool = False, block_size: int | None = None) -> None:
-    """Refuse an unknown kind, kernels that have no quantised form, a calibration of what has none, and
-    blocks, which graphs have.
+def check_options(kind: str, backend: str | None, block_size: int | None = None) -> None:
+    """Refuse an unknown kind, kernels that have no quantised form, and blocks, which graphs have.
 
     Raises:
         LoweringError: with what to give instead.
@@ -54,8 +53,6 @@ def check_options(kind: str, backend: str | None, calibrated: bool = False, bloc
             f"--quantize {kind} runs on XNNPACK's kernels, and --backend portable asks for none of them",
             "Leave one of the two out.",
         )
-    if calibrated and kind != "int8":
-        raise LoweringError(f"--quantize {kind} is not calibrated", "Leave --calibration out, or give int8.")
     if block_size is not None:
         raise LoweringError("--block-size is for ONNX graphs", f"Leave it out, {kind} has its own.")
 

@@ -41,10 +41,10 @@ class OnnxTarget:
         self, model: PreTrainedModel, *, untrained: tuple[str, ...], options: Mapping[str, Any]
     ) -> list[Component]:
         """Graphs of any batch and length, whose cache goes in and out."""
-        from trueport.proof.calibration import Original
+        from trueport.proof.calibration import Original, calibrating
         from trueport.roles import components, role_of
 
-        self._original = Original(model.config, role_of(model), tuple(options.get("prompts") or ()))
+        self._original = Original(model.config, role_of(model), calibrating(tuple(options.get("prompts") or ())))
         return components(model, untrained=untrained)
 
     @property
@@ -69,7 +69,7 @@ class OnnxTarget:
         if options.get("quantize") is not None:
             from trueport.targets.onnx.quantize import check_options
 
-            check_options(options["quantize"], options.get("calibration") is not None, options.get("block_size"))
+            check_options(options["quantize"], options.get("block_size"))
 
     def restored(self, content: bytes, component: Component) -> Graph | None:
         """The graph, with the component's weights."""

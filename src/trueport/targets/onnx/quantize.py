@@ -47,8 +47,8 @@ FormOf = Callable[[Place], str]
 """The form of a layer: one of BITS, STATIC or FLOAT."""
 
 
-def check_options(kind: str, calibrated: bool, block_size: int | None = None) -> None:
-    """Refuse an unknown kind, inputs to calibrate on for one that is not calibrated, and a size of blocks that none has.
+def check_options(kind: str, block_size: int | None = None) -> None:
+    """Refuse an unknown kind, and a size of blocks that none has.
 
     Raises:
         LoweringError: with what to give instead.
@@ -58,8 +58,6 @@ def check_options(kind: str, calibrated: bool, block_size: int | None = None) ->
             f"There is no quantisation {kind} for the target onnx",
             f"Choose from {', '.join(GATES)}, or give --to executorch for its kinds.",
         )
-    if calibrated and kind != STATIC:
-        raise LoweringError(f"--quantize {kind} is not calibrated", f"Leave --calibration out, or give {STATIC}.")
     if block_size is not None and kind == STATIC:
         raise LoweringError(f"--quantize {kind} has no blocks", "Leave --block-size out.")
     if block_size is not None and block_size not in SIZES:

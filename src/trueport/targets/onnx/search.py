@@ -66,7 +66,7 @@ def searched(graphs: Sequence[Graph], original: Original, gate: Gate, block_size
     with opened(graphs, opened_up) as sessions:
         own = Remembered(subject_of(original.role, sessions))
         asked = asked_of(sessions, original.role, original.config, None, None, "float32", 1, seed=SEED)
-        asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate))  # type: ignore[arg-type]
+        asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate, original.prompts))  # type: ignore[arg-type]
         layers = {(graph.name, layer.path): layer for graph in graphs for layer in layers_of(graph)[0]}
         if _holds(graphs, asked, dict.fromkeys(layers, "int4"), block_size):
             return dict.fromkeys(layers, "int4")
