@@ -1,4 +1,4 @@
-"""``python -m benchmarks.trained OUT [--minutes 30]``: train a Llama of 0.1 billion weights on the prose of installed packages.
+"""``python -m benchmarks.trained OUT [--minutes 30]``: train a Llama of 0.1 billion weights on docstrings.
 
 A gate says little about random weights. What this writes is small and little trained, but its choices are those of a
 language model: the docstrings of Python's library and of PyTorch and transformers, one paragraph in one line, through a

@@ -304,7 +304,7 @@ def _explained(
         for clause in mine:
             if clause.clause in words:
                 place = clauses.index(clause)
-                clauses[place] = replace(clause, reason=f"{clause.reason}. {words[clause.clause]}")
+                clauses[place] = replace(clause, mend=words[clause.clause])
     return replace(proof, clauses=tuple(clauses))
 
 

@@ -98,7 +98,7 @@ def _told_of_prompts(proof: Proof, manifest: Mapping[str, Any]) -> Proof:
         return proof
     words = f"The export's gate asked {quantize['prompts'] // 2} given prompts: give the same file with --calibration"
     clauses = tuple(
-        replace(clause, reason=f"{clause.reason}. {words}") if clause.clause == GATE and clause.status == FAIL else clause
+        replace(clause, mend=words) if clause.clause == GATE and clause.status == FAIL else clause
         for clause in proof.clauses
     )
     return replace(proof, clauses=clauses)

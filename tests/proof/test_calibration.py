@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 
 import trueport
+from tests.conftest import EXAMPLES
 from trueport.errors import TrueportError
 from trueport.interface import Dimension, Interface, Tensor
-from trueport.proof.calibration import BATCHES, LONGEST, Original, batches, read_prompts
+from trueport.proof.calibration import (
+    BATCHES,
+    LONGEST,
+    Original,
+    batches,
+    calibrating,
+    judging,
+    prompts_of,
+    read_prompts,
+)
 from trueport.proof.run import SEED
 
 SHAPE = ("batch_size", "sequence_length")
@@ -78,13 +88,43 @@ def test_what_cannot_be_read_is_one_line(content: bytes | None, reads: Any, word
         read_prompts(tmp_path / "prompts", reads)
 
 
-def test_prompts_are_padded_two_by_two_and_cut():
-    prompts = ((7, 8, 9), (5,), tuple(range(10, 30)))
-    first, second = batches(interface(8), Original(CONFIG, "decoder", prompts))
-    assert first.ids.tolist() == [[7, 8, 9], [0, 0, 5]] and first.mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert second.ids.tolist() == [list(range(10, 18))] and second.mask.all()
-    (right, _) = batches(interface(8), Original(CONFIG, "encoder", prompts))
-    assert right.ids.tolist() == [[7, 8, 9], [5, 0, 0]]
+@pytest.mark.parametrize("role", ["decoder", "encoder"])
+def test_prompts_are_read_one_at_a_time_and_cut(role: str):
+    """What stands under a mask is computed too, and is none of what a scale should be chosen on."""
+    given = batches(interface(8), Original(CONFIG, role, ((7, 8, 9), (5,), tuple(range(10, 30)))))
+    assert [batch.ids.tolist() for batch in given] == [[[7, 8, 9]], [[5]], [list(range(10, 18))]]
+    assert all(batch.mask.all() for batch in given)
+
+
+def test_no_more_prompts_are_calibrated_on_than_are_enough(monkeypatch: pytest.MonkeyPatch):
+    from trueport.proof import calibration
+
+    monkeypatch.setattr(calibration, "ENOUGH", 4)
+    given = batches(interface(), Original(CONFIG, "decoder", ((7, 8, 9), (5,), (6, 7), (8,))))
+    assert [batch.ids.tolist() for batch in given] == [[[7, 8, 9]], [[5]]]
+
+
+def test_no_prompt_judges_what_was_made_on_it():
+    prompts = ((1,), (2,), (3,))
+    assert (calibrating(prompts), judging(prompts)) == (((1,), (3,)), ((2,),))
+    assert (calibrating(prompts[:1]), judging(prompts[:1])) == (((1,),), ()) and judging(()) == calibrating(()) == ()
+
+
+def test_reading_prompts_leaves_the_tokenizer_as_it_was():
+    """An export saves it afterwards: with padding and truncation written into it, it is not the original's."""
+    from transformers import AutoTokenizer
+
+    reader = AutoTokenizer.from_pretrained(EXAMPLES / "llama-tales")
+    source = SimpleNamespace(tokenizer=reader, model=SimpleNamespace(config=SimpleNamespace(vocab_size=384)))
+    before = reader.backend_tokenizer.to_str()
+    assert prompts_of(["Once upon a time", "a"], source)
+    assert reader.backend_tokenizer.to_str() == before
+
+
+def test_a_model_that_reads_no_tokens_takes_no_prompts():
+    source = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(main_input_name="input_features"))
+    with pytest.raises(TrueportError, match="reads no tokens"):
+        prompts_of(["abc"], source)
 
 
 def test_drawn_batches_are_not_the_proofs():
@@ -99,7 +139,6 @@ def test_drawn_batches_are_not_the_proofs():
     ("options", "words"),
     [
         ({}, "nothing to calibrate without --quantize"),
-        ({"quantize": "int4"}, "--quantize int4 is not calibrated"),
         ({"quantize": "int3"}, "There is no quantisation int3 for the target onnx"),
     ],
 )

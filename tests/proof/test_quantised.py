@@ -62,11 +62,17 @@ def coarse(model: Any, levels: int) -> Any:
     return copied
 
 
-def failed(model: Any, run: Any, kind: str | None, spoil: Callable[[Feeds], Feeds] = lambda feeds: feeds) -> set[str]:
+def failed(
+    model: Any,
+    run: Any,
+    kind: str | None,
+    spoil: Callable[[Feeds], Feeds] = lambda feeds: feeds,
+    prompts: tuple[tuple[int, ...], ...] = (),
+) -> set[str]:
     proof = prove(
         {"model": Runtime(run, spoil)},  # type: ignore[dict-item]
         role="encoder", config=model.config, original=model, dtype="float32", depth=100,
-        quantised=None if kind is None else Quantised(kind, 20, GATES[kind]),
+        quantised=None if kind is None else Quantised(kind, 20, GATES[kind], prompts),
     )  # fmt: skip
     return {clause.clause for clause in proof.failures()}
 
@@ -87,6 +93,33 @@ def test_a_mask_that_is_not_read_is_found_behind_the_quantisation(model: Any):
         return feeds | {"attention_mask": np.ones_like(feeds["attention_mask"])}
 
     assert {"padding", "inert"} <= failed(model, coarse(model, 127), "8da8w", spoil)
+
+
+@pytest.mark.parametrize("prompts", [1, 3, 80])
+def test_the_gate_asks_given_prompts_and_draws_where_they_are_few(model: Any, prompts: int):
+    """Of this classifier a position is a row: 256 of them are asked for, and 2048 of prompts where there are so many."""
+    given = tuple((2, *range(5 + i % 7, 8 + i % 7 + i % 5), 3) for i in range(prompts))
+    seen: list[tuple[int, ...]] = []
+
+    def watch(feeds: Feeds) -> Feeds:
+        rows = zip(feeds["input_ids"], feeds["attention_mask"], strict=True)
+        seen.extend(tuple(ids[mask == 1].tolist()) for ids, mask in rows)
+        return feeds
+
+    proof = prove(
+        {"model": Runtime(coarse(model, 127), watch)},  # type: ignore[dict-item]
+        role="encoder", config=model.config, original=model, dtype="float32", depth=100, clauses=["quality"],
+        quantised=Quantised("8da8w", 20, GATES["8da8w"], given),
+    )  # fmt: skip
+    (clause,) = proof.clauses
+    assert proof.proven and set(given) <= set(seen)
+    words = f"over {prompts} real positions of given prompts and {len(seen) - prompts} real positions of drawn ones"
+    assert all(words in case.note for case in clause.cases) and len(seen) >= 256
+
+
+def test_a_long_prompt_is_cut_to_what_the_model_takes(model: Any):
+    given = (tuple(range(5, 45)) * 3,)
+    assert failed(model, coarse(model, 127), "8da8w", prompts=given) == set()
 
 
 def test_a_row_that_reads_its_neighbour_is_found(model: Any):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trueport.errors import TrueportError
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs, Limits, left, right
@@ -19,6 +21,8 @@ BATCHES = 8
 """Ragged padded batches per program; the ranges of linear layers' activations hardly grow after the first few."""
 LONGEST = 2048
 """Tokens of a prompt that are taken at most: the scores of one attention grow with their square."""
+ENOUGH = 2**15
+"""Tokens of prompts past which no more are calibrated on: what is found on them hardly moves."""
 Prompts = tuple[tuple[int, ...], ...]
 """The tokens of each prompt."""
 
@@ -89,7 +93,7 @@ def prompts_of(given: str | Path | Sequence[str], source: Any) -> Prompts:
 
 
 def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Batch]:
-    """Rows padded left for a decoder, right otherwise: the given prompts, two by two, or as the proof draws them.
+    """The given prompts, one at a time, or rows as the proof draws them, padded left for a decoder and right otherwise.
 
     Raises:
         TrueportError: prompts are given for a model that reads no tokens, or not these.
@@ -113,9 +117,11 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
         if features is not None:
             raise TrueportError("The model reads no tokens to calibrate on", "Leave the calibration's prompts out.")
         check_tokens(original.prompts, original.config)
-        rows = 2 if first.has_input("attention_mask") and maximum.get("batch_size") != 1 else 1
-        given = [original.prompts[start : start + rows] for start in range(0, len(original.prompts), rows)]
-        return [inputs.told(f"calibration {i}", prompts, pad, LONGEST, target=12) for i, prompts in enumerate(given)]
+        given = [
+            inputs.told(f"calibration {i}", [one], pad, LONGEST, target=12) for i, one in enumerate(original.prompts)
+        ]
+        enough = np.cumsum([0, *(batch.mask.sum() for batch in given[:-1])]) < ENOUGH
+        return [batch for batch, taken in zip(given, enough, strict=True) if taken]
     length = inputs.fits(24)
     pads = [0, length // 3] if first.has_input("attention_mask") else [0, 0]
     return [inputs.draw(f"calibration {index}", pad(length, pads), target=12) for index in range(BATCHES)]

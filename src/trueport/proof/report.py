@@ -144,7 +144,8 @@ def _failure(failing: Sequence[Mapping[str, Any]], proof: Mapping[str, Any]) -> 
     else:
         clause, case = worst
         detail = f"{case['case']}: {_shortfall(clause, case)}"
-    return lead + (detail if len(names) == 1 else f"{_named(clause, proof)}, {detail}")
+    mends = dict.fromkeys(str(entry["mend"]).rstrip(".") for entry in failing if entry.get("mend"))
+    return ". ".join([lead + (detail if len(names) == 1 else f"{_named(clause, proof)}, {detail}"), *mends])
 
 
 def table(proof: Mapping[str, Any]) -> Table:
@@ -166,7 +167,8 @@ def table(proof: Mapping[str, Any]) -> Table:
         status, worst = clause["status"], _worst([clause])
         words = str(clause.get("reason") or "")
         if worst is not None and status == "fail":
-            words = f"{worst[1]['case']}: {_shortfall(*worst)}"
+            told = [f"{worst[1]['case']}: {_shortfall(*worst)}", str(clause.get("mend") or "")]
+            words = ". ".join(filter(None, told))
         elif worst is not None and status == "pass":
             words = worst[1]["case"] if ratio(worst[1]) else words or "every case"
         # A pass needs no more than its one line; a failure is read to its end.
@@ -253,7 +255,7 @@ def _clause_view(index: int, clause: Mapping[str, Any], proof: Mapping[str, Any]
         "claim": CLAUSES.get(clause["clause"], ""),
         "status": clause["status"],
         "kind": WORDS[clause["status"]].replace("/", ""),
-        "reason": clause.get("reason") or "",
+        "reason": ". ".join(filter(None, (clause.get("reason"), clause.get("mend")))),
         "count": count_words(len(clause["cases"]), "case"),
         "worst": None if worst is None else _case_view(*worst),
         "where": "" if worst is None else worst[1]["case"] if ratio(worst[1]) else "every case",

@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class ClauseResult:
-    """One clause's verdict; ``left_out`` are the cases that were not asked, and why."""
+    """One clause's verdict; ``left_out`` are the cases that were not asked, and why; ``mend`` is what to do, if known."""
 
     clause: str
     component: str
@@ -59,6 +59,7 @@ class ClauseResult:
     reason: str
     cases: tuple[Case, ...] = field(default=())
     left_out: tuple[str, ...] = ()
+    mend: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As proof.json stores it."""
@@ -67,6 +68,7 @@ class ClauseResult:
             "component": self.component,
             "status": self.status,
             "reason": self.reason,
+            "mend": self.mend,
             "left_out": list(self.left_out),
             "cases": [case.to_json() for case in self.cases],
         }

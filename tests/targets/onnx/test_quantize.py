@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.conftest import EXAMPLES, Once
 from trueport.capture import capture
 from trueport.errors import ProofError, TrueportError
 from trueport.proof.calibration import Original
+from trueport.proof.report import headline, html
 from trueport.roles import components, role_of
 from trueport.targets.onnx import OnnxTarget, search
 from trueport.targets.onnx.layers import layers_of
@@ -383,3 +386,31 @@ def test_what_falls_through_is_not_written_and_a_search_mends_it(held: Any, tmp_
     out = held("llama-tales", "auto")
     entry = json.loads((out / "trueport.json").read_text())["quantize"]
     assert entry["forms"]["int8"] and not set(entry["forms"]["int4"]) & set(entry["forms"]["int8"])
+
+
+@pytest.mark.slow
+def test_given_prompts_are_what_the_gate_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On tales llama-tales is seldom undecided; ``verify`` asks the same of the same file, and says so without it."""
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent))
+    samples = importlib.import_module("tales_data").samples
+    tales = [f"{opening} {rest}" for opening, rest in islice(samples(5, held_out=True), 40)]
+    file = tmp_path / "tales.txt"
+    file.write_text("\n".join(tales), encoding="utf-8")
+    out, original = tmp_path / "out", EXAMPLES / "llama-tales"
+    made = trueport.export(original, out, quantize="int4", calibration=tales)
+    assert made.proof is not None and made.proof["verdict"] == "proven"
+    (clause,) = (c for c in made.proof["clauses"] if c["clause"] == "quality")
+    assert all("of given prompts;" in case["note"] for case in clause["cases"][:2])
+    assert "of 240 choices" in clause["cases"][2]["note"], "12 new tokens of each of the 20 that judge"
+    asked = trueport.verify(out, against=original, clauses=["quality"], calibration=file)
+    assert asked.proven and asked.clauses[-1].to_json() == clause
+    drawn = trueport.verify(out, against=original, clauses=["quality"])
+    (failure,) = drawn.failures()
+    assert failure.mend == "The export's gate asked 20 given prompts: give the same file with --calibration"
+    for show in (headline(drawn.to_json()), html(drawn.to_json(), made.manifest)):
+        assert failure.mend in show.replace("&#39;", "'")
+
+
+def test_verify_takes_no_prompts_where_there_is_no_gate(exported: Any):
+    with pytest.raises(TrueportError, match="is quantised, so there is no gate to ask"):
+        trueport.verify(exported("llama-tales"), against=EXAMPLES / "llama-tales", calibration=["a"])

@@ -5,9 +5,10 @@ The batches are of given prompts, where there are any, or of drawn tokens, on wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,8 @@ def _given(asked: Asked) -> Iterator[Batch]:
         pad = left if index % 2 else right
         batch = asked.inputs.told(f"quality given {index}", prompts[start : start + rows], pad, most)
         new = asked.inputs.target_fits(1 + CONTINUED) - 1
-        yield batch if batch.target is None or new < 1 else _continued(asked, batch, new)[0]
+        answered = batch.target is not None and new > 0 and asked.own is not None
+        yield continued(asked.own.forward, asked.config, batch, new)[0] if answered else batch  # type: ignore[union-attr]
 
 
 def _drawn(asked: Asked) -> Iterator[Batch]:
@@ -173,7 +175,7 @@ def _generated(asked: Asked) -> list[Case]:
         new = asked.inputs.target_fits(begun + CONTINUED) - begun
         if new < 1:
             return []
-        told, counted = _continued(asked, batch, new)
+        told, counted = continued(asked.own.forward, asked.config, batch, new)
         try:
             got = asked.ask(told)["logits"]
         except TrueportError as error:
@@ -202,19 +204,21 @@ def _beginnings(asked: Asked) -> Iterator[tuple[Batch, bool]]:
     most = READ if whole else max(min(BEGUN, asked.inputs.fits(BEGUN + CONTINUED) - CONTINUED), 1)
     given = [prompt if whole else prompt[: max(len(prompt) // 2, 1)] for prompt in asked.quantised.prompts]
     for start in range(0, len(given), rows):
-        yield asked.inputs.told(f"quality begun {start}", given[start : start + rows], right if whole else left, most), True
+        batch = asked.inputs.told(f"quality begun {start}", given[start : start + rows], right if whole else left, most)
+        yield batch, True
     for index in range(PROMPTED):
         yield prompts(asked, f"quality prompts {index}", min(limits.rows or 8, 8)), False
 
 
-def _continued(asked: Asked, batch: Batch, new: int) -> tuple[Batch, np.ndarray]:
-    """The batch with the original's likeliest tokens behind it, and which of these come before an end or are one."""
-    assert asked.own is not None
-    ends = np.atleast_1d(getattr(asked.config, "eos_token_id", None) or [])
+def continued(
+    forward: Callable[[Batch], Mapping[str, np.ndarray]], config: Any, batch: Batch, new: int
+) -> tuple[Batch, np.ndarray]:
+    """The batch with the likeliest tokens behind it, and which of these come before an end or are one."""
+    ends = np.atleast_1d(getattr(config, "eos_token_id", None) or [])
     told = batch if batch.target is None else replace(batch, target=batch.target[:, :1])
     going, counted = np.ones(batch.size, dtype=bool), []
     for _ in range(new):
-        token = asked.own.forward(told)["logits"][:, -1].argmax(-1)[:, None]
+        token = forward(told)["logits"][:, -1].argmax(-1)[:, None]
         counted.append(going)
         going = going & ~np.isin(token[:, 0], ends)
         if told.target is not None:

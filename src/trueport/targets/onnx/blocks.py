@@ -50,20 +50,39 @@ def in_blocks(matrix: np.ndarray, bits: int, size: int) -> Blocks:
     Eight bits lie around 128, the block's largest magnitude at one end. Four bits, which are 16 steps, span the block's
     smallest to its largest weight, zero included: less error than around the middle, at the same speed.
     """
-    outputs, width = matrix.shape
-    count = -(-width // size)
-    padded = np.zeros((outputs, count * size), np.float32)
-    padded[:, :width] = matrix
-    blocks = padded.reshape(outputs, count, size)
+    blocks, width = _cut(matrix, size), matrix.shape[1]
     if bits == 8:
         scales = _steps(np.abs(blocks).max(axis=-1) / 127)
         packed = (np.rint(blocks / scales[..., None]) + 128).clip(1, 255).astype(np.uint8)
         return Blocks(bits, size, width, packed, scales, None)
+    scales, zeros = spans(matrix, size)
+    levels = (np.rint(blocks / scales[..., None]) + zeros[..., None]).clip(0, 15).astype(np.uint8)
+    return levels_in_blocks(levels.reshape(len(matrix), -1)[:, :width], scales, zeros, size)
+
+
+def _cut(matrix: np.ndarray, size: int) -> np.ndarray:
+    """(outputs, blocks, size) of a matrix (outputs, width), the last block filled up with zeros."""
+    outputs, width = matrix.shape
+    count = -(-width // size)
+    padded = np.zeros((outputs, count * size), matrix.dtype)
+    padded[:, :width] = matrix
+    return padded.reshape(outputs, count, size)
+
+
+def spans(matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each block the float32 scale and the zero point with which 16 steps span it, (outputs, blocks) each."""
+    blocks = _cut(matrix, size)
     low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
     scales = _steps((high - low) / 15)
-    zeros = np.rint(-low / scales)
-    levels = (np.rint(blocks / scales[..., None]) + zeros[..., None]).clip(0, 15).astype(np.uint8)
-    return Blocks(bits, size, width, _halves(levels), scales, _halves(zeros.astype(np.uint8)))
+    return scales, np.rint(-low / scales)
+
+
+def levels_in_blocks(levels: np.ndarray, scales: np.ndarray, zeros: np.ndarray, size: int) -> Blocks:
+    """Four-bit levels (outputs, width) of 0 to 15 with their blocks' scales and zero points, packed."""
+    width = levels.shape[1]
+    blocks, whole = _cut(levels, size), zeros.astype(np.uint8)
+    blocks[:, -1, width - (blocks.shape[1] - 1) * size :] = whole[:, -1:]  # what fills the last block up is zero
+    return Blocks(4, size, width, _halves(blocks), scales, _halves(whole))
 
 
 def restored(blocks: Blocks) -> np.ndarray:

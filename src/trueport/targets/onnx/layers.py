@@ -41,6 +41,11 @@ class Layer:
         """Equal for products with the same matrix."""
         return str(self.weight.name), self.flipped
 
+    @property
+    def width(self) -> int:
+        """Of its activations."""
+        return int(self.weight.shape.numpy()[1 if self.flipped else 0])  # type: ignore[union-attr]
+
     def matrix(self) -> np.ndarray:
         """The weights as float32, (outputs, width); read now."""
         tensor: Any = self.weight.const_value

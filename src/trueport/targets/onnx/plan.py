@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trueport.targets.onnx.layers import layers_of
-from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, Place, Range, check_graphs, quantise
+from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, Place, Range, Weight, check_graphs, quantise
 from trueport.targets.quantized import Quantized
 
 if TYPE_CHECKING:
     from trueport.proof.calibration import Original
+    from trueport.targets.onnx.blocks import Blocks
     from trueport.targets.onnx.lower import Graph
 
 
@@ -27,6 +28,11 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original, block_size
     forms: Mapping[Place, str] = dict.fromkeys(places, kind)
     ranges: Mapping[Place, Range] = {}
     why = ""
+    nearer: Mapping[Weight, Blocks] = {}
+    if original.prompts and kind in ("int4", "auto"):
+        from trueport.targets.onnx.rounded import rounded
+
+        nearer = rounded(graphs, original, block_size)
     if kind == STATIC:
         from trueport.targets.onnx.trial import ranges as measured
 
@@ -34,12 +40,12 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original, block_size
         forms = {place: STATIC if place in ranges else FLOAT for place in places}
         why = "no input of the calibration reaches it"
     elif kind == "auto":
-        from trueport.targets.onnx.search import searched
+        from trueport.targets.onnx.search import Way, searched
 
-        forms = searched(graphs, original, GATES[kind], block_size)
+        forms = searched(graphs, original, GATES[kind], Way(block_size, nearer))
         why = "the gate does not hold with it in 8 bits"
     for graph in graphs:
-        quantise(graph, forms.__getitem__, ranges, block_size)
+        quantise(graph, forms.__getitem__, ranges, block_size, nearer)
     left |= {path: why for (_, path), form in forms.items() if form == FLOAT}
     layers = tuple(dict.fromkeys(path for (_, path), form in forms.items() if form != FLOAT))
     told = _forms(forms) if kind == "auto" else {}

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import LoweringError
-from trueport.targets.onnx.blocks import SIZES, in_blocks, in_columns, size_of
+from trueport.targets.onnx.blocks import SIZES, Blocks, in_blocks, in_columns, size_of
 from trueport.targets.onnx.layers import Layer, layers_of
 from trueport.targets.onnx.lower import Graph
 from trueport.targets.quantized import Gate
@@ -43,6 +43,8 @@ Range = tuple[float, float]
 """Smallest and largest value of a layer's activations."""
 Place = tuple[str, str]
 """A graph's name and a layer's path."""
+Weight = tuple[str, tuple[str, bool]]
+"""A graph's name and a ``Layer.key``."""
 FormOf = Callable[[Place], str]
 """The form of a layer: one of BITS, STATIC or FLOAT."""
 
@@ -103,7 +105,11 @@ def quantised_layers(path: Path) -> Counter[str]:
 
 
 def quantise(
-    graph: Graph, form_of: FormOf, ranges: Mapping[Place, Range] | None = None, block_size: int | None = None
+    graph: Graph,
+    form_of: FormOf,
+    ranges: Mapping[Place, Range] | None = None,
+    block_size: int | None = None,
+    rounded: Mapping[Weight, Blocks] | None = None,
 ) -> None:
     """Replace the products of a graph, in place, each by the form that ``form_of`` names.
 
@@ -112,6 +118,7 @@ def quantise(
         form_of: by place.
         ranges: of the activations of each layer whose form is STATIC.
         block_size: the most weights that share a scale; by form where None.
+        rounded: four-bit weights that were rounded already; the others are rounded to the nearest.
     """
     from onnx_ir.passes import common as passes
 
@@ -120,7 +127,7 @@ def quantise(
         first = layers[0]
         key = (tuple(layer.key for layer in layers), form)
         if key not in made:
-            made[key] = _weights(graph, layers, form, block_size)
+            made[key] = _weights(graph, layers, form, block_size, rounded or {})
         if form == STATIC:
             nodes = _static(graph, first, made[key], (ranges or {})[graph.name, first.path])
             results = nodes[-1].outputs
@@ -147,6 +154,13 @@ def bits_and_size(form: str, width: int, block_size: int | None) -> tuple[int, i
     return bits, size_of(width, bits, block_size or most)
 
 
+def blocks_of(graph: str, layer: Layer, form: str, block_size: int | None, rounded: Mapping[Weight, Blocks]) -> Blocks:
+    """A layer's weights in one of the forms of BITS."""
+    bits, size = bits_and_size(form, layer.width, block_size)
+    found = rounded.get((graph, layer.key)) if bits == 4 else None
+    return in_blocks(layer.matrix(), bits, size) if found is None else found
+
+
 def _together(graph: Graph, form_of: FormOf) -> list[tuple[str, list[Layer]]]:
     """The layers that leave float, by form: those that multiply the same activations in blocks are one product.
 
@@ -167,14 +181,15 @@ def _together(graph: Graph, form_of: FormOf) -> list[tuple[str, list[Layer]]]:
     return list(found.values())
 
 
-def _weights(graph: Graph, layers: Sequence[Layer], form: str, block_size: int | None) -> list[ir.Value]:
+def _weights(
+    graph: Graph, layers: Sequence[Layer], form: str, block_size: int | None, rounded: Mapping[Weight, Blocks]
+) -> list[ir.Value]:
     """The initializers of one product's weight."""
     name = "+".join(str(layer.weight.name) for layer in layers)
     if form == STATIC:
         columns = in_columns(layers[0].matrix())
         return [constant(graph, f"{name}_int8", columns.values), constant(graph, f"{name}_scales", columns.scales)]
-    bits, size = bits_and_size(form, _sizes(layers[0])[1], block_size)
-    blocks = [in_blocks(layer.matrix(), bits, size) for layer in layers]
+    blocks = [blocks_of(graph.name, layer, form, block_size, rounded) for layer in layers]
     parts = {form: [b.packed for b in blocks], "scales": [b.scales for b in blocks]}
     zeros = [b.zeros for b in blocks if b.zeros is not None]
     parts |= {"zeros": zeros} if zeros else {}

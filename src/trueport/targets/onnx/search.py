@@ -8,7 +8,7 @@ layer at a time, how far to go by bisection, with the very graphs that would be 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +20,9 @@ from trueport.proof.quantised import Quantised
 from trueport.proof.result import Case
 from trueport.proof.run import asked_of
 from trueport.proof.subject import Subject, subject_of
-from trueport.targets.onnx.blocks import in_blocks, restored, row_bytes
+from trueport.targets.onnx.blocks import Blocks, restored, row_bytes
 from trueport.targets.onnx.layers import layers_of
-from trueport.targets.onnx.quantize import FLOAT, Place, bits_and_size, quantise
+from trueport.targets.onnx.quantize import FLOAT, Place, Weight, bits_and_size, blocks_of, quantise
 from trueport.targets.onnx.session import from_numpy
 from trueport.targets.onnx.trial import TrialSession, opened, opened_up, opening
 
@@ -61,24 +61,31 @@ class Remembered:
         return {name: value.astype(np.float64) for name, value in found.items()}
 
 
-def searched(graphs: Sequence[Graph], original: Original, gate: Gate, block_size: int | None = None) -> Forms:
+@dataclass(frozen=True)
+class Way:
+    """How weights are rounded, as ``quantise`` takes it."""
+
+    block_size: int | None = None
+    rounded: Mapping[Weight, Blocks] = field(default_factory=dict)
+
+
+def searched(graphs: Sequence[Graph], original: Original, gate: Gate, way: Way | None = None) -> Forms:
     """The form of each layer, all in float where nothing else holds the gate."""
+    way = way or Way()
     with opened(graphs, opened_up) as sessions:
         own = Remembered(subject_of(original.role, sessions))
         asked = asked_of(sessions, original.role, original.config, None, None, "float32", 1, seed=SEED)
         asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate, original.prompts))  # type: ignore[arg-type]
         layers = {(graph.name, layer.path): layer for graph in graphs for layer in layers_of(graph)[0]}
-        if _holds(graphs, asked, dict.fromkeys(layers, "int4"), block_size):
+        if _holds(graphs, asked, dict.fromkeys(layers, "int4"), way):
             return dict.fromkeys(layers, "int4")
-        eight = _holds(graphs, asked, dict.fromkeys(layers, "int8"), block_size)
+        eight = _holds(graphs, asked, dict.fromkeys(layers, "int8"), way)
         before, after = ("int4", "int8") if eight else ("int8", FLOAT)
-        order = _cheapest(graphs, sessions, asked, (before, after), block_size)
-        return _fewest(graphs, asked, dict.fromkeys(layers, before), order, after, block_size)
+        order = _cheapest(graphs, sessions, asked, (before, after), way)
+        return _fewest(graphs, asked, dict.fromkeys(layers, before), order, after, way)
 
 
-def _fewest(
-    graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence[Place], after: str, block_size: int | None
-) -> Forms:
+def _fewest(graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence[Place], after: str, way: Way) -> Forms:
     """``forms`` with the shortest beginning of ``order`` in the form ``after`` with which the gate holds.
 
     By bisection, as if more of ``order`` were never worse; what comes out was tried, or is the whole.
@@ -86,18 +93,18 @@ def _fewest(
     low, high = 0, len(order)
     while high - low > 1:
         middle = (low + high) // 2
-        if _holds(graphs, asked, forms | dict.fromkeys(order[:middle], after), block_size):
+        if _holds(graphs, asked, forms | dict.fromkeys(order[:middle], after), way):
             high = middle
         else:
             low = middle
     return forms | dict.fromkeys(order[:high], after)
 
 
-def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str], block_size: int | None) -> bool:
+def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str], way: Way) -> bool:
     """Whether graphs in these forms keep within the margin of the gate."""
 
     def change(graph: Graph) -> Graph:
-        quantise(graph, forms.__getitem__, block_size=block_size)
+        quantise(graph, forms.__getitem__, block_size=way.block_size, rounded=way.rounded)
         return graph
 
     if all(form == FLOAT for form in forms.values()):
@@ -112,7 +119,7 @@ def _cheapest(
     sessions: Mapping[str, TrialSession],
     asked: Asked,
     forms: tuple[str, str],
-    block_size: int | None,
+    way: Way,
 ) -> list[Place]:
     """Every layer, first the one that saves the most divergence for each byte that the second form needs more."""
     worth: dict[Place, float] = {}
@@ -120,15 +127,16 @@ def _cheapest(
     for graph in graphs:
         session = sessions[graph.name]
         for index, layer in enumerate(layers_of(graph)[0]):
-            matrix = layer.matrix()
-            outputs, width = matrix.shape
+            outputs, width = layer.matrix().shape
             costs, sizes = list[float](), list[float]()
             for form in forms:
-                sizes.append(outputs * _bytes(form, width, block_size))
+                sizes.append(outputs * _bytes(form, width, way.block_size))
                 if form == FLOAT:
                     costs.append(0.0)
                     continue
-                changed = np.ascontiguousarray(restored(in_blocks(matrix, *bits_and_size(form, width, block_size))).T)
+                changed = np.ascontiguousarray(
+                    restored(blocks_of(graph.name, layer, form, way.block_size, way.rounded)).T
+                )
                 session.weights = {opening(index): from_numpy(changed)}
                 costs.append(max(case.error or 0.0 for case in _spread(asked)))
             session.weights = {}

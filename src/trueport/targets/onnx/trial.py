@@ -14,7 +14,9 @@ import onnx_ir as ir
 
 from trueport.interface import Tensor
 from trueport.proof.calibration import Original, batches
-from trueport.proof.subject import subject_of
+from trueport.proof.clauses.quality import continued
+from trueport.proof.inputs import Batch
+from trueport.proof.subject import Subject, subject_of
 from trueport.targets.onnx.layers import Layer, layers_of
 from trueport.targets.onnx.lower import Graph
 from trueport.targets.onnx.quantize import Place, Range, constant
@@ -79,35 +81,76 @@ def _replace(layer: Layer, weight: ir.Value) -> None:
 
 def ranges(graphs: Sequence[Graph], original: Original) -> dict[Place, Range]:
     """Smallest and largest activation that each layer meets on the calibration's batches."""
+    found: dict[Place, Range] = {}
+
+    def told(place: Place, value: np.ndarray) -> None:
+        low, high = found.get(place, (np.inf, -np.inf))
+        found[place] = (min(low, float(value.min())), max(high, float(value.max())))
+
+    _watch(graphs, original, lambda place: True, told)
+    return found
+
+
+def moments(graphs: Sequence[Graph], original: Original, wanted: Callable[[Place], bool]) -> dict[Place, np.ndarray]:
+    """X^T X, (width, width) float32, of the activations X that each wanted layer meets on the calibration's batches."""
+    found: dict[Place, np.ndarray] = {}
+
+    def told(place: Place, value: np.ndarray) -> None:
+        if place in found:
+            found[place] += value.T @ value
+        else:
+            found[place] = value.T @ value
+
+    _watch(graphs, original, wanted, told)
+    return found
+
+
+def _watch(
+    graphs: Sequence[Graph],
+    original: Original,
+    wanted: Callable[[Place], bool],
+    told: Callable[[Place, np.ndarray], None],
+) -> None:
+    """Run the calibration's batches, and tell of each wanted layer the activations that it meets, (tokens, width).
+
+    A layer in a body of control flow is out of sight.
+    """
     places: dict[tuple[str, str], Place] = {}
 
     def watched(graph: Graph) -> Graph:
         outputs = []
-        flat = constant(graph, opening(-1), np.array([-1]))
         for index, layer in enumerate(layers_of(graph)[0]):
-            if layer.node.graph is not graph.model.graph:  # in a body of control flow, out of sight
+            if layer.node.graph is not graph.model.graph or not wanted((graph.name, layer.path)):
                 continue
-            node = ir.node("Reshape", [layer.node.inputs[0], flat])
+            width = layer.width
+            rows = constant(graph, f"{opening(index)}.rows", np.array([-1, width]))
+            node = ir.node("Reshape", [layer.node.inputs[0], rows])
             node.outputs[0].name = opening(index)
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             graph.model.graph.append(node)
             graph.model.graph.outputs.append(node.outputs[0])
-            outputs.append(Tensor(opening(index), "float32", ("trial_length",)))
+            outputs.append(Tensor(opening(index), "float32", ("trial_length", width)))
             places[graph.name, opening(index)] = (graph.name, layer.path)
         interface = graph.interface
         return replace(graph, interface=interface.with_outputs([*interface.outputs, *outputs]))
 
-    found: dict[Place, Range] = {}
     with opened(graphs, watched) as sessions:
+        subject = subject_of(original.role, sessions)
+        given = batches({graph.name: graph.interface for graph in graphs}, original)
+        if original.role == "seq2seq" and original.prompts:  # what a decoder reads is what it said
+            given = [_answered(subject, original, batch) for batch in given]
         for component, session in sessions.items():
 
             def watch(name: str, value: np.ndarray, component: str = component) -> None:
                 if (component, name) in places and value.size:
-                    low, high = found.get(places[component, name], (np.inf, -np.inf))
-                    found[places[component, name]] = (min(low, float(value.min())), max(high, float(value.max())))
+                    told(places[component, name], value)
 
             session.watch = watch
-        subject = subject_of(original.role, sessions)
-        for batch in batches({graph.name: graph.interface for graph in graphs}, original):
+        for batch in given:
             subject.forward(batch)
-    return found
+
+
+def _answered(subject: Subject, original: Original, batch: Batch) -> Batch:
+    assert batch.target is not None
+    new = batch.target.shape[1] - 1
+    return continued(subject.forward, original.config, batch, new)[0] if new else batch
