@@ -27,8 +27,8 @@ MORE = 8
 """How many times as many are compared, of given prompts that hold so many."""
 READ = 256
 """Tokens of a given prompt that are compared at the most, where the model has no window past them."""
-BEGUN = 64
-"""Tokens of a given prompt that are continued at the most."""
+BEGUN = 24
+"""Tokens of a given prompt that are continued at the most: each new token costs a pass over all."""
 MOST = 200
 """Batches at the most, for outputs that have one position for each row under ``--max-batch 1``."""
 GENERATED = 128
@@ -169,7 +169,7 @@ def _generated(asked: Asked) -> list[Case]:
     wrong = total = 0
     worst: tuple[int, Batch | None] = (0, None)
     for batch, is_given in _beginnings(asked):
-        if total >= GENERATED * (MORE if is_given else 1):
+        if total >= GENERATED * (MORE // 2 if is_given else 1):
             break
         begun = 1 if asked.role == "seq2seq" else batch.ids.shape[1]
         new = asked.inputs.target_fits(begun + CONTINUED) - begun
