@@ -1,7 +1,9 @@
 """``python -m benchmarks.bound [--quick] [--docs]``: decode steps of float, int8 and int4 folders against their bound.
 
 The bound is what a step has to read, weights and cache, over the bandwidth of this machine. Others may share that, and it
-swings, so it is measured before and behind each turn of steps, and a turn is held against what was measured beside it.
+swings, so it is measured before and behind each turn of steps, and a turn is held against what was measured beside it. Of
+what a step reads the processor's cache may keep a part until the next, so that it takes less than the memory's bandwidth
+says; a remark holds the steps against numbers of just as many bytes, read again and again.
 Llamas with random weights, one row, a step behind 128 and behind 4096 tokens: Trueport's folders as exported and with the
 fusions of ``--optimize cpu --caches in-place``, unproven, beside PyTorch and the graph of mobius-onnx (``make peers``).
 ``--docs`` writes the tables into docs/large-models.md.
@@ -73,40 +75,47 @@ class Found:
     """What was measured of one shape.
 
     Attributes:
-        turns: (seconds of a step, bytes that were read in a second beside it), by contender and length.
+        turns: (seconds of a step, bytes that were read in a second beside it, the same of no more numbers than the step
+            reads), by contender and length.
         weights: bytes that a step multiplies with, by contender.
         cache: bytes of keys and values behind one token, by contender.
     """
 
-    turns: dict[str, dict[int, list[tuple[float, float]]]]
+    turns: dict[str, dict[int, list[tuple[float, float, float]]]]
     weights: dict[str, int]
     cache: dict[str, int]
 
     @property
     def bandwidths(self) -> list[float]:
         """Bytes in a second, each time that they were measured."""
-        return [rate for lengths in self.turns.values() for turns in lengths.values() for _, rate in turns]
+        return [rate for lengths in self.turns.values() for turns in lengths.values() for _, rate, _ in turns]
 
     def step(self, name: str, length: int) -> float:
         """Seconds, of the best turn."""
-        return min(seconds for seconds, _ in self.turns[name][length])
+        return min(seconds for seconds, _, _ in self.turns[name][length])
+
+    def read(self, name: str, length: int) -> int:
+        """Bytes of a step, the new token's own key among them."""
+        return self.weights[name] + (length + 1) * self.cache[name]
 
     def share(self, name: str, length: int) -> float:
-        """Of the bound, the turns' median: 1 where a step takes no longer than reading does; the new token's own key
-        counts too.
-        """
-        read = self.weights[name] + (length + 1) * self.cache[name]
-        return statistics.median(read / rate / seconds for seconds, rate in self.turns[name][length])
+        """Of the bound, the turns' median: 1 where a step takes no longer than reading from memory does."""
+        read = self.read(name, length)
+        return statistics.median(read / rate / seconds for seconds, rate, _ in self.turns[name][length])
+
+    def own(self, name: str, length: int) -> float:
+        """The same, of numbers of as many bytes that are read again and again."""
+        read = self.read(name, length)
+        return statistics.median(read / rate / seconds for seconds, _, rate in self.turns[name][length])
 
     def worst(self, name: str, length: int) -> float:
         """Of the bound that the best bandwidth of all turns would set."""
-        read = self.weights[name] + (length + 1) * self.cache[name]
-        return read / max(self.bandwidths) / self.step(name, length)
+        return self.read(name, length) / max(self.bandwidths) / self.step(name, length)
 
     def faster(self, name: str, than: str, length: int) -> float:
         """How many steps of one fit into a step of another, the turns' median."""
         pairs = zip(self.turns[than][length], self.turns[name][length], strict=True)
-        return statistics.median(slow / fast for (slow, _), (fast, _) in pairs)
+        return statistics.median(slow[0] / fast[0] for slow, fast in pairs)
 
 
 def main() -> None:
@@ -134,17 +143,19 @@ def main() -> None:
 def _found(shape: Shape, place: Path, turns: int) -> Found:
     made, weights, config = _contenders(shape, place)
     numbers = _buffer()
-    found: dict[str, dict[int, list[tuple[float, float]]]] = {name: {n: [] for n in LENGTHS} for name in made}
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    caches = {name: 0 if name.startswith(tuple(ALONE.values())) else cache for name in made}
+    found = Found({name: {n: [] for n in LENGTHS} for name in made}, weights, caches)
     for turn in range(turns):
         for length in LENGTHS:
             before = bandwidth(numbers)
             for name in list(made)[:: 1 if turn % 2 == 0 else -1]:
                 milliseconds = context.turns_at({name: made[name]}, length, 1)[name]
+                own = bandwidth(numbers[: found.read(name, length) // 4], 8)
                 after = bandwidth(numbers)
-                found[name][length].append((milliseconds / 1e3, (before + after) / 2))
+                found.turns[name][length].append((milliseconds / 1e3, (before + after) / 2, own))
                 before = after
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    return Found(found, weights, {name: 0 if name.startswith(tuple(ALONE.values())) else cache for name in made})
+    return found
 
 
 def _contenders(shape: Shape, place: Path) -> tuple[dict[str, Contender], dict[str, int], Any]:
@@ -214,7 +225,8 @@ def table(title: str, found: Found) -> str:
     rates = sorted(rate / 1e9 for rate in found.bandwidths)
     remark = (
         f"Cache read: {caches} MB. Bandwidth: {rates[0]:.1f} to {rates[-1]:.1f} GB/s, {statistics.median(rates):.1f} in the "
-        f"middle. Best shares: {_verdicts(found, Found.share)}. Best step of all against best bandwidth of all: "
+        f"middle. Best shares: {_verdicts(found, Found.share)}. Against as many bytes, read again and again, of "
+        f"which the cache keeps a part: {_verdicts(found, Found.own)}. Best step of all against best bandwidth of all: "
         f"{_verdicts(found, Found.worst)}. Behind {LENGTHS[0]} tokens {_ratios(found)}.\n"
     )
     return "\n".join([*lines, "", remark])
@@ -253,10 +265,10 @@ def _buffer() -> Any:
         return torch.ones(MEBIBYTES << 18)
 
 
-def bandwidth(numbers: Any) -> float:
+def bandwidth(numbers: Any, readings: int = 4) -> float:
     """Bytes that all threads together read in a second, in the middle of a few readings, as a turn's steps count."""
     times = []
-    for _ in range(4):
+    for _ in range(readings):
         begun = time.perf_counter()
         numbers.sum()
         times.append(time.perf_counter() - begun)

@@ -94,9 +94,10 @@ def _prompts(
 def _told_of_prompts(proof: Proof, manifest: Mapping[str, Any]) -> Proof:
     """The proof, where its gate drew tokens and fell, and had been held on prompts that are not given now."""
     quantize = manifest.get("quantize")
-    if not isinstance(quantize, Mapping) or not isinstance(quantize.get("prompts"), int):
+    given = quantize.get("prompts") if isinstance(quantize, Mapping) else None
+    if not isinstance(given, int) or given < 2:
         return proof
-    words = f"The export's gate asked {quantize['prompts'] // 2} given prompts: give the same file with --calibration"
+    words = f"The export's gate asked {given // 2} given prompts: give the same file with --calibration"
     clauses = tuple(
         replace(clause, mend=words) if clause.clause == GATE and clause.status == FAIL else clause
         for clause in proof.clauses

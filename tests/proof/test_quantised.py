@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,10 @@ from transformers import AutoModelForSequenceClassification
 from tests import zoo
 from tests.conftest import EXAMPLES
 from trueport.interface import Dimension, Interface, Tensor
-from trueport.proof.clauses.quality import longest
+from trueport.proof.clauses.quality import distributions, longest
+from trueport.proof.memory import Memory, TooLargeError
 from trueport.proof.quantised import Quantised
-from trueport.proof.run import prove
+from trueport.proof.run import asked_of, prove
 from trueport.roles.windows import windows
 from trueport.targets.executorch.quantize import GATES
 
@@ -115,6 +117,24 @@ def test_the_gate_asks_given_prompts_and_draws_where_they_are_few(model: Any, pr
     assert proof.proven and set(given) <= set(seen)
     words = f"over {prompts} real positions of given prompts and {len(seen) - prompts} real positions of drawn ones"
     assert all(words in case.note for case in clause.cases) and len(seen) >= 256
+
+
+def test_what_the_memory_of_the_proof_does_not_hold_is_left_out_and_the_rest_asked(model: Any):
+    """One prompt of 40 tokens is too much, one of 4 is not; the figures are of what was asked, and it is told."""
+    given, short = tuple(range(5, 45)), (2, 5, 6, 3)
+    asked = asked_of(
+        {"model": Runtime(coarse(model, 127), lambda feeds: feeds)}, "encoder", model.config, model, None, "float32", 9
+    )
+
+    class Small(Memory):
+        def afford(self, words: str, size: float) -> None:
+            if int(words.split(" x ")[1].split()[0]) > 20:
+                raise TooLargeError(f"{words} are too large", "Give more.")
+
+    quantised = Quantised("8da8w", 20, GATES["8da8w"], (given, given, short, short))
+    cases = distributions(replace(asked, memory=Small(), quantised=quantised), 2, 2)
+    assert [case.left_out for case in cases] == [False, False, True] and "2 x 40" in cases[2].note
+    assert "over 2 real positions of given prompts" in cases[0].note
 
 
 def test_a_long_prompt_is_cut_to_what_the_model_takes(model: Any):

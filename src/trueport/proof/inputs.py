@@ -175,13 +175,16 @@ class Inputs:
         return Batch(ids, mask.astype(np.int64), drawn, types)
 
     def told(self, case: str, prompts: Sequence[Sequence[int]], pad: Pad, most: int, target: int = 5) -> Batch:
-        """A batch of given prompts, padded by ``pad`` to the longest; at most ``most`` tokens of each, and what fits."""
+        """A batch of given prompts, padded by ``pad`` to the longest; at most ``most`` tokens of each, and what fits.
+
+        Token types are 0, as tokenizers have them for one text.
+        """
         length = self.fits(min(max(len(prompt) for prompt in prompts), most))
         batch = self.draw(case, pad(length, [max(length - len(prompt), 0) for prompt in prompts]), target)
         ids = batch.ids.copy()
         for row, prompt in enumerate(prompts):
             ids[row, batch.mask[row] == 1] = prompt[:length]
-        return replace(batch, ids=ids)
+        return replace(batch, ids=ids, types=None if batch.types is None else np.zeros_like(batch.types))
 
     def full(self, case: str, rows: int, length: int, target: int = 5) -> Batch:
         """A batch without padding."""

@@ -17,6 +17,7 @@ from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses.generate import prompts
 from trueport.proof.clauses.shapes import AFFORDABLE
 from trueport.proof.inputs import Batch, holes, left, right
+from trueport.proof.memory import TooLargeError
 from trueport.proof.result import Case
 from trueport.roles.windows import rope_limits, windows
 from trueport.targets.quantized import Gate
@@ -57,34 +58,44 @@ def ask(asked: Asked) -> list[Case]:
     if asked.quantised is None:
         raise NotApplicableError("nothing in it is quantised")
     asked.require_original()
-    return distributions(asked, POSITIONS) + (_generated(asked) if asked.role in ("decoder", "seq2seq") else [])
+    generated = _generated(asked) if asked.role in ("decoder", "seq2seq") else []
+    return distributions(asked, POSITIONS, POSITIONS * MORE) + generated
 
 
-def distributions(asked: Asked, positions: int) -> list[Case]:
-    """The part of ``ask`` that takes tokens as they are, at so many positions or a few more."""
+def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
+    """The part of ``ask`` that takes tokens as they are, at so many positions or a few more, ``told`` of given prompts."""
     assert asked.own is not None and asked.quantised is not None
     names = [name for name in asked.outputs if "logits" in name and asked.outputs[name][-1] != 1]
     compared = {name: _Compared() for name in names or asked.outputs}
-    for batch, is_given in _batches(asked, compared, positions):
+    too_large = []
+    for batch, is_given in _batches(asked, compared, positions, told):
         try:
             got, wanted = asked.ask(batch), asked.own.forward(batch)
+        except TooLargeError as error:  # for the memory of the proof; others may not be
+            too_large.append(asked.refused("padded batches", batch, error))
+            continue
         except TrueportError as error:
             return [asked.refused("padded batches", batch, error)]
         for name, found in compared.items():
             _add(found, batch, got[name], wanted[name], asked.real(name, batch), is_distribution=bool(names))
             found.given = len(found.values) if is_given else found.given
-    return [case for name, found in compared.items() for case in _cases(asked, name, found, asked.quantised.gate)]
+    if too_large and not all(found.values for found in compared.values()):
+        return too_large[:1]
+    cases = [case for name, found in compared.items() for case in _cases(asked, name, found, asked.quantised.gate)]
+    return cases + too_large[:1]
 
 
-def _batches(asked: Asked, compared: Mapping[str, _Compared], positions: int) -> Iterator[tuple[Batch, bool]]:
-    """Batches of given prompts, then drawn ones until so many positions were compared; and which of the two it is."""
+def _batches(
+    asked: Asked, compared: Mapping[str, _Compared], positions: int, told: int
+) -> Iterator[tuple[Batch, bool]]:
+    """Given prompts until ``told`` positions were compared, drawn ones until ``positions`` were; and which of the two."""
 
     def fewer(than: int) -> bool:
         return any(len(found.values) < than for found in compared.values())
 
     for batch in _given(asked):
-        if not fewer(positions * MORE):
-            return
+        if not fewer(told):
+            break
         yield batch, True
     for batch in _drawn(asked):
         if not fewer(positions):

@@ -35,6 +35,8 @@ MARGIN = 0.75
 """Share of the gate that a plan may use up on the calibration's inputs: those of the proof are others."""
 POSITIONS = 48
 """Real positions at which the cost of one layer is measured."""
+PROMPTS = 16
+"""Given prompts that the gate asks at the most, each time that it is asked."""
 REMEMBERED = 2**30
 """Bytes of the float graphs' answers that are kept."""
 Forms = dict[Place, str]
@@ -75,7 +77,7 @@ def searched(graphs: Sequence[Graph], original: Original, gate: Gate, way: Way |
     with opened(graphs, opened_up) as sessions:
         own = Remembered(subject_of(original.role, sessions))
         asked = asked_of(sessions, original.role, original.config, None, None, "float32", 1, seed=SEED)
-        asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate, original.prompts))  # type: ignore[arg-type]
+        asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate, original.prompts[:PROMPTS]))  # type: ignore[arg-type]
         layers = {(graph.name, layer.path): layer for graph in graphs for layer in layers_of(graph)[0]}
         if _holds(graphs, asked, dict.fromkeys(layers, "int4"), way):
             return dict.fromkeys(layers, "int4")
@@ -146,7 +148,7 @@ def _cheapest(
 
 def _spread(asked: Asked) -> list[Case]:
     """The divergences or distances alone: agreement hardly moves for one layer."""
-    return [case for case in distributions(asked, POSITIONS) if "disagreement" not in case.case]
+    return [case for case in distributions(asked, POSITIONS, POSITIONS) if "disagreement" not in case.case]
 
 
 def _bytes(form: str, width: int, block_size: int | None) -> float:
