@@ -38,6 +38,8 @@ FASTER = {"int8": 3, "int4": 4}
 """Steps in one of the float folder's: what issue 5 asks of about 100 million weights."""
 LENGTHS = (128, 4096)
 MEBIBYTES = 1024
+PAUSE = 0.2
+"""Seconds before the bandwidth is measured, and behind it: a library's threads wait for more work by spinning."""
 EAGER = "eager PyTorch, static cache"
 ALONE = {kind: f"the products of {kind} alone" for kind in KINDS}
 """What the runtime's kernels make of it: nothing lies between them, and no cache is read."""
@@ -151,8 +153,8 @@ def _found(shape: Shape, place: Path, turns: int) -> Found:
             before = bandwidth(numbers)
             for name in list(made)[:: 1 if turn % 2 == 0 else -1]:
                 milliseconds = context.turns_at({name: made[name]}, length, 1)[name]
-                own = bandwidth(numbers[: found.read(name, length) // 4], 8)
                 after = bandwidth(numbers)
+                own = bandwidth(numbers[: found.read(name, length) // 4], 16)
                 found.turns[name][length].append((milliseconds / 1e3, (before + after) / 2, own))
                 before = after
     return found
@@ -267,11 +269,13 @@ def _buffer() -> Any:
 
 def bandwidth(numbers: Any, readings: int = 4) -> float:
     """Bytes that all threads together read in a second, in the middle of a few readings, as a turn's steps count."""
+    time.sleep(PAUSE)
     times = []
     for _ in range(readings):
         begun = time.perf_counter()
         numbers.sum()
         times.append(time.perf_counter() - begun)
+    time.sleep(PAUSE)
     return numbers.nbytes / statistics.median(times)
 
 
