@@ -132,7 +132,7 @@ def test_what_the_memory_of_the_proof_does_not_hold_is_left_out_and_the_rest_ask
                 raise TooLargeError(f"{words} are too large", "Give more.")
 
     quantised = Quantised("8da8w", 20, GATES["8da8w"], (given, given, short, short))
-    cases = distributions(replace(asked, memory=Small(), quantised=quantised), 2, 2)
+    cases = distributions(replace(asked, memory=Small(1), quantised=quantised), 2, 2)
     assert [case.left_out for case in cases] == [False, False, True] and "2 x 40" in cases[2].note
     assert "over 2 real positions of given prompts" in cases[0].note
 
