@@ -143,11 +143,14 @@ def test_the_share_of_the_bound() -> None:
     steps |= {f"{name}, blocks of 128": {128: 0.4, 4096: 4.0} for name in (bound.ALONE["int8"], bound.ALONE["int4"])}
     steps |= {f"{kind}, blocks of 128, fused": {128: 1.25, 4096: 40.0} for kind in ("int8", "int4")}
     weights = {name: 484 if "float" in name else 184 if "int8" in name else 84 for name in steps}
-    turns = {name: {length: [(step, 1000.0)] for length, step in lengths.items()} for name, lengths in steps.items()}
-    turns["float"][128] += [(4.0, 500.0), (1.6, 2000.0)]  # a slow moment of the machine, and a fast one
+    turns = {
+        name: {length: [(step, 1000.0, 2000.0)] for length, step in lengths.items()} for name, lengths in steps.items()
+    }
+    turns["float"][128] += [(4.0, 500.0, 1000.0), (1.6, 2000.0, 4000.0)]  # a slow moment of the machine, and a fast one
     caches = {name: 0 if "alone" in name else 4 for name in steps}
     found = bound.Found(turns, weights, caches)
     assert found.share("float", 128) == pytest.approx(0.5)
+    assert found.own("float", 128) == pytest.approx(0.25)
     assert found.worst("float", 128) == pytest.approx(1000 / 2000 / 1.6)
     assert found.share("float", 4096) == pytest.approx((484 + 4097 * 4) / 1000 / 20)
     assert found.share(bound.ALONE["int4"], 4096) == pytest.approx(84 / 1000 / 0.6)

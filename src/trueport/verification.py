@@ -88,7 +88,12 @@ def _prompts(
         raise _nothing_to_judge(folder)
     if source is None:
         raise TrueportError("The gate compares with the original, which is not given", "Give --against MODEL too.")
-    return judging(prompts_of(given, source))
+    tokenizer = None
+    if getattr(source, "tokenizer", None) is None:  # a living model has none; the folder's is the one that it came with
+        from trueport.assets import load_tokenizer
+
+        tokenizer = load_tokenizer(folder, source.model, str(folder), trust_remote_code=False)
+    return judging(prompts_of(given, source, tokenizer))
 
 
 def _told_of_prompts(proof: Proof, manifest: Mapping[str, Any]) -> Proof:
@@ -97,7 +102,10 @@ def _told_of_prompts(proof: Proof, manifest: Mapping[str, Any]) -> Proof:
     given = quantize.get("prompts") if isinstance(quantize, Mapping) else None
     if not isinstance(given, int) or given < 2:
         return proof
-    words = f"The export's gate asked {given // 2} given prompts: give the same file with --calibration"
+    words = (
+        f"That is on drawn tokens; the export's gate asked {given // 2} given prompts, and gave drawn tokens more room: "
+        "to ask the same, give the same file with --calibration"
+    )
     clauses = tuple(
         replace(clause, mend=words) if clause.clause == GATE and clause.status == FAIL else clause
         for clause in proof.clauses

@@ -58,10 +58,24 @@ def test_a_prompt_is_a_line_of_the_file(content: bytes, prompts: list[str], tmp_
     assert read_prompts(tmp_path / "prompts", tokenizer) == read_prompts(prompts, tokenizer)
 
 
-@pytest.mark.parametrize("given", [[None], ["abc", 3], b"abc"])
+@pytest.mark.parametrize(
+    "given", [[None], ["abc", 3], b"abc", 5, True, {"abc": 1}, {"abc"}, object(), ["\ud800 half a pair"]]
+)
 def test_prompts_that_are_no_texts_are_one_line(given: Any):
     with pytest.raises(TrueportError, match="not all texts"):
         read_prompts(given, tokenizer)
+
+
+@pytest.mark.parametrize("given", ["a\0b", "Once upon a time", "", "a" * 5000])
+def test_a_text_in_place_of_a_list_is_no_traceback(given: str):
+    with pytest.raises(TrueportError, match="cannot be read") as raised:
+        read_prompts(given, tokenizer)
+    assert "or a list of texts" in str(raised.value) and len(str(raised.value)) < 300
+
+
+def test_a_prompt_that_comes_twice_is_one():
+    """Or it would be calibrated on and judge what came out."""
+    assert read_prompts(["abc", "abc", "de", "abc"], tokenizer) == read_prompts(["abc", "de"], tokenizer)
 
 
 def test_a_long_prompt_is_cut_and_no_stranger_is_asked():

@@ -115,8 +115,21 @@ def test_the_gate_asks_given_prompts_and_draws_where_they_are_few(model: Any, pr
     )  # fmt: skip
     (clause,) = proof.clauses
     assert proof.proven and set(given) <= set(seen)
-    words = f"over {prompts} real positions of given prompts and {len(seen) - prompts} real positions of drawn ones"
-    assert all(words in case.note for case in clause.cases) and len(seen) >= 256
+    *judged, elsewhere = clause.cases
+    assert len(judged) == 2 and len(seen) >= 256
+    assert all(f"over {prompts} real positions of given prompts and " in case.note for case in judged)
+    assert elsewhere.case == "drawn tokens: mean KL divergence" and "given" not in elsewhere.note
+
+
+def test_what_no_prompt_reaches_is_the_originals_too(model: Any):
+    """Embeddings of tokens that no prompt holds are weights like all others, and stay in float."""
+    given = tuple((2, 5 + i % 3, 5 + i % 2, 5 + i // 3 % 3, 3) for i in range(320))
+    other = coarse(model, 127)
+    with torch.no_grad():
+        table = other.get_input_embeddings().weight
+        table[8:] = table[8:].flip(0)
+    assert failed(model, coarse(model, 127), "8da8w", prompts=given) == set()
+    assert failed(model, other, "8da8w", prompts=given) == {"quality"}
 
 
 def test_what_the_memory_of_the_proof_does_not_hold_is_left_out_and_the_rest_asked(model: Any):

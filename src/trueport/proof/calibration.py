@@ -21,6 +21,8 @@ BATCHES = 8
 """Ragged padded batches per program; the ranges of linear layers' activations hardly grow after the first few."""
 LONGEST = 2048
 """Tokens of a prompt that are taken at most: the scores of one attention grow with their square."""
+SHOWN = 80
+"""Characters of a path in a message."""
 ENOUGH = 2**15
 """Tokens of prompts past which no more are calibrated on: what is found on them hardly moves."""
 Prompts = tuple[tuple[int, ...], ...]
@@ -47,7 +49,7 @@ def judging(prompts: Prompts) -> Prompts:
 
 
 def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> Prompts:
-    """The tokens of the prompts to calibrate and to judge on.
+    """The tokens of the prompts to calibrate and to judge on, each once: one that comes twice could do both.
 
     Args:
         given: the texts, or a UTF-8 file with one in each line.
@@ -58,28 +60,48 @@ def read_prompts(given: str | Path | Sequence[str], tokenizer: Any) -> Prompts:
     """
     if tokenizer is None:
         raise TrueportError("The model has no tokenizer to read the calibration's prompts with", "Leave them out.")
-    if not isinstance(given, str | Path):
-        texts = list(given)
-    else:
-        try:
-            # Not splitlines(): a prompt may hold form feeds and other separators. And editors may put a mark in front.
-            texts = Path(given).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise TrueportError(
-                f"{given} cannot be read: {reason}", "Give a text file, a prompt in each line."
-            ) from error
-    if not all(isinstance(text, str) for text in texts):
+    texts = list(given) if isinstance(given, list | tuple) else _lines(given)
+    if not all(isinstance(text, str) and _is_unicode(text) for text in texts):
         raise TrueportError("The calibration's prompts are not all texts", "Give a list of str, or a text file.")
     with quiet():  # a tokenizer warns of prompts that are too long, which are cut
         rows = tuple(tuple(tokenizer(text)["input_ids"]) for text in texts if text.strip())
     if not any(rows):
         raise TrueportError("The calibration has no prompts", "Give a text file, a prompt in each line.")
-    return tuple(row for row in rows if row)
+    return tuple(dict.fromkeys(row for row in rows if row))
 
 
-def prompts_of(given: str | Path | Sequence[str], source: Any) -> Prompts:
-    """The tokens of the prompts, as the model of a source reads them.
+def _lines(path: Any) -> list[str]:
+    """Of a text file."""
+    if not isinstance(path, str | Path):
+        raise TrueportError(
+            f"The calibration's prompts are a {type(path).__name__}, not all texts",
+            "Give a list of str, or a text file.",
+        )
+    try:
+        # Not splitlines(): a prompt may hold form feeds and other separators. And editors may put a mark in front.
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        reason = (
+            reason if not isinstance(error, ValueError) or isinstance(error, UnicodeDecodeError) else "it is no path"
+        )
+        name = str(path) if len(str(path)) <= SHOWN else f"{str(path)[:SHOWN]}..."
+        raise TrueportError(
+            f"{name!r} cannot be read: {reason}", "Give a text file, a prompt in each line, or a list of texts."
+        ) from error
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written: a tokenizer refuses halves of surrogate pairs in its own words."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def prompts_of(given: str | Path | Sequence[str], source: Any, otherwise: Any = None) -> Prompts:
+    """The tokens of the prompts, as the model of a source reads them, or a tokenizer of that model's where it has none.
 
     Raises:
         TrueportError: as ``read_prompts``; or the model reads no tokens, or not these.
@@ -87,7 +109,8 @@ def prompts_of(given: str | Path | Sequence[str], source: Any) -> Prompts:
     if getattr(getattr(source, "model", None), "main_input_name", "input_ids") != "input_ids":
         raise TrueportError("The model reads no tokens to calibrate on", "Leave the calibration's prompts out.")
     # Reading writes into a tokenizer, padding and truncation, and the export would save that.
-    prompts = read_prompts(given, copy.deepcopy(getattr(source, "tokenizer", None)))
+    tokenizer = getattr(source, "tokenizer", None)
+    prompts = read_prompts(given, copy.deepcopy(tokenizer if tokenizer is not None else otherwise))
     check_tokens(prompts, source.model.config)
     return prompts
 

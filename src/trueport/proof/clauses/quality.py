@@ -28,6 +28,10 @@ MORE = 8
 """How many times as many are compared, of given prompts that hold so many."""
 READ = 256
 """Tokens of a given prompt that are compared at the most, where the model has no window past them."""
+ROOM = 5
+"""How many times the gate's divergence drawn tokens may have beside given prompts: on them the original is often undecided,
+but what prompts do not reach, a token's embedding or a position past them, must be the original's too. Four bits of an
+example that is 64 wide take 2.7 times; other embeddings, or another rope's factors, took 6 times int8's and more."""
 BEGUN = 24
 """Tokens of a given prompt that are continued at the most: each new token costs a pass over all."""
 MOST = 200
@@ -59,7 +63,20 @@ def ask(asked: Asked) -> list[Case]:
         raise NotApplicableError("nothing in it is quantised")
     asked.require_original()
     generated = _generated(asked) if asked.role in ("decoder", "seq2seq") else []
-    return distributions(asked, POSITIONS, POSITIONS * MORE) + generated
+    return distributions(asked, POSITIONS, POSITIONS * MORE) + generated + _elsewhere(asked)
+
+
+def _elsewhere(asked: Asked) -> list[Case]:
+    """Beside given prompts: that drawn tokens, holes and lengths past the windows are no worse than rounding makes them."""
+    assert asked.quantised is not None
+    if not asked.quantised.prompts:
+        return []
+    gate = asked.quantised.gate
+    because = f"{ROOM} times the gate's, as the original is often undecided on them"
+    wider = Gate(0.0, gate.divergence * ROOM, gate.distance * ROOM**0.5, 0.0, because)
+    drawn = replace(asked, quantised=replace(asked.quantised, gate=wider, prompts=()))
+    cases = distributions(drawn, POSITIONS, 0)
+    return [replace(case, case=f"drawn tokens: {case.case}") for case in cases if "disagreement" not in case.case]
 
 
 def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
@@ -68,7 +85,7 @@ def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
     names = [name for name in asked.outputs if "logits" in name and asked.outputs[name][-1] != 1]
     compared = {name: _Compared() for name in names or asked.outputs}
     too_large = []
-    for batch, is_given in _batches(asked, compared, positions, told):
+    for batch, kept in _batches(asked, compared, positions, told):
         try:
             got, wanted = asked.ask(batch), asked.own.forward(batch)
         except TooLargeError as error:  # for the memory of the proof; others may not be
@@ -77,8 +94,13 @@ def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
         except TrueportError as error:
             return [asked.refused("padded batches", batch, error)]
         for name, found in compared.items():
-            _add(found, batch, got[name], wanted[name], asked.real(name, batch), is_distribution=bool(names))
-            found.given = len(found.values) if is_given else found.given
+            real = asked.real(name, batch)
+            if (
+                kept is not None and batch.target is not None and kept.shape == wanted[name].shape[:2]
+            ):  # what comes behind an answer's end is none
+                real = np.broadcast_to(real, kept.shape) & kept
+            _add(found, batch, got[name], wanted[name], real, is_distribution=bool(names))
+            found.given = len(found.values) if kept is not None else found.given
     if too_large and not all(found.values for found in compared.values()):
         return too_large[:1]
     cases = [case for name, found in compared.items() for case in _cases(asked, name, found, asked.quantised.gate)]
@@ -87,34 +109,40 @@ def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
 
 def _batches(
     asked: Asked, compared: Mapping[str, _Compared], positions: int, told: int
-) -> Iterator[tuple[Batch, bool]]:
-    """Given prompts until ``told`` positions were compared, drawn ones until ``positions`` were; and which of the two."""
+) -> Iterator[tuple[Batch, np.ndarray | None]]:
+    """Given prompts until ``told`` positions were compared, drawn ones until ``positions`` were.
+
+    Of given ones also which of the decoder's positions count, (batch, length); None beside drawn ones.
+    """
 
     def fewer(than: int) -> bool:
         return any(len(found.values) < than for found in compared.values())
 
-    for batch in _given(asked):
+    for batch, kept in _given(asked):
         if not fewer(told):
             break
-        yield batch, True
+        yield batch, kept
     for batch in _drawn(asked):
         if not fewer(positions):
             return
-        yield batch, False
+        yield batch, None
 
 
-def _given(asked: Asked) -> Iterator[Batch]:
-    """Given prompts, by two where they can be padded, on either side in turn; a source with what the original answers."""
+def _given(asked: Asked) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Given prompts, a few at a time where they can be padded, on either side in turn; sources with the answers to them."""
     assert asked.quantised is not None
     prompts, limits = asked.quantised.prompts, asked.inputs.limits
-    rows = 2 if asked.masked and limits.rows != 1 and asked.role != "seq2seq" else 1
+    rows = min(limits.rows or 8, 8 if asked.role == "seq2seq" else 2) if asked.masked else 1
     most = max(READ, longest(asked))
     for index, start in enumerate(range(0, len(prompts), rows)):
         pad = left if index % 2 else right
         batch = asked.inputs.told(f"quality given {index}", prompts[start : start + rows], pad, most)
         new = asked.inputs.target_fits(1 + CONTINUED) - 1
-        answered = batch.target is not None and new > 0 and asked.own is not None
-        yield continued(asked.own.forward, asked.config, batch, new)[0] if answered else batch  # type: ignore[union-attr]
+        counted = np.ones((batch.size, 0), dtype=bool)
+        if batch.target is not None and new > 0 and asked.own is not None:
+            batch, counted = continued(asked.own.forward, asked.config, batch, new)
+        first = np.ones((batch.size, batch.decoded.shape[1] - counted.shape[1]), dtype=bool)
+        yield batch, np.concatenate([first, counted], axis=1)
 
 
 def _drawn(asked: Asked) -> Iterator[Batch]:
