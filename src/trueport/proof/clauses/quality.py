@@ -95,9 +95,8 @@ def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
             return [asked.refused("padded batches", batch, error)]
         for name, found in compared.items():
             real = asked.real(name, batch)
-            if (
-                kept is not None and batch.target is not None and kept.shape == wanted[name].shape[:2]
-            ):  # what comes behind an answer's end is none
+            # What comes behind an answer's end is none.
+            if kept is not None and batch.target is not None and kept.shape == wanted[name].shape[:2]:
                 real = np.broadcast_to(real, kept.shape) & kept
             _add(found, batch, got[name], wanted[name], real, is_distribution=bool(names))
             found.given = len(found.values) if kept is not None else found.given
