@@ -81,10 +81,8 @@ def _lines(path: Any) -> list[str]:
         # Not splitlines(): a prompt may hold form feeds and other separators. And editors may put a mark in front.
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        reason = (
-            reason if not isinstance(error, ValueError) or isinstance(error, UnicodeDecodeError) else "it is no path"
-        )
+        told = getattr(error, "strerror", None) or "it is no path"
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else told
         name = str(path) if len(str(path)) <= SHOWN else f"{str(path)[:SHOWN]}..."
         raise TrueportError(
             f"{name!r} cannot be read: {reason}", "Give a text file, a prompt in each line, or a list of texts."
