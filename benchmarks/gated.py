@@ -59,10 +59,7 @@ def main() -> None:
             proofs[name] = _exported(given.model, Path(place) / name, **options)
             print(name, proofs[name]["verdict"], flush=True)
         made: dict[str, Contender] = {name: Ours(Path(place) / name) for name in proofs}
-        turns: dict[str, list[float]] = {name: [] for name in made}
-        for turn in range(given.turns):
-            for name in list(made)[:: 1 if turn % 2 == 0 else -1]:
-                turns[name].append(context.turns_at({name: made[name]}, LENGTH, 1)[name])
+        turns = context.turns_of(made, LENGTH, given.turns)
     words = [about, _table(proofs, turns)]
     print("\n".join(words))
     if given.docs:
