@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from trueport.errors import TrueportError
 from trueport.interface import Interface
+from trueport.proof.continued import continued
 from trueport.proof.inputs import Batch, Inputs, Limits, left, right
 from trueport.quiet import quiet
 
@@ -146,6 +147,27 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
     length = inputs.fits(24)
     pads = [0, length // 3] if first.has_input("attention_mask") else [0, 0]
     return [inputs.draw(f"calibration {index}", pad(length, pads), target=12) for index in range(BATCHES)]
+
+
+def answered(
+    given: Sequence[Batch], original: Original, forward: Callable[[Batch], Mapping[str, np.ndarray]]
+) -> list[Batch]:
+    """The same batches; behind given sources what a decoder reads is what it says, not drawn tokens.
+
+    Args:
+        given: of ``batches``.
+        original: of them.
+        forward: a batch to ``logits`` (rows, length, vocabulary), among other outputs or not at all.
+    """
+    if not original.prompts or original.role != "seq2seq":
+        return list(given)
+    return [_answered(batch, original.config, forward) for batch in given]
+
+
+def _answered(batch: Batch, config: Any, forward: Callable[[Batch], Mapping[str, np.ndarray]]) -> Batch:
+    assert batch.target is not None
+    new = batch.target.shape[1] - 1
+    return continued(forward, config, batch, new)[0] if new and "logits" in forward(batch) else batch
 
 
 def check_tokens(prompts: Prompts, config: Any) -> None:

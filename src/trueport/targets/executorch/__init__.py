@@ -59,8 +59,13 @@ class ExecutorchTarget:
         from trueport.targets.executorch.quantize import quantized
 
         self._original = Original(model.config, role_of(model), calibrating(tuple(options.get("prompts") or ())))
-        model, self._quantized = quantized(model, kind)
-        return components(model, self.bounds(options), untrained=untrained)
+        made, self._quantized = quantized(model, kind)
+        parts = components(made, self.bounds(options), untrained=untrained)
+        if kind == "8da4w" and self._original.prompts:
+            from trueport.targets.executorch.rounded import round_again
+
+            round_again(made, model, self._quantized.layers, parts, self._original)
+        return parts
 
     @property
     def gates(self) -> Mapping[str, Gate]:

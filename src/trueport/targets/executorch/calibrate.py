@@ -12,7 +12,7 @@ from torch import nn
 
 from trueport.capture import Captured, capture
 from trueport.interface import Interface
-from trueport.proof.calibration import Original, batches
+from trueport.proof.calibration import Original, answered, batches
 from trueport.roles.component import Component
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def calibrated(captured: Sequence[Captured], components: Mapping[str, Component]
     # A program's caches are its buffers: what calibration leaves in them must not be exported.
     before = [(buffer, buffer.clone()) for part in captured for buffer in _kept(prepared[part.name], part.interface)]
     with torch.no_grad():
-        for batch in batches(interfaces, original):
+        for batch in answered(
+            batches(interfaces, original), original, lambda batch: _run(prepared, interfaces, batch)
+        ):
             _run(prepared, interfaces, batch)
         for buffer, value in before:
             buffer.copy_(value)
@@ -85,8 +87,8 @@ def _kept(module: nn.Module, interface: Interface) -> list[torch.Tensor]:
     return [buffer for name, buffer in module.named_buffers() if name.rpartition(".")[2] in names]
 
 
-def _run(programs: Mapping[str, Any], interfaces: Mapping[str, Interface], batch: Batch) -> None:
-    """One batch through every program, the encoder's answer into the decoder."""
+def _run(programs: Mapping[str, Any], interfaces: Mapping[str, Interface], batch: Batch) -> dict[str, np.ndarray]:
+    """One batch through every program, the encoder's answer into the decoder; what they give out, by name."""
     feeds = {
         "input_ids": batch.ids,
         "attention_mask": batch.mask,
@@ -107,3 +109,4 @@ def _run(programs: Mapping[str, Any], interfaces: Mapping[str, Interface], batch
         args = [given[t.name] if t.name in given else torch.from_numpy(feeds[t.name]) for t in interface.inputs]
         results = programs[name](*args)
         answers |= {tensor.name: value for tensor, value in zip(interface.outputs, results, strict=True)}
+    return {name: value.numpy() for name, value in answers.items()}

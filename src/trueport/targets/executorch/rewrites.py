@@ -34,6 +34,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
             _drop_assertions(module.graph)
             _spell_masks(module.graph)
             _spell_gelu(module.graph)
+            _spell_powers(module.graph)
             _spell_attention(module.graph)
             _center_norms(module.graph)
             module.graph.eliminate_dead_code()
@@ -138,6 +139,45 @@ def _spell_gelu(graph: torch.fx.Graph) -> None:
             _replace(graph, node, _tanh_gelu)
 
 
+def _spell_powers(graph: torch.fx.Graph) -> None:
+    """Write powers of integers as products.
+
+    ExecuTorch 1.4.1 computes them in doubles, which lose what is past 2**53 (tests/targets/executorch/test_powers.py).
+    """
+    aten = torch.ops.aten
+    powers = (aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar, aten.square.default)
+    for node in list(graph.nodes):
+        if node.target in powers and not (dtype := node.meta["val"].dtype).is_floating_point and dtype != torch.bool:
+            _replace(graph, node, lambda call, *args, dtype=dtype: _whole_power(call, dtype, *args))
+
+
+def _whole_power(call: Callable[..., Any], dtype: torch.dtype, base: Any, exponent: Any = 2) -> Any:
+    """By squares, wrapping as torch's do; below an exponent of zero only 1 and -1 leave something."""
+    aten = torch.ops.aten
+    base, exponent = (
+        call(aten._to_copy.default, each, dtype=dtype) if isinstance(each, torch.fx.Node) else each
+        for each in (base, exponent)
+    )
+    like = base if isinstance(base, torch.fx.Node) else exponent
+    if isinstance(exponent, int):
+        result, square = None, base
+        while exponent:
+            if exponent & 1:
+                result = square if result is None else call(aten.mul.Tensor, result, square)
+            exponent >>= 1
+            square = call(aten.mul.Tensor, square, square) if exponent else square
+        return call(aten.full_like.default, like, 1) if result is None else result
+    square = base if isinstance(base, torch.fx.Node) else call(aten.full_like.default, like, base)
+    one, left, result = square, exponent, call(aten.full_like.default, like, 1)
+    for _ in range(torch.iinfo(dtype).bits - 1):
+        odd = call(aten.eq.Scalar, call(aten.bitwise_and.Scalar, left, 1), 1)
+        result = call(aten.where.self, odd, call(aten.mul.Tensor, result, square), result)
+        square = call(aten.mul.Tensor, square, square)
+        left = call(aten.bitwise_right_shift.Tensor_Scalar, left, 1)
+    lost = call(aten.logical_and.default, call(aten.lt.Scalar, exponent, 0), call(aten.ne.Scalar, call(aten.abs.default, one), 1))
+    return call(aten.where.self, lost, call(aten.full_like.default, result, 0), result)
+
+
 def _center_norms(graph: torch.fx.Graph) -> None:
     """Take the mean from what a layer norm reads, which its result does not depend on.
 
@@ -234,12 +274,12 @@ def _replace(graph: torch.fx.Graph, node: torch.fx.Node, formula: Callable[..., 
     def value_of(argument: Any) -> Any:
         return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
 
-    def call(target: Any, *args: Any) -> torch.fx.Node:
-        made = graph.call_function(target, args)
+    def call(target: Any, *args: Any, **options: Any) -> torch.fx.Node:
+        made = graph.call_function(target, args, options)
         values = [[value_of(entry) for entry in arg] if isinstance(arg, list) else value_of(arg) for arg in args]
         made.meta.update(node.meta)
         with node.meta["val"].fake_mode:
-            made.meta["val"] = target(*values)
+            made.meta["val"] = target(*values, **options)
         return made
 
     with graph.inserting_before(node):

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trueport.targets.onnx.blocks import Blocks
+from trueport.targets.onnx.blocks import Blocks, levels_in_blocks, spans
 from trueport.targets.onnx.layers import Layer, layers_of
 from trueport.targets.onnx.quantize import Place, Weight, bits_and_size
-from trueport.targets.onnx.rounding import in_blocks_on
 from trueport.targets.onnx.trial import moments
+from trueport.targets.rounding import Grid, levels_on, portions
 
 if TYPE_CHECKING:
     from trueport.proof.calibration import Original
     from trueport.targets.onnx.lower import Graph
-
-HELD = 2**30
-"""Bytes of moments at a time; the calibration runs once for as many layers as they suffice for."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def rounded(graphs: Sequence[Graph], original: Original, block_size: int | None)
     What no prompt reaches is left out, and what is not finite there.
     """
     found: dict[Weight, Blocks] = {}
-    for part in _portions(_shared(graphs)):
+    for part in portions(_shared(graphs), lambda uses: (use.layer.width for use in uses)):
         met = moments(graphs, original, {use.place for uses in part for use in uses}.__contains__)
         for uses in part:
             layer, own = uses[0].layer, [met[use.place] for use in uses if use.place in met]
@@ -53,6 +50,19 @@ def rounded(graphs: Sequence[Graph], original: Original, block_size: int | None)
     return found
 
 
+def in_blocks_on(matrix: np.ndarray, moments: np.ndarray, size: int) -> Blocks:
+    """Round a float32 matrix (outputs, width) to four bits as ``in_blocks`` does, near in what it makes of activations.
+
+    Args:
+        matrix: the weights.
+        moments: X^T X of the activations that the layer meets, (width, width) float32 or float64.
+        size: weights of a block.
+    """
+    scales, zeros = spans(matrix, size)
+    levels = levels_on(matrix, moments, Grid(size, scales, zeros, 0, 15))
+    return levels_in_blocks(levels.astype(np.uint8), scales, zeros, size)
+
+
 def _shared(graphs: Sequence[Graph]) -> list[list[_Use]]:
     """Every matrix with its layers; equal ones are stored once, and have to stay equal."""
     found: dict[tuple[bytes, tuple[int, ...]], list[_Use]] = {}
@@ -61,18 +71,3 @@ def _shared(graphs: Sequence[Graph]) -> list[list[_Use]]:
             matrix = layer.matrix()
             found.setdefault((hashlib.sha256(matrix.data).digest(), matrix.shape), []).append(_Use(graph.name, layer))
     return list(found.values())
-
-
-def _portions(matrices: Iterable[list[_Use]]) -> Iterator[list[list[_Use]]]:
-    """As many at a time as ``HELD`` has room for, at least one."""
-    part: list[list[_Use]] = []
-    held = 0
-    for uses in matrices:
-        size = 4 * sum(use.layer.width**2 for use in uses)
-        if part and held + size > HELD:
-            yield part
-            part, held = [], 0
-        part.append(uses)
-        held += size
-    if part:
-        yield part

@@ -13,10 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.interface import Tensor
-from trueport.proof.calibration import Original, batches
-from trueport.proof.clauses.quality import continued
-from trueport.proof.inputs import Batch
-from trueport.proof.subject import Subject, subject_of
+from trueport.proof.calibration import Original, answered, batches
+from trueport.proof.subject import subject_of
 from trueport.targets.onnx.layers import Layer, layers_of
 from trueport.targets.onnx.lower import Graph
 from trueport.targets.onnx.quantize import Place, Range, constant
@@ -137,8 +135,7 @@ def _watch(
     with opened(graphs, watched) as sessions:
         subject = subject_of(original.role, sessions)
         given = batches({graph.name: graph.interface for graph in graphs}, original)
-        if original.role == "seq2seq" and original.prompts:  # what a decoder reads is what it said
-            given = [_answered(subject, original, batch) for batch in given]
+        given = answered(given, original, subject.forward)
         for component, session in sessions.items():
 
             def watch(name: str, value: np.ndarray, component: str = component) -> None:
@@ -148,9 +145,3 @@ def _watch(
             session.watch = watch
         for batch in given:
             subject.forward(batch)
-
-
-def _answered(subject: Subject, original: Original, batch: Batch) -> Batch:
-    assert batch.target is not None
-    new = batch.target.shape[1] - 1
-    return continued(subject.forward, original.config, batch, new)[0] if new else batch

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trueport.targets.onnx.blocks import in_blocks, restored
-from trueport.targets.onnx.rounding import in_blocks_on
+from trueport.targets.onnx.rounded import in_blocks_on
 
 
 def weights_and_activations(seed: int, outputs: int, width: int, mixed: int) -> tuple[np.ndarray, np.ndarray]:
