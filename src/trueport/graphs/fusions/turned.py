@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.fusions.reading import attribute, made_by, operand, rank
+from trueport.graphs.fusions.reading import attribute, made_by, numbers, operand, parts, rank, same_size
 from trueport.graphs.repair.builder import Builder
 from trueport.interface import Interface, Tensor
 
-IDS = "input_ids"
 TURN = [0, 1, 3, 2]
 KEYS, VALUES = 1, 2
 """Inputs of an Attention."""
+ROWWISE = ("RotaryEmbedding", "RMSNormalization", "LayerNormalization", "Identity")
+"""Operators whose result has the axes of their first input."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class _Layer:
 
 
 def turn_caches(model: ir.Model, interface: Interface) -> tuple[Interface, int, str]:
-    """Turn one buffer of every layer to (batch, heads, head_size, capacity), and multiply with it; in place.
+    """Turn one buffer of every layer to (batch, heads, head_size, capacity), and multiply a single new token with it.
 
     Where each query has a key head of its own, the keys: ONNX Runtime multiplies one row with a matrix as it lies about a
     third faster than with a transposed one. Where several queries share a key head, the values: keys times queries,
     (capacity, head_size) by (head_size, group), then values times weights, (head_size, capacity) by (capacity, group), read
-    each cache once, where Attention reads it for every query. Several new tokens are left to Attention, which needs no
-    turned scores.
+    each cache once, where Attention reads it for every query. Several new tokens, and rows that see no key, are left to
+    Attention, for which the buffer is turned back.
 
     Returns:
         The interface of the graph as it is now; how many layers; why none, where there is more to say.
@@ -51,22 +52,17 @@ def turn_caches(model: ir.Model, interface: Interface) -> tuple[Interface, int, 
     layers = [layer for node in model.graph if (layer := _layer(node, interface)) is not None]
     if not layers:
         return interface, 0, "no Attention reads buffers of its own in float32, with scale 1 and a mask alone"
-    biases: dict[tuple[ir.Value, int], ir.Value] = {}
-    steps: list[ir.Value] = []
+    known: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value]] = {}
     for layer in layers:
         node = layer.node
         build = Builder(model, node, f"turned/{node.name or node.outputs[0].name}")
         mask = operand(node, 3)
         assert mask is not None
         key = (mask, layer.group)
-        if key not in biases:  # all layers' masks are one, or one for each kind of layer
-            biases[key] = _bias(build, mask, layer.group)
+        if key not in known:  # all layers' masks are one, or one for each kind of layer
+            known[key] = _bias_and_step(build, mask, layer.group)
         _write_turned(build, node, layer.turned)
-        if layer.group == 1:
-            _across(build, node, biases[key])
-        else:
-            steps = steps or [_is_step(build, model)]
-            _branched(model, node, layer, steps[0], biases[key])
+        _branch(node, layer, build.stem, *known[key])
     return _turned(interface, {layer.cache for layer in layers}), len(layers), ""
 
 
@@ -78,7 +74,6 @@ def _layer(node: ir.Node, interface: Interface) -> _Layer | None:
     plain = attribute(node, "scale", 0.0) == 1.0 and not any(attribute(node, n, 0) for n in ("is_causal", "softcap"))
     if not plain or len(node.inputs) != 4 or query is None or query.dtype != ir.DataType.FLOAT or rank(mask) != 4:
         return None
-    heads = None if query.shape is None else query.shape[1]
     buffers = {pair.input for pair in interface.state if pair.in_place and pair.axis == 2}
     caches = []
     for index in (KEYS, VALUES):
@@ -90,15 +85,46 @@ def _layer(node: ir.Node, interface: Interface) -> _Layer | None:
         if any(user is not scatter and not _measures(user) for user, _ in past.uses()):
             return None
         caches.append(str(past.name))
-    shape = interface.input(caches[0]).shape
-    own = shape[1]
-    if not isinstance(heads, int) or not isinstance(own, int) or heads % own or not isinstance(shape[3], int):
-        return None
-    assert mask is not None and mask.shape is not None
-    if heads != own and mask.shape[1] != 1:
+    heads, own = heads_of(query), interface.input(caches[0]).shape[1]
+    if heads is None or not isinstance(own, int) or heads % own or (heads != own and not _is_every_heads(mask)):
         return None
     turned = KEYS if heads == own else VALUES
     return _Layer(node, own, heads // own, turned, caches[turned - 1])
+
+
+def heads_of(query: ir.Value | None, axis: int = 1) -> int | None:
+    """The heads of queries (batch, heads, query, head_size), also where a shape leaves them to be worked out; None unknown.
+
+    They are what a projection's width (batch, query, heads * head_size) is divided into.
+    """
+    if query is None or query.shape is None or len(query.shape) != 4:
+        return None
+    if isinstance(query.shape[axis], int):
+        return int(query.shape[axis])  # type: ignore[arg-type]
+    node = query.producer()
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Transpose" and attribute(node, "perm", None) in ([0, 2, 1, 3], (0, 2, 1, 3)):
+        return heads_of(node.inputs[0], 3 - axis)
+    if node.op_type in ROWWISE:
+        return heads_of(node.inputs[0], axis)
+    given = node.inputs[0] if node.op_type == "Reshape" else None
+    if given is None or given.shape is None or len(given.shape) != 3 or axis != 2:
+        return None
+    width, size = given.shape[2], query.shape[3]
+    kept = all(same_size(given.shape[index], query.shape[index]) for index in (0, 1))
+    return width // size if kept and isinstance(width, int) and isinstance(size, int) and size else None
+
+
+def _is_every_heads(mask: ir.Value | None) -> bool:
+    """Whether a mask (batch, 1, query, keys), widened to the buffers or not, is the same for all heads."""
+    node = made_by(mask, "Pad")
+    if node is not None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        pads = parts(node.inputs[1])
+        if pads is None or numbers(pads[0]) != [0] * 7:
+            return False
+        mask = node.inputs[0]
+    return mask is not None and mask.shape is not None and mask.shape[1] == 1
 
 
 def _measures(node: ir.Node) -> bool:
@@ -106,20 +132,22 @@ def _measures(node: ir.Node) -> bool:
     return node.op_type == "Shape" and (attribute(node, "start", 0), attribute(node, "end", 0)) == (2, 3)
 
 
-def _bias(build: Builder, mask: ir.Value, group: int) -> ir.Value:
-    """What is added to scores: (batch, 1, query, capacity), or of the last query's (batch, 1, capacity, group).
+def _bias_and_step(build: Builder, mask: ir.Value, group: int) -> tuple[ir.Value, ir.Value]:
+    """What is added to the scores of the last query, and whether that is the only one and sees a key in every row.
 
-    As Attention reads a boolean mask: 0, or the lowest number, so that a row without keys is no NaN.
+    The first is (batch, 1, 1, capacity), or where queries share a head (batch, 1, capacity, group).
     """
+    end, lowest = np.iinfo(np.int64).max, np.finfo(np.float32).min
+    bias = build.op("Slice", mask, build.const([-1]), build.const([end]), build.const([2]))
+    if mask.dtype != ir.DataType.FLOAT:
+        bias = build.op("Where", bias, build.const(0, np.float32), build.const(lowest, np.float32))
+    seen = build.op("ReduceMin", build.op("ReduceMax", bias, build.const([3])), keepdims=0)
+    step = build.op("Equal", build.op("Shape", mask, start=2, end=3), build.const([1]))
+    step = build.op("And", step, build.op("Greater", seen, build.const(lowest / 2, np.float32)))
     if group > 1:
-        mask = build.op("Slice", mask, build.const([-1]), build.const([np.iinfo(np.int64).max]), build.const([2]))
-    if mask.dtype in (None, ir.DataType.BOOL):
-        lowest = np.finfo(np.float32).min
-        mask = build.op("Where", mask, build.const(0, np.float32), build.const(lowest, np.float32))
-    if group == 1:
-        return mask
-    # Spread over the group here, once for all layers: the runtime adds ever so slowly along a last axis of 1.
-    return build.op("Expand", build.op("Transpose", mask, perm=TURN), build.const([1, 1, 1, group]))
+        # Spread over the group here, once for all layers: the runtime adds ever so slowly along a last axis of 1.
+        bias = build.op("Expand", build.op("Transpose", bias, perm=TURN), build.const([1, 1, 1, group]))
+    return bias, step
 
 
 def _write_turned(build: Builder, node: ir.Node, index: int) -> None:
@@ -137,45 +165,36 @@ def _write_turned(build: Builder, node: ir.Node, index: int) -> None:
     past.shape = scatter.outputs[0].shape = None
 
 
-def _across(build: Builder, node: ir.Node, bias: ir.Value) -> None:
-    """softmax(query keys + bias) values, keys (batch, heads, head_size, capacity)."""
-    query, keys, values = node.inputs[:3]
-    scores = build.op("Add", build.op("MatMul", query, keys), bias)
-    mixed = build.op("MatMul", build.op("Softmax", scores, axis=-1), values)
-    _take_place(node, mixed)
-
-
-def _is_step(build: Builder, model: ir.Model) -> ir.Value:
-    ids = next(value for value in model.graph.inputs if value.name == IDS)
-    return build.op("Equal", build.op("Shape", ids, start=1, end=2), build.const([1]))
-
-
-def _branched(model: ir.Model, node: ir.Node, layer: _Layer, step: ir.Value, bias: ir.Value) -> None:
-    """If there is one new token, the products; else the Attention, its values turned back."""
+def _branch(node: ir.Node, layer: _Layer, stem: str, bias: ir.Value, step: ir.Value) -> None:
+    """If there is one new token, the products; else the Attention, its buffer turned back."""
     query, keys, values, mask = node.inputs
-    stem = f"turned/{node.name or node.outputs[0].name}"
     for_step, for_many = _Branch(f"{stem}/step"), _Branch(f"{stem}/many")
-    grouped = for_step.op("Reshape", query, for_step.shape(0, layer.heads, layer.group, -1))
-    scores = for_step.op("MatMul", keys, for_step.op("Transpose", grouped, perm=TURN))
-    weights = for_step.op("Softmax", for_step.op("Add", scores, bias), axis=2)
-    mixed = for_step.op("Transpose", for_step.op("MatMul", values, weights), perm=TURN)
-    for_step.op("Reshape", mixed, for_step.shape(0, layer.heads * layer.group, 1, -1))
-    for_many.op("Attention", query, keys, for_many.op("Transpose", values, perm=TURN), mask, scale=1.0)
+    if layer.group == 1:
+        scores = for_step.op("Add", for_step.op("MatMul", query, keys), bias)
+        for_step.op("MatMul", for_step.op("Softmax", scores, axis=-1), values)
+        for_many.op("Attention", query, for_many.op("Transpose", keys, perm=TURN), values, mask, scale=1.0)
+    else:
+        grouped = for_step.op("Reshape", query, for_step.shape(0, layer.heads, layer.group, -1))
+        scores = for_step.op("MatMul", keys, for_step.op("Transpose", grouped, perm=TURN))
+        weights = for_step.op("Softmax", for_step.op("Add", scores, bias), axis=2)
+        mixed = for_step.op("Transpose", for_step.op("MatMul", values, weights), perm=TURN)
+        for_step.op("Reshape", mixed, for_step.shape(0, layer.heads * layer.group, 1, -1))
+        for_many.op("Attention", query, keys, for_many.op("Transpose", values, perm=TURN), mask, scale=1.0)
     branches = {"then_branch": for_step.graph(node), "else_branch": for_many.graph(node)}
     chosen = ir.Node("", "If", [step], [ir.AttrGraph(name, graph) for name, graph in branches.items()])
     chosen.name = f"{stem}/If"
-    chosen.outputs[0].name = f"{stem}/If_output"
     chosen.metadata_props.update(node.metadata_props)
-    assert node.graph is not None
-    node.graph.insert_before(node, chosen)
-    _take_place(node, chosen.outputs[0])
+    owner, old, new = node.graph, node.outputs[0], chosen.outputs[0]
+    assert owner is not None
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_nodes_and_values(owner, node, [node], [chosen], [old], [new])
 
 
 class _Branch:
     """A body of an If, whose last node gives its result."""
 
     def __init__(self, stem: str) -> None:
-        self.stem, self.nodes, self.stored = stem, list[ir.Node](), list[ir.Value]()
+        self.stem, self.nodes = stem, list[ir.Node]()
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: list[int] | int | float) -> ir.Value:
         node = ir.node(kind, inputs, attributes)
@@ -194,16 +213,6 @@ class _Branch:
         for node in self.nodes:
             node.metadata_props.update(like.metadata_props)
         return ir.Graph([], [result], nodes=self.nodes, name=self.stem)
-
-
-def _take_place(node: ir.Node, result: ir.Value) -> None:
-    """Put a value where an attention's result was, under its name."""
-    old = node.outputs[0]
-    result.type, result.shape, result.name = old.type, old.shape, old.name
-    old.replace_all_uses_with(result, replace_graph_outputs=True)
-    old.name = f"{old.name}_replaced"
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
 
 
 def _turned(interface: Interface, names: set[str]) -> Interface:
