@@ -17,7 +17,6 @@ from trueport.graphs.fusions.norms import RMSNorm
 from trueport.graphs.fusions.reshape import drop_reshapes
 from trueport.graphs.fusions.rotary import Rotary
 from trueport.graphs.fusions.scale import scale_queries
-from trueport.graphs.fusions.turned import turn_caches
 from trueport.interface import PAST, Interface
 
 if TYPE_CHECKING:
@@ -104,13 +103,6 @@ def _in_place(model: ir.Model, interface: Interface) -> Applied:
     return Applied(0 if reason else len(interface.state), changed, reason)
 
 
-def _turned_caches(model: ir.Model, interface: Interface) -> Applied:
-    if not any(pair.in_place for pair in interface.state):
-        return Applied(0, interface)
-    changed, count, reason = turn_caches(model, interface)
-    return Applied(count, changed, reason)
-
-
 FUSIONS = (
     Fusion(
         "rms-norm", "x / sqrt(mean(x^2) + eps), times a weight: six operators", "RMSNormalization", ("cpu",),
@@ -157,12 +149,6 @@ FUSIONS = (
         "in-place", "a cache that an attention gives anew, longer by the new tokens", "TensorScatter, Attention", ("cpu",),
         "no copy of the cache",
         _in_place, caches="in-place",
-    ),
-    Fusion(
-        "turned-caches", "an attention over caches in place, of which one is kept as (batch, heads, head_size, capacity)",
-        "MatMul, Softmax", ("cpu",),
-        "a step's products read keys and values as they lie, and once where queries share them",
-        _turned_caches, caches="in-place",
     ),
 )  # fmt: skip
 """In the order in which they are applied: each reads what those before it left."""
