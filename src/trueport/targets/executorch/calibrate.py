@@ -51,9 +51,7 @@ def calibrated(captured: Sequence[Captured], components: Mapping[str, Component]
     # A program's caches are its buffers: what calibration leaves in them must not be exported.
     before = [(buffer, buffer.clone()) for part in captured for buffer in _kept(prepared[part.name], part.interface)]
     with torch.no_grad():
-        for batch in answered(
-            batches(interfaces, original), original, lambda batch: _run(prepared, interfaces, batch)
-        ):
+        for batch in answered(batches(interfaces, original), original, lambda batch: _run(prepared, interfaces, batch)):
             _run(prepared, interfaces, batch)
         for buffer, value in before:
             buffer.copy_(value)

@@ -50,12 +50,13 @@ def round_again(
 
 def _round(made: nn.Module, names: Sequence[str], layer: nn.Module, moments: np.ndarray) -> None:
     weights: list[Any] = [made.get_submodule(name).weight for name in names]
-    matrix = layer.weight.detach() if isinstance(layer, nn.Linear) else layer.weight.detach().t()
+    weight = layer.get_parameter("weight").detach()
+    matrix = weight if isinstance(layer, nn.Linear) else weight.t()  # GPT-2's Conv1D
     scales = weights[0].scale.numpy()
     grid = Grid(matrix.shape[1] // scales.shape[1], scales, np.zeros_like(scales), LOWEST, HIGHEST)
     levels = torch.from_numpy(levels_on(matrix.numpy(), moments, grid).astype(np.int8))
-    for weight in weights:
-        weight.qdata.copy_(levels)
+    for each in weights:
+        each.qdata.copy_(levels)
 
 
 def _shared(model: nn.Module, layers: Iterable[str]) -> list[list[str]]:

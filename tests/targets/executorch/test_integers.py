@@ -1,4 +1,4 @@
-"""Integers past 2**53 in ExecuTorch programs: a proof on drawn numbers does not meet them."""
+"""Integers in ExecuTorch programs: powers past 2**53 and remainders of negative numbers are torch's."""
 
 from __future__ import annotations
 
