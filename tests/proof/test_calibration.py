@@ -17,6 +17,7 @@ from trueport.proof.calibration import (
     BATCHES,
     LONGEST,
     Original,
+    answered,
     batches,
     calibrating,
     judging,
@@ -161,3 +162,28 @@ def test_a_calibration_of_nothing_is_refused_before_the_model_is_loaded(
 ):
     with pytest.raises(TrueportError, match=words):
         trueport.export(tmp_path / "no such model", tmp_path / "out", calibration=["a"], **options)
+
+
+def test_behind_given_sources_a_decoder_reads_what_it_says():
+    """Drawn targets are nothing that it meets in use."""
+    sizes = (Dimension("batch_size", 1), Dimension("sequence_length", 1), Dimension("encoder_sequence_length", 1))
+    ids, mask = (
+        Tensor(f"{name}", "int64", ("batch_size", "encoder_sequence_length"))
+        for name in ("input_ids", "attention_mask")
+    )
+    encoder = Interface((ids, mask), (Tensor("state", "float32", (*ids.shape, 4)),), sizes)
+    decoder = Interface((Tensor("input_ids", "int64", SHAPE),), (Tensor("logits", "float32", (*SHAPE, 50)),), sizes)
+    config = SimpleNamespace(**vars(CONFIG), decoder_start_token_id=0)
+
+    def forward(batch: Any) -> dict[str, np.ndarray]:
+        """The token behind each is the next number."""
+        return {"logits": np.eye(50)[(batch.target + 1) % 50]}
+
+    prompts = ((5, 6, 7), (8, 9))
+    original = Original(config, "seq2seq", prompts)
+    given = batches({"encoder": encoder, "decoder": decoder}, original)
+    rows = [batch.target.tolist() for batch in answered(given, original, forward)]
+    assert rows == [[[0, 1]]] * 2, "it ends at the token 1"
+    assert [batch.ids.tolist() for batch in given] == [[[5, 6, 7]], [[8, 9]]]
+    for other, words in ((Original(config, "seq2seq"), forward), (original, lambda batch: {"last_hidden_state": 0})):
+        assert answered(given, other, words) == given
