@@ -26,7 +26,11 @@ TRIED = (("float", None), ("int8", None), ("int8", 128), ("int4", None), ("int4"
 LENGTH = 128
 EXAMPLES = {"bert-sentiment": "reviews_data", "llama-tales": "tales_data", "t5-dates": "dates_data"}
 """Each with the module that makes its samples."""
-ASKED = ("int8", "int8-static", "int4", "auto")
+ASKED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "onnx": ({}, ("int8", "int8-static", "int4", "auto")),
+    "executorch": ({"max_batch": 4, "max_length": 64}, ("8da8w", "8da4w", "int8")),
+}
+"""Of each target what it is told, and its kinds."""
 SAMPLES, SEED = 128, 99
 BEGIN_EXAMPLES = "<!-- benchmarks.gated examples -->"
 FIGURES = ("top-1 disagreement", "mean KL divergence", "generated-token disagreement")
@@ -70,19 +74,19 @@ def _examples() -> str:
     """Markdown: each example's gates."""
     sys.path.insert(0, str(measure.ROOT / "examples"))
     lines = [
-        "| model | kind | top-1 agreement | mean KL, nats | generated tokens | gate |",
-        "|---|---|--:|--:|--:|---|",
+        "| model | target | kind | top-1 agreement | mean KL, nats | generated tokens | gate |",
+        "|---|---|---|--:|--:|--:|---|",
     ]
     for name, module in EXAMPLES.items():
         samples: Any = importlib.import_module(module).samples(SEED, held_out=True)
         # Of a tale the opening and the rest; of the others a text and its answer, which is no part of what is read.
         texts = [" ".join(parts) if name == "llama-tales" else parts[0] for parts in islice(samples, SAMPLES)]
-        for kind in ASKED:
+        for target, options, kind in ((t, o, kind) for t, (o, kinds) in ASKED.items() for kind in kinds):
             with tempfile.TemporaryDirectory(prefix="trueport-gated-") as place:
                 model = measure.ROOT / "examples" / "models" / name
-                proof = _exported(model, Path(place) / "out", quantize=kind, calibration=texts)
+                proof = _exported(model, Path(place) / "out", to=target, quantize=kind, calibration=texts, **options)
             verdict = "held" if proof["verdict"] == "proven" else "**refused**"
-            lines.append(f"| {name} | {kind} | {' | '.join(_figures(proof))} | {verdict} |")
+            lines.append(f"| {name} | {target} | {kind} | {' | '.join(_figures(proof))} | {verdict} |")
             print(lines[-1], flush=True)
     return "\n".join(lines)
 

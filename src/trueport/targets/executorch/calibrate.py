@@ -57,7 +57,7 @@ def calibrated(captured: Sequence[Captured], components: Mapping[str, Component]
             buffer.copy_(value)
     results = []
     for part in captured:
-        module = _Program(convert_pt2e(prepared[part.name]), part.interface)
+        module = _Program(_without_unread(convert_pt2e(prepared[part.name])), part.interface)
         again = capture(replace(components[part.name], module=module, interface=part.interface))
         results.append(replace(again, patches=part.patches, guards=part.guards))
     return results
@@ -77,6 +77,23 @@ def _quantizer() -> Any:
 
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
     return LinearQuantizer().set_operator_type(torch.ops.aten.linear.default, config)
+
+
+def _without_unread(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph without what no output needs, and without the weights of that.
+
+    An encoder's program that makes the decoder's cross keys holds the whole decoder: assertions on dtypes and dropouts, which
+    are random to torch, keep it alive, and PT2E makes constants of its weights, which would be written a second time.
+    """
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code(lambda node: node.is_impure() and node.target is not torch.ops.aten.dropout.default)
+    graph.recompile()
+    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*graph.named_parameters(), *graph.named_buffers()) if name not in read]:
+        place, _, leaf = name.rpartition(".")
+        delattr(graph.get_submodule(place), leaf)
+    return graph
 
 
 def _kept(module: nn.Module, interface: Interface) -> list[torch.Tensor]:
