@@ -121,12 +121,13 @@ def test_the_gate_asks_given_prompts_and_draws_where_they_are_few(model: Any, pr
     assert elsewhere.case == "drawn tokens: mean KL divergence" and "given" not in elsewhere.note
 
 
-def test_what_no_prompt_reaches_is_the_originals_too(model: Any):
-    """Embeddings of tokens that no prompt holds are weights like all others, and stay in float."""
+@pytest.mark.parametrize("place", ["word_embeddings", "position_embeddings"])
+def test_what_no_prompt_reaches_is_the_originals_too(place: str, model: Any):
+    """Embeddings of tokens that no prompt holds, and of places past all of them, are weights like all others."""
     given = tuple((2, 5 + i % 3, 5 + i % 2, 5 + i // 3 % 3, 3) for i in range(320))
     other = coarse(model, 127)
     with torch.no_grad():
-        table = other.get_input_embeddings().weight
+        table = getattr(other.bert.embeddings, place).weight
         table[8:] = table[8:].flip(0)
     assert failed(model, coarse(model, 127), "8da8w", prompts=given) == set()
     assert failed(model, other, "8da8w", prompts=given) == {"quality"}
