@@ -17,7 +17,6 @@ from filelock import FileLock
 import trueport
 from tests import zoo
 from tests.proof import foreign
-from trueport.errors import ProofError
 from trueport.resident import resident
 from trueport.resume.shelf import PLACE
 
@@ -116,18 +115,6 @@ def exported(once: Once) -> Exported:
         return once(name, lambda out: trueport.export(zoo.build(name), out, tokenizer=None))
 
     return get
-
-
-@pytest.fixture(scope="session")
-def refused(once: Once) -> Exported:
-    """The folder of a zoo model that no proof passes, kept all the same; do not change it."""
-    words = {entry.name: entry.refused for entry in zoo.ENTRIES if entry.refused}
-
-    def write(name: str, out: Path) -> None:
-        with pytest.raises(ProofError, match=words[name]):
-            trueport.export(zoo.build(name), out, tokenizer=None, allow_unproven=True)
-
-    return lambda name: once(f"refused-{name}", lambda out: write(name, out))
 
 
 @pytest.fixture(scope="session")

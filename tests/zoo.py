@@ -37,7 +37,6 @@ class Entry:
     config_class: str
     config: Mapping[str, object]
     note: str = ""
-    refused: str = ""  # the words with which the export refuses it, where it cannot be right yet
 
 
 def _sizes(**sizes: object) -> dict[str, object]:
@@ -55,11 +54,10 @@ def _entry(
     suffix: str,
     base: Mapping[str, object],
     note: str = "",
-    refused: str = "",
     **own: object,
 ) -> Entry:
     config_class = "Gemma3TextConfig" if stem == "Gemma3" else stem + "Config"
-    return Entry(name, role, stem + suffix, config_class, {**base, **own}, note, refused)
+    return Entry(name, role, stem + suffix, config_class, {**base, **own}, note)
 
 
 # The spellings under which the families name the same sizes.
@@ -232,7 +230,7 @@ ENTRIES: tuple[Entry, ...] = (
     _seq2seq("longt5", "LongT5", _T5, local_radius=WINDOW - 1, encoder_attention_type="local"),
     _seq2seq(
         "longt5_global", "LongT5", _T5, local_radius=WINDOW - 1, encoder_attention_type="transient-global",
-        global_block_size=4, refused="Not proven: shapes",
+        global_block_size=4,
     ),
     _seq2seq(
         "led", "LED", base=_without(_BART, "max_position_embeddings"), max_encoder_position_embeddings=POSITIONS,

@@ -80,6 +80,51 @@ def _attention_samples() -> list[tuple[Any, ...]]:
     ]
 
 
+def _compared_one_hot(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``one_hot`` of a given number of classes, (...) to (..., classes) int64, which may be a length that stays open."""
+
+    def one_hot(tensor: torch.Tensor, num_classes: Any = -1) -> torch.Tensor:
+        if isinstance(num_classes, int) and num_classes < 0:
+            return original(tensor)
+        return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+    return one_hot
+
+
+def _one_hot_samples() -> list[tuple[Any, ...]]:
+    classes = torch.tensor([[0, 2, 1], [4, 4, 0]])
+    return [(classes, 5), (classes, 9), (classes,), (torch.tensor(3), 4), (torch.zeros(2, 0, dtype=torch.int64), 3)]
+
+
+def _without_identities(original: Callable[..., None]) -> Callable[..., None]:
+    """``DimConstraints.solve`` that does not solve for a length what holds at every length."""
+
+    def solve(constraints: Any) -> None:
+        import sympy  # type: ignore[import-untyped]
+
+        for symbol in list(constraints._symbols_with_equalities):
+            found = constraints._univariate_inequalities[symbol]
+            identities = {e for e in found if isinstance(e, sympy.Eq) and sympy.expand(e.lhs - e.rhs) == 0}
+            found -= identities
+            if identities and not any(isinstance(expression, sympy.Eq) for expression in found):
+                constraints._symbols_with_equalities.discard(symbol)
+        original(constraints)
+
+    return solve
+
+
+def _dimension_samples() -> list[tuple[Any, ...]]:
+    """What is known of no length, and of one that is 3."""
+    import sympy
+    from torch._dynamo.source import LocalSource
+    from torch.fx.experimental.symbolic_shapes import DimConstraints
+
+    length = sympy.Symbol("s0", integer=True, positive=True)
+    known = DimConstraints({length: [LocalSource("x")]}, {length: sympy.Integer(3)}, set(), {})
+    known.add(sympy.Eq(2 * length, 6))
+    return [(DimConstraints({}, {}, set(), {}),), (known,)]
+
+
 PATCHES: tuple[Patch, ...] = (
     Patch(
         path="torch.nn.functional.scaled_dot_product_attention",
@@ -90,5 +135,21 @@ PATCHES: tuple[Patch, ...] = (
         replacement=_plain_attention,
         samples=_attention_samples,
         model="t5",
+    ),
+    Patch(
+        path="torch.nn.functional.one_hot",
+        symptom="a number of classes that is worked out from a length (LongT5's global blocks) becomes a constant",
+        upstream="aten/src/ATen/native/Onehot.cpp, whose num_classes is an int64_t",
+        replacement=_compared_one_hot,
+        samples=_one_hot_samples,
+        model="longt5_global",
+    ),
+    Patch(
+        path="torch.fx.experimental.symbolic_shapes.DimConstraints.solve",
+        symptom="two spellings of one product of lengths (LongT5's blocks and globals) end in an AssertionError",
+        upstream="torch/fx/experimental/symbolic_shapes.py, DimConstraints.solve, which sympy answers with no equality",
+        replacement=_without_identities,
+        samples=_dimension_samples,
+        model="longt5_global",
     ),
 )

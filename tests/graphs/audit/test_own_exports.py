@@ -11,7 +11,6 @@ from tests.conftest import Exported
 from trueport.graphs.audit import audit
 
 FAST = ("bert",)
-REFUSED = {entry.name for entry in zoo.ENTRIES if entry.refused}
 SEEN = {"bert", "llama", "mistral", "gemma3_text", "t5", "bart", "gpt2", "bloom", "deberta"}
 """Families of whose layers none may be overlooked."""
 
@@ -26,15 +25,8 @@ def assert_clean(folder: Path) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.names() if name not in REFUSED],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.names()],
 )
 def test_exports_are_clean(name: str, exported: Exported) -> None:
     seen = assert_clean(exported(name))
     assert seen >= 2 or name not in SEEN
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_no_proof_passes_is_clean_too(name: str, refused: Exported) -> None:
-    """LongT5's global blocks are wrong in another way than by a mask."""
-    assert_clean(refused(name))

@@ -82,8 +82,8 @@ def _quantizer() -> Any:
 def _without_unread(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """The graph without what no output needs, and without the weights of that.
 
-    An encoder's program that makes the decoder's cross keys holds the whole decoder: assertions on dtypes and dropouts, which
-    are random to torch, keep it alive, and PT2E makes constants of its weights, which would be written a second time.
+    An encoder's program that makes the decoder's cross keys holds the whole decoder: assertions on dtypes keep it alive, and
+    dropouts, which torch takes for random; and PT2E makes constants of its weights, which would be written a second time.
     """
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
         graph.graph.erase_node(node)

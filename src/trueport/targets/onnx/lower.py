@@ -79,6 +79,7 @@ def _lowered(captured: Captured, opset: int, origins: bool) -> Graph:
     from trueport.graphs.integers import compare_exactly
     from trueport.graphs.optimize import optimize
     from trueport.graphs.widen import double_transforms, widen_bfloat16
+    from trueport.graphs.zeros import keep_zero_lengths
 
     model = _convert(captured, opset)
     _place_weights(model, captured)
@@ -89,6 +90,7 @@ def _lowered(captured: Captured, opset: int, origins: bool) -> Graph:
     widen_bfloat16(model)
     double_transforms(model)
     compare_exactly(model)
+    keep_zero_lengths(model)
     if not origins:
         _strip(model)
     return Graph(captured.name, captured.stem, model, captured.interface, captured.guards, frozenset(weights))
