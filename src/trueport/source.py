@@ -314,7 +314,7 @@ def _role(model: PreTrainedModel, task: str) -> str:
     if TASKS[task].role == "decoder" and (role != "decoder" or model._is_stateful):
         refuse(f"A {kind} keeps a state that is not a key-value cache", "This version cannot export it to generate.")
     if TASKS[task].role != role:
-        refuse(f"A {kind} is a {role}, which cannot do {task}", "Give another --task, or leave it out.")
+        refuse(f"A {kind} is a {role}, which cannot do {task}", "Give another --task, such as feature-extraction.")
     return role
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     NllbMoeConfig,
     NllbMoeForConditionalGeneration,
     SwitchTransformersConfig,
@@ -55,4 +57,12 @@ def test_an_encoder_that_tells_more_than_its_states(make: object, tmp_path: Path
     with pytest.raises(
         TrueportError, match=r"torch\.export refused at .*modeling_"
     ):  # which experts run, tokens decide
+        trueport.export(model, tmp_path / "out", tokenizer=None)
+
+
+def test_an_encoder_that_is_a_plain_module_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 37, "decoder_ffn_dim": 37}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = FSMTForConditionalGeneration(FSMTConfig(src_vocab_size=99, tgt_vocab_size=99, **sizes, **heads)).eval()
+    with pytest.raises(TrueportError, match="FSMTEncoder of a FSMTForConditionalGeneration is a plain module"):
         trueport.export(model, tmp_path / "out", tokenizer=None)

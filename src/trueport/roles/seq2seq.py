@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trueport.cache_names import cache_of, given_cache
+from trueport.errors import CaptureError
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cross_cache
 from trueport.roles.component import Component, float_dtype, position_bound, signature, text_inputs, trace_sizes
@@ -71,7 +72,17 @@ class Seq2SeqDecoderModule(nn.Module):
 
 
 def components(model: PreTrainedModel) -> list[Component]:
-    """Encoder and decoder, sharing the model's weights."""
+    """Encoder and decoder, sharing the model's weights.
+
+    Raises:
+        CaptureError: one of them is a plain module, which says neither its config nor its inputs, as FSMT's.
+    """
+    for part in (model.get_encoder(), model.get_decoder()):
+        if not hasattr(part, "config"):
+            raise CaptureError(
+                f"The {type(part).__name__} of a {type(model).__name__} is a plain module without a config",
+                "This version cannot export it to generate.",
+            )
     encoder = _encoder(model)
     return [encoder, _decoder(model, masked=encoder.interface.has_input("attention_mask"))]
 
