@@ -51,7 +51,7 @@ def _without_gradients(graph: torch.fx.Graph) -> None:
 
 
 def _copy_given(program: torch.export.ExportedProgram) -> None:
-    """Give out copies of inputs and weights that are given out as they are.
+    """Give out copies of inputs and weights that are given out as they are, also under another operator's name.
 
     ExecuTorch 1.4.1 plans no memory for such an input, and its runtime in Python then gives zeros for every output; a weight
     that XNNPACK reads too is refused.
@@ -59,12 +59,27 @@ def _copy_given(program: torch.export.ExportedProgram) -> None:
     output, specs = program.graph.output_node(), program.graph_signature.output_specs
     given: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     for place, node in enumerate(given):
-        if isinstance(node, torch.fx.Node) and node.op == "placeholder" and isinstance(node.meta["val"], torch.Tensor):
+        if isinstance(node, torch.fx.Node) and _is_given(node):
             with program.graph.inserting_before(output):
                 given[place] = program.graph.call_function(torch.ops.aten.clone.default, (node,))
             given[place].meta["val"] = node.meta["val"].clone()
             specs[place] = named(specs[place], given[place])
     output.args = (tuple(given),)
+
+
+def _is_given(node: torch.fx.Node) -> bool:
+    """Whether a result is an input, or a view of one that changes nothing: ``x.float()`` of floats, ``x[:, :100]`` of 6."""
+    while node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.args:
+        source, results = node.args[0], node.target._schema.returns
+        if not isinstance(source, torch.fx.Node) or not results or results[0].alias_info is None:
+            return False
+        found, given = node.meta["val"], source.meta["val"]
+        if not isinstance(found, torch.Tensor) or not isinstance(given, torch.Tensor) or found.dtype != given.dtype:
+            return False
+        if [str(size) for size in found.shape] != [str(size) for size in given.shape]:
+            return False
+        node = source
+    return node.op == "placeholder" and isinstance(node.meta["val"], torch.Tensor)
 
 
 def _copy_branched(program: torch.export.ExportedProgram) -> None:
