@@ -46,4 +46,4 @@ def test_a_tensor_is_clipped_twice(tmp_path: Path) -> None:
     x = torch.randn(2, 4, 6)
     trueport.export(Twice().eval(), tmp_path / "out", inputs={"x": x}, proof=False)
     found, _ = trueport.load(tmp_path / "out").step({"x": 5 * x})
-    torch.testing.assert_close(next(iter(found.values())), Twice()(5 * x))
+    torch.testing.assert_close(next(iter(found.values())), Twice()(5 * x), rtol=1e-4, atol=1e-4)

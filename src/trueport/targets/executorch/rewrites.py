@@ -11,6 +11,8 @@ import torch
 
 from trueport.errors import LoweringError
 from trueport.rewrite.recurrent import UNROLLED
+from trueport.targets.executorch.formulas import replace
+from trueport.targets.executorch.spelled import spell
 from trueport.targets.pieces import named
 
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
@@ -36,6 +38,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
             _spell_masks(module.graph)
             _spell_gelu(module.graph)
             _spell_integers(module.graph)
+            spell(module.graph)
             _spell_attention(module.graph)
             _center_norms(module.graph)
             module.graph.eliminate_dead_code()
@@ -152,7 +155,7 @@ def _spell_gelu(graph: torch.fx.Graph) -> None:
     """
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.gelu.default and node.kwargs.get("approximate", "none") == "tanh":
-            _replace(graph, node, _tanh_gelu)
+            replace(graph, node, _tanh_gelu)
 
 
 def _spell_integers(graph: torch.fx.Graph) -> None:
@@ -167,7 +170,7 @@ def _spell_integers(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         formula = _whole_power if node.target in powers else _whole_remainder if node.target in remainders else None
         if formula is not None and not (dtype := node.meta["val"].dtype).is_floating_point and dtype != torch.bool:
-            _replace(graph, node, functools.partial(_in_integers, formula, dtype))
+            replace(graph, node, functools.partial(_in_integers, formula, dtype))
 
 
 def _in_integers(formula: Callable[..., Any], dtype: torch.dtype, call: Callable[..., Any], *args: Any) -> Any:
@@ -180,17 +183,15 @@ def _in_integers(formula: Callable[..., Any], dtype: torch.dtype, call: Callable
 
 
 def _whole_remainder(call: Callable[..., Any], dtype: torch.dtype, number: Any, divisor: Any) -> Any:
-    """C's remainder, moved by a divisor where its sign is the other."""
+    """What the quotient, rounded down, leaves; the kernels of remainders compute in doubles."""
     aten = torch.ops.aten
     like = number if isinstance(number, torch.fx.Node) else divisor
     number, divisor = (
         each if isinstance(each, torch.fx.Node) else call(aten.full_like.default, like, each)
         for each in (number, divisor)
     )
-    left = call(aten.fmod.Tensor, number, divisor)
-    apart = call(aten.ne.Tensor, call(aten.lt.Scalar, left, 0), call(aten.lt.Scalar, divisor, 0))
-    apart = call(aten.logical_and.default, apart, call(aten.ne.Scalar, left, 0))
-    return call(aten.where.self, apart, call(aten.add.Tensor, left, divisor), left)
+    whole = call(aten.floor_divide.default, number, divisor)
+    return call(aten.sub.Tensor, number, call(aten.mul.Tensor, whole, divisor))
 
 
 def _whole_power(call: Callable[..., Any], dtype: torch.dtype, base: Any, exponent: Any = 2) -> Any:
@@ -224,7 +225,7 @@ def _center_norms(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.layer_norm.default and not node.meta.get(CENTERED):
             node.meta[CENTERED] = True
-            _replace(graph, node, _centered_norm)
+            replace(graph, node, _centered_norm)
 
 
 def _centered_norm(call: Callable[..., Any], x: Any, shape: Any, *rest: Any) -> Any:
@@ -251,7 +252,7 @@ def _spell_attention(graph: torch.fx.Graph) -> None:
     biases: dict[torch.fx.Node, tuple[Any, Any]] = {}
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.scaled_dot_product_attention.default and _is_plain(node):
-            _replace(graph, node, lambda call, *args, node=node: _attention(call, node, biases))
+            replace(graph, node, lambda call, *args, node=node: _attention(call, node, biases))
 
 
 def _is_plain(node: torch.fx.Node) -> bool:
@@ -303,23 +304,3 @@ def _bias(call: Callable[..., Any], mask: Any, biases: dict[torch.fx.Node, tuple
         bias = call(aten.where.Scalar, mask, 0.0, torch.finfo(torch.float32).min)
         biases[mask] = bias, call(aten.where.Scalar, seen, 1.0, 0.0)
     return biases[mask]
-
-
-def _replace(graph: torch.fx.Graph, node: torch.fx.Node, formula: Callable[..., Any]) -> None:
-    """Put a formula of a node's inputs in its place; shapes and dtypes are found on fake tensors."""
-
-    def value_of(argument: Any) -> Any:
-        return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
-
-    def call(target: Any, *args: Any, **options: Any) -> torch.fx.Node:
-        made = graph.call_function(target, args, options)
-        values = [[value_of(entry) for entry in arg] if isinstance(arg, list) else value_of(arg) for arg in args]
-        made.meta.update(node.meta)
-        with node.meta["val"].fake_mode:
-            made.meta["val"] = target(*values, **options)
-        return made
-
-    with graph.inserting_before(node):
-        result = formula(call, *node.args)
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)

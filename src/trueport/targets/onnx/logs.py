@@ -34,7 +34,7 @@ def _added(x: Any, y: Any, unit: float) -> Any:
 
 
 def summed(x: Any, dim: Any, keepdim: bool = False) -> Any:
-    """``logsumexp``: ONNX Runtime's takes 0 for the maximum where the first number is infinite, and loses what is below -103."""
+    """``logsumexp``: ONNX Runtime's takes 0 for the largest where the first is infinite, and loses what is below -103."""
     if len(x.shape) == 0:
         return x
     axes = op.Constant(value_ints=[dim] if isinstance(dim, int) else list(dim)) if _is_plain(dim) else dim

@@ -148,7 +148,7 @@ def forms() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.index_put.default: put,
         aten.repeat_interleave.Tensor: repeated,
         aten.sort.stable: ordered,
-        getattr(aten, "__lshift__").Tensor: shifted_left,
-        getattr(aten, "__rshift__").Tensor: shifted_right,
+        aten.__lshift__.Tensor: shifted_left,
+        aten.__rshift__.Tensor: shifted_right,
         aten.add.Tensor: added,
     }
