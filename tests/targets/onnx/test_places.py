@@ -31,7 +31,10 @@ def diagonals(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def orders(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     ties = (a * 2).round() + 0.0
     up, down = ties.sort(stable=True), torch.sort(ties, dim=0, descending=True, stable=True)
-    return *up, *down, torch.argsort(ties, dim=-1, stable=True)
+    line, rows, x = torch.tensor([-1.0, 0.0, 0.0, 1.0]), a.sort(-1)[0], ties[:, :2]
+    left = torch.searchsorted(line, ties), torch.searchsorted(rows, x, side="left", out_int32=True)
+    right = torch.searchsorted(line, ties, right=True), torch.searchsorted(ties, b, right=True, sorter=up[1])
+    return *up, *down, *left, *right, torch.argsort(ties, dim=-1, stable=True)
 
 
 def indices(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:

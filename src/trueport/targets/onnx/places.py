@@ -110,6 +110,22 @@ def ordered(x: Any, stable: bool | None = None, dim: int = -1, descending: bool 
     return core.aten_sort(x, dim, descending)
 
 
+def searched(
+    edges: Any, x: Any, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
+) -> Any:
+    """``searchsorted`` of (..., edges) for (..., numbers): how many edges lie below each number."""
+    rank = len(edges.shape)
+    if sorter is not None:
+        edges = op.GatherElements(edges, sorter, axis=-1)
+    if rank > 1:
+        edges = op.Unsqueeze(edges, op.Constant(value_ints=[-2]))
+    x = op.Unsqueeze(x, op.Constant(value_ints=[-1]))
+    beyond = op.LessOrEqual(edges, x) if right or side == "right" else op.Less(edges, x)
+    last = op.Constant(value_ints=[-1])
+    found = op.ReduceSum(op.Cast(beyond, to=ir.DataType.INT64), last, keepdims=0)
+    return op.Cast(found, to=ir.DataType.INT32) if out_int32 else found
+
+
 def shifted_left(x: Any, by: Any) -> Any:
     """``<<``."""
     from onnxscript.function_libs.torch_lib.ops import core
@@ -148,6 +164,7 @@ def forms() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.index_put.default: put,
         aten.repeat_interleave.Tensor: repeated,
         aten.sort.stable: ordered,
+        aten.searchsorted.Tensor: searched,
         aten.__lshift__.Tensor: shifted_left,
         aten.__rshift__.Tensor: shifted_right,
         aten.add.Tensor: added,
