@@ -26,16 +26,12 @@ TRIANGLE = "torch.where(torch.arange(n) <= torch.arange(n).unsqueeze(-1), x.unsq
 """(..., n, n): what row i may see of ``x``'s last axis, of length n: its first i + 1 entries."""
 MENDS = (
     Mend("aten::_cdist_forward", "torch.cdist(x, y)", "(x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1).sqrt()"),
-    Mend("aten::searchsorted", "torch.searchsorted(y[0], x)", "(y[0] < x.unsqueeze(-1)).sum(-1)", "right=True is <="),
-    Mend("aten::bucketize", "torch.bucketize(x, y[0])", "(y[0] < x.unsqueeze(-1)).sum(-1)", "right=True is <="),
     Mend("aten::median", "x.median(-1).values", "x.topk((n + 1) // 2, -1, largest=False).values[..., -1]"),
     Mend("aten::kthvalue", "x.kthvalue(k, -1).values", "x.topk(k, -1, largest=False).values[..., -1]"),
-    Mend("aten::sort", "x.sort(-1, descending=True).values", "x.topk(n, -1).values", "largest=False sorts upwards"),
     Mend("aten::cummax", "x.cummax(-1).values", TRIANGLE.format(fill="-torch.inf") + ".amax(-1)"),
     Mend("aten::cummin", "x.cummin(-1).values", TRIANGLE.format(fill="torch.inf") + ".amin(-1)"),
     Mend("aten::cumprod", "x.cumprod(-1)", TRIANGLE.format(fill="1.0") + ".prod(-1)"),
     Mend("aten::hypot", "torch.hypot(x, y)", "(x.square() + y.square()).sqrt()"),
-    Mend("aten::copysign", "torch.copysign(x, y)", "torch.where(y < 0, -x.abs(), x.abs())", "-0.0 counts as positive"),
 )
 """By trial: operators that ONNX's or ExecuTorch's registries lacked in torch 2.13 and executorch 1.4.1."""
 OTHERWISE = "Write that line with operators that it has, or compute its value outside of the model and pass it in."

@@ -98,8 +98,28 @@ def _simplify(model: ir.Model, should_fold: Any) -> None:
             passes.RemoveUnusedFunctionsPass()(model),
             passes.RemoveUnusedOpsetsPass()(model),
         ]
+        _find_constants(model.graph)
         if not any(step.modified for step in steps):
             break
+
+
+def _find_constants(graph: ir.Graph) -> None:
+    """Register constants that lost their place to another of their name.
+
+    onnxscript's rules name a Clip's bounds after what is clipped: of a tensor that is clipped twice the second bounds
+    replace the first.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for value in node.inputs:
+            lost = value is not None and value.producer() is None and value.const_value is not None
+            if value is None or not lost or graph.initializers.get(value.name or "") is value:
+                continue
+            if value.graph is None and not value.is_graph_input():
+                number = 1
+                while f"{value.name}_{number}" in graph.initializers:
+                    number += 1
+                value.name = f"{value.name}_{number}"
+                graph.register_initializer(value)
 
 
 @functools.cache

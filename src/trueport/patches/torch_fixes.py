@@ -14,7 +14,7 @@ def _plain_attention(original: Callable[..., torch.Tensor]) -> Callable[..., tor
     """``scaled_dot_product_attention`` whose key heads are spelled out and whose output is contiguous.
 
     query (batch, heads, query, head_size), key and value (batch, key_heads, keys, head_size), of any broadcastable
-    number of heads.
+    number of heads; or all three without the axis of heads.
     """
 
     def attention(
@@ -25,6 +25,10 @@ def _plain_attention(original: Callable[..., torch.Tensor]) -> Callable[..., tor
         *rest: Any,
         **named: Any,
     ) -> torch.Tensor:
+        if query.ndim == key.ndim == value.ndim == 3:  # one head, which ONNX Attention wants told
+            single = (tensor.unsqueeze(1) for tensor in (query, key, value))
+            mask = attn_mask.unsqueeze(1) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
+            return attention(*single, mask, *rest, **named).squeeze(1)
         if not named.get("enable_gqa", False) and query.ndim == 4 and key.shape[1] == 1 != query.shape[1]:
             key = key.expand(-1, query.shape[1], -1, -1)
             value = value.expand(-1, query.shape[1], -1, -1)
@@ -69,6 +73,7 @@ def _attention_samples() -> list[tuple[Any, ...]]:
     return [
         (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8)),
         (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), mask),
+        (draw(2, 3, 8), draw(2, 5, 8), draw(2, 5, 8), mask[:, 0]),
         (draw(2, 4, 3, 8), draw(2, 1, 5, 8), draw(2, 1, 5, 8), mask),
         (draw(2, 4, 3, 8), draw(2, 4, 5, 8), draw(2, 4, 5, 8), draw(2, 4, 3, 5)),
         (

@@ -53,6 +53,18 @@ def comparisons(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.maximum(a, b), torch.minimum(a, b), a.sign(), (a.sum() % 7).sign(), *clipped, *ends
 
 
+def ends(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    below, above = a.masked_fill(b < 0, -torch.inf), a.masked_fill(b < 0, torch.inf)
+    one_sided = (
+        below.clamp(max=0.5),
+        above.clamp(min=-1),
+        above.clamp_min(0),
+        below.clamp_max(1),
+        above.half().clamp(min=0),
+    )
+    return *one_sided, below.clamp(-1, 2), (a * 9).long().clamp(min=3)
+
+
 def powers(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.pow(a, b), torch.pow(3, b.abs()), torch.pow(a, 39), a ** (b > 0), a.int() ** (b > 0).int()
 
@@ -66,13 +78,14 @@ def mixed(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     ("of", "first", "second", "sample"),
     [
         (floats, FLOATS, DIVISORS, torch.randn),
+        (ends, FLOATS, DIVISORS, torch.randn),
         (angles, FLOATS, AXES, torch.randn),
         (integers, WHOLE, BY, lambda *size: torch.randint(1, 9, size)),
         (comparisons, WHOLE, BY, lambda *size: torch.randint(1, 9, size)),
         (powers, BASES, POWERS, lambda *size: torch.randint(1, 9, size)),
         (mixed, BASES, BY, lambda *size: torch.randint(1, 9, size)),
     ],
-    ids=["floats", "angles", "integers", "comparisons", "powers", "mixed"],
+    ids=["floats", "ends", "angles", "integers", "comparisons", "powers", "mixed"],
 )
 @pytest.mark.parametrize("opset", [17, 23])
 def test_what_a_proof_on_drawn_numbers_does_not_meet(

@@ -137,6 +137,7 @@ def to_program(
     from trueport.targets.executorch.grouping import quickly_grouped
     from trueport.targets.executorch.passes import only_needed, remembered_shapes
     from trueport.targets.executorch.sharing import shared_weights
+    from trueport.targets.executorch.writes import written_in_buffers
 
     stripped = {name: prepared(program) for name, program in programs.items()}
     if beside:
@@ -152,7 +153,8 @@ def to_program(
                     compile_config=EdgeCompileConfig(_check_ir_validity=False),
                 )
             _refuse_written(edge, programs)
-            return edge.to_executorch(_config(beside))
+            with written_in_buffers():
+                return edge.to_executorch(_config(beside))
     except LoweringError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,8 +52,33 @@ class BatchNormConfig(node_configs.BatchNormConfig):  # type: ignore[misc]
         return fits and bool(super().check_constraints(node, ep))
 
 
-MENDED = {entry.__name__: entry for entry in (UnsqueezeCopyConfig, ConvolutionConfig, BatchNormConfig)}
-"""Configurations that take nodes which XNNPACK's own passes then refuse (executorch 1.4.1), asking in time."""
+class ConstantPadConfig(generic_node_configs.ConstantPadConfig):  # type: ignore[misc]
+    """The delegate is written as JSON, which knows no infinity."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        value: Any = node.args[2] if len(node.args) > 2 else 0.0
+        return math.isfinite(value) and bool(super().check_constraints(node, ep))
+
+
+class UpsampleBilinear2dConfig(generic_node_configs.UpsampleBilinear2dConfig):  # type: ignore[misc]
+    """XNNPACK's steps are the sizes' ratio; torch's are the factor's, which a size that was cut off does not tell."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        if not super().check_constraints(node, ep):  # asks for constant sizes, which alone may be compared
+            return False
+        given: Any = node.args[0]
+        factors: Any = node.args[3] if len(node.args) > 3 else None
+        sizes = zip(given.meta["val"].shape[2:], factors or (), node.meta["val"].shape[2:], strict=False)
+        return all(size * factor == wanted for size, factor, wanted in sizes)
+
+
+MENDED = {
+    entry.__name__: entry
+    for entry in (UnsqueezeCopyConfig, ConvolutionConfig, BatchNormConfig, ConstantPadConfig, UpsampleBilinear2dConfig)
+}
+"""Configurations that take nodes which XNNPACK's own passes then refuse, or change (executorch 1.4.1), asking in time."""
 PACKING = {
     "linear.default", "addmm.default", "mm.default", "convolution.default", "prelu.default",
     "_native_batch_norm_legit_no_training.default",

@@ -11,6 +11,8 @@ import torch
 
 from trueport.errors import LoweringError
 from trueport.rewrite.recurrent import UNROLLED
+from trueport.targets.executorch.formulas import replace
+from trueport.targets.executorch.spelled import spell
 from trueport.targets.pieces import named
 
 ASSERTIONS = ("_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range")
@@ -36,6 +38,7 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
             _spell_masks(module.graph)
             _spell_gelu(module.graph)
             _spell_integers(module.graph)
+            spell(module.graph)
             _spell_attention(module.graph)
             _center_norms(module.graph)
             module.graph.eliminate_dead_code()
@@ -51,7 +54,7 @@ def _without_gradients(graph: torch.fx.Graph) -> None:
 
 
 def _copy_given(program: torch.export.ExportedProgram) -> None:
-    """Give out copies of inputs and weights that are given out as they are.
+    """Give out copies of inputs and weights that are given out as they are, also under another operator's name.
 
     ExecuTorch 1.4.1 plans no memory for such an input, and its runtime in Python then gives zeros for every output; a weight
     that XNNPACK reads too is refused.
@@ -59,12 +62,27 @@ def _copy_given(program: torch.export.ExportedProgram) -> None:
     output, specs = program.graph.output_node(), program.graph_signature.output_specs
     given: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     for place, node in enumerate(given):
-        if isinstance(node, torch.fx.Node) and node.op == "placeholder" and isinstance(node.meta["val"], torch.Tensor):
+        if isinstance(node, torch.fx.Node) and _is_given(node):
             with program.graph.inserting_before(output):
                 given[place] = program.graph.call_function(torch.ops.aten.clone.default, (node,))
             given[place].meta["val"] = node.meta["val"].clone()
             specs[place] = named(specs[place], given[place])
     output.args = (tuple(given),)
+
+
+def _is_given(node: torch.fx.Node) -> bool:
+    """Whether a result is an input, or a view of one that changes nothing: ``x.float()`` of floats, ``x[:, :100]`` of 6."""
+    while node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.args:
+        source, results = node.args[0], node.target._schema.returns
+        if not isinstance(source, torch.fx.Node) or not results or results[0].alias_info is None:
+            return False
+        found, given = node.meta["val"], source.meta["val"]
+        if not isinstance(found, torch.Tensor) or not isinstance(given, torch.Tensor) or found.dtype != given.dtype:
+            return False
+        if [str(size) for size in found.shape] != [str(size) for size in given.shape]:
+            return False
+        node = source
+    return node.op == "placeholder" and isinstance(node.meta["val"], torch.Tensor)
 
 
 def _copy_branched(program: torch.export.ExportedProgram) -> None:
@@ -137,7 +155,7 @@ def _spell_gelu(graph: torch.fx.Graph) -> None:
     """
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.gelu.default and node.kwargs.get("approximate", "none") == "tanh":
-            _replace(graph, node, _tanh_gelu)
+            replace(graph, node, _tanh_gelu)
 
 
 def _spell_integers(graph: torch.fx.Graph) -> None:
@@ -152,7 +170,7 @@ def _spell_integers(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         formula = _whole_power if node.target in powers else _whole_remainder if node.target in remainders else None
         if formula is not None and not (dtype := node.meta["val"].dtype).is_floating_point and dtype != torch.bool:
-            _replace(graph, node, functools.partial(_in_integers, formula, dtype))
+            replace(graph, node, functools.partial(_in_integers, formula, dtype))
 
 
 def _in_integers(formula: Callable[..., Any], dtype: torch.dtype, call: Callable[..., Any], *args: Any) -> Any:
@@ -165,17 +183,15 @@ def _in_integers(formula: Callable[..., Any], dtype: torch.dtype, call: Callable
 
 
 def _whole_remainder(call: Callable[..., Any], dtype: torch.dtype, number: Any, divisor: Any) -> Any:
-    """C's remainder, moved by a divisor where its sign is the other."""
+    """What the quotient, rounded down, leaves; the kernels of remainders compute in doubles."""
     aten = torch.ops.aten
     like = number if isinstance(number, torch.fx.Node) else divisor
     number, divisor = (
         each if isinstance(each, torch.fx.Node) else call(aten.full_like.default, like, each)
         for each in (number, divisor)
     )
-    left = call(aten.fmod.Tensor, number, divisor)
-    apart = call(aten.ne.Tensor, call(aten.lt.Scalar, left, 0), call(aten.lt.Scalar, divisor, 0))
-    apart = call(aten.logical_and.default, apart, call(aten.ne.Scalar, left, 0))
-    return call(aten.where.self, apart, call(aten.add.Tensor, left, divisor), left)
+    whole = call(aten.floor_divide.default, number, divisor)
+    return call(aten.sub.Tensor, number, call(aten.mul.Tensor, whole, divisor))
 
 
 def _whole_power(call: Callable[..., Any], dtype: torch.dtype, base: Any, exponent: Any = 2) -> Any:
@@ -201,15 +217,35 @@ def _whole_power(call: Callable[..., Any], dtype: torch.dtype, base: Any, expone
 
 
 def _center_norms(graph: torch.fx.Graph) -> None:
-    """Take the mean from what a layer norm reads, which its result does not depend on.
+    """Take the mean from what a norm of a layer, group or instance reads, which its result does not depend on.
 
     ExecuTorch 1.4.1 loses a variance that is small beside the mean, as E[x^2] - E[x]^2 does: rows of mean 30 and deviation
     0.01 come out off by 0.59 (tests/targets/executorch/test_norms.py).
     """
+    aten = torch.ops.aten
+    forms = {
+        aten.layer_norm.default: _centered_norm,
+        aten.group_norm.default: _centered_groups,
+        aten.instance_norm.default: _centered_instances,
+    }
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.layer_norm.default and not node.meta.get(CENTERED):
+        if node.target in forms and not node.meta.get(CENTERED):
             node.meta[CENTERED] = True
-            _replace(graph, node, _centered_norm)
+            replace(graph, node, forms[node.target])
+
+
+def _centered_groups(call: Callable[..., Any], x: Any, groups: int, *rest: Any) -> Any:
+    aten = torch.ops.aten
+    apart = call(aten.unflatten.int, x, 1, [groups, -1])
+    mean = call(aten.mean.dim, apart, list(range(2, apart.meta["val"].dim())), True)
+    centered = call(aten.flatten.using_ints, call(aten.sub.Tensor, apart, mean), 1, 2)
+    return call(aten.group_norm.default, centered, groups, *rest)
+
+
+def _centered_instances(call: Callable[..., Any], x: Any, *rest: Any) -> Any:
+    aten = torch.ops.aten
+    mean = call(aten.mean.dim, x, list(range(2, x.meta["val"].dim())), True)
+    return call(aten.instance_norm.default, call(aten.sub.Tensor, x, mean) if rest[4] else x, *rest)
 
 
 def _centered_norm(call: Callable[..., Any], x: Any, shape: Any, *rest: Any) -> Any:
@@ -236,7 +272,7 @@ def _spell_attention(graph: torch.fx.Graph) -> None:
     biases: dict[torch.fx.Node, tuple[Any, Any]] = {}
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.scaled_dot_product_attention.default and _is_plain(node):
-            _replace(graph, node, lambda call, *args, node=node: _attention(call, node, biases))
+            replace(graph, node, lambda call, *args, node=node: _attention(call, node, biases))
 
 
 def _is_plain(node: torch.fx.Node) -> bool:
@@ -288,23 +324,3 @@ def _bias(call: Callable[..., Any], mask: Any, biases: dict[torch.fx.Node, tuple
         bias = call(aten.where.Scalar, mask, 0.0, torch.finfo(torch.float32).min)
         biases[mask] = bias, call(aten.where.Scalar, seen, 1.0, 0.0)
     return biases[mask]
-
-
-def _replace(graph: torch.fx.Graph, node: torch.fx.Node, formula: Callable[..., Any]) -> None:
-    """Put a formula of a node's inputs in its place; shapes and dtypes are found on fake tensors."""
-
-    def value_of(argument: Any) -> Any:
-        return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
-
-    def call(target: Any, *args: Any, **options: Any) -> torch.fx.Node:
-        made = graph.call_function(target, args, options)
-        values = [[value_of(entry) for entry in arg] if isinstance(arg, list) else value_of(arg) for arg in args]
-        made.meta.update(node.meta)
-        with node.meta["val"].fake_mode:
-            made.meta["val"] = target(*values, **options)
-        return made
-
-    with graph.inserting_before(node):
-        result = formula(call, *node.args)
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)

@@ -181,6 +181,36 @@ def _floored(number: Any, divisor: Any) -> Any:
     return op.Where(op.Equal(divisor, zero), op.Div(number, divisor), below)
 
 
+def clipped(number: Any, lowest: Any = None, highest: Any = None) -> Any:
+    """``clamp`` between numbers: where one is left out, ONNX Runtime takes the largest number for it."""
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    if (lowest is None) == (highest is None) or not number.dtype.is_floating_point():
+        return core.aten_clamp(number, lowest, highest)
+    ends = (-math.inf if lowest is None else lowest, math.inf if highest is None else highest)
+    return op.Clip(number, *(_like(number, end) for end in ends))
+
+
+def clipped_below(number: Any, lowest: Any) -> Any:
+    """``clamp_min`` by a tensor, which a whole number becomes too."""
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    if number.dtype.is_floating_point():
+        return op.Max(number, op.CastLike(lowest, number))
+    return core.aten_clamp_min_tensor(number, lowest)
+
+
+def clipped_above(number: Any, highest: Any) -> Any:
+    """``clamp_max`` by a number or a tensor."""
+    from onnxscript.function_libs.torch_lib.ops import core
+
+    if not isinstance(highest, ir.Value):
+        return clipped(number, None, highest)
+    if number.dtype.is_floating_point():
+        return op.Min(number, op.CastLike(highest, number))
+    return core.aten_clamp_max_tensor(number, highest)
+
+
 def forms() -> dict[Callable[..., Any], Callable[..., Any]]:
     """By torch operator."""
     import torch
@@ -194,6 +224,10 @@ def forms() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.pow.Tensor_Scalar: raised,
         aten.pow.Scalar: power_of,
         aten.atan2.default: angled,
+        aten.clamp.default: clipped,
+        aten.clamp_min.default: clipped,
+        aten.clamp_min.Tensor: clipped_below,
+        **{getattr(aten.clamp_max, name): clipped_above for name in ("default", "Tensor")},
         **{getattr(aten.floor_divide, name): floored for name in ("default", "Scalar")},
         **{getattr(aten.remainder, name): remainder for name in ("Tensor", "Scalar", "Scalar_Tensor")},
         **{getattr(aten.div, name): divided for name in ("Tensor_mode", "Scalar_mode")},
