@@ -65,6 +65,11 @@ def ends(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return *one_sided, below.clamp(-1, 2), (a * 9).long().clamp(min=3)
 
 
+def differences(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    masks = 1.0 - a, 1 - a, (1.0 - (a[:, None] > 0).int()) * torch.finfo(torch.float32).min, 1.5 - b.float()
+    return *masks, torch.rsub(a, b, alpha=3), torch.rsub(b.half(), 2), torch.rsub(a.float(), 0.5, alpha=2.0)
+
+
 def powers(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.pow(a, b), torch.pow(3, b.abs()), torch.pow(a, 39), a ** (b > 0), a.int() ** (b > 0).int()
 
@@ -82,10 +87,11 @@ def mixed(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (angles, FLOATS, AXES, torch.randn),
         (integers, WHOLE, BY, lambda *size: torch.randint(1, 9, size)),
         (comparisons, WHOLE, BY, lambda *size: torch.randint(1, 9, size)),
+        (differences, BY, BASES, lambda *size: torch.randint(1, 9, size)),
         (powers, BASES, POWERS, lambda *size: torch.randint(1, 9, size)),
         (mixed, BASES, BY, lambda *size: torch.randint(1, 9, size)),
     ],
-    ids=["floats", "ends", "angles", "integers", "comparisons", "powers", "mixed"],
+    ids=["floats", "ends", "angles", "integers", "comparisons", "differences", "powers", "mixed"],
 )
 @pytest.mark.parametrize("opset", [17, 23])
 def test_what_a_proof_on_drawn_numbers_does_not_meet(

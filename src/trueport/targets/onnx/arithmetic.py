@@ -181,6 +181,14 @@ def _floored(number: Any, divisor: Any) -> Any:
     return op.Where(op.Equal(divisor, zero), op.Div(number, divisor), below)
 
 
+def taken_from(number: Any, other: Any, alpha: float = 1) -> Any:
+    """``rsub``: ``1.0 - mask`` of an integer mask is a float32, for which torch's own pieces have no promotion."""
+    if number.dtype.is_integer() and isinstance(other, float):
+        number = op.Cast(number, to=ir.DataType.FLOAT)
+    number, other = _both(number, other)
+    return op.Sub(other, number if alpha == 1 else op.Mul(number, _like(number, alpha)))
+
+
 def clipped(number: Any, lowest: Any = None, highest: Any = None) -> Any:
     """``clamp`` between numbers: where one is left out, ONNX Runtime takes the largest number for it."""
     from onnxscript.function_libs.torch_lib.ops import core
@@ -224,6 +232,7 @@ def forms() -> dict[Callable[..., Any], Callable[..., Any]]:
         aten.pow.Tensor_Scalar: raised,
         aten.pow.Scalar: power_of,
         aten.atan2.default: angled,
+        **{getattr(aten.rsub, name): taken_from for name in ("Tensor", "Scalar")},
         aten.clamp.default: clipped,
         aten.clamp_min.default: clipped,
         aten.clamp_min.Tensor: clipped_below,
