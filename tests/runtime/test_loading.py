@@ -112,6 +112,14 @@ def _component(**changes):
     return lambda manifest: manifest["components"]["model"].update(changes)
 
 
+def _first_input(**changes):
+    return lambda manifest: manifest["components"]["model"]["inputs"][0].update(changes)
+
+
+def _first_state(**changes):
+    return lambda manifest: manifest["components"]["model"]["state"][0].update(changes)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -127,7 +135,23 @@ def _component(**changes):
         (lambda f: (f / "onnx/model.onnx").unlink(), "lacks onnx/model.onnx"),
         (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "model.onnx is not an ONNX file"),
         (lambda f: (f / "config.json").write_text("["), "config.json cannot be read"),
+        (lambda f: (f / "config.json").write_text("[" * 5000), "config.json cannot be read"),
+        (lambda f: (f / "config.json").write_text('{"model_type": ["llama"]}'), "config.json cannot be read"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "dtype": "nope"}'), "config.json cannot be"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "llama", "rope_parameters": 7}'),
+            "config.json cannot",
+        ),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": -1}'), "config.json cannot"),
         (lambda f: (f / "generation_config.json").write_text("["), "generation_config.json cannot be read"),
+        (lambda f: (f / "generation_config.json").write_text("[]"), "generation_config.json cannot be read"),
+        (lambda f: (f / "generation_config.json").write_text("[" * 5000), "generation_config.json cannot be read"),
+        (lambda f: edit(f, _first_input(name=None)), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_input(name=["x"])), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_input(shape=[-1, "sequence_length"])), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_input(shape=[10**30, "sequence_length"])), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_state(input=None)), "is no input and output"),
+        (lambda f: edit(f, _first_state(output=["x"])), "is no input and output"),
     ],
 )
 def test_spoilt_folders(copied, spoil, message: str):
