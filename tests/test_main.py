@@ -28,6 +28,17 @@ def test_ctrl_c_while_python_ends_shows_no_traceback() -> None:
     assert done.stderr == "" and done.returncode in (130, -signal.SIGINT)
 
 
+def test_ctrl_c_while_the_first_is_answered_shows_no_traceback() -> None:
+    script = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import trueport.cli\nfrom trueport.__main__ import start\n"
+        "def main():\n    raise KeyboardInterrupt\n"
+        "trueport.cli.main = main\nstart()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.stderr, done.returncode) == ("", 130)
+
+
 def test_a_shell_in_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     """Libraries end the process otherwise, with words of their own."""
     words = f"mkdir gone; cd gone; rmdir ../gone; exec '{sys.executable}' -m trueport patches"

@@ -21,6 +21,8 @@ def start() -> None:
 
     try:
         main()
+    except KeyboardInterrupt:  # pressed again, while the first was answered
+        sys.exit(130)
     finally:
         # Python shows a traceback where Ctrl-C meets what tidies up behind this: from here on it just ends.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -191,3 +191,11 @@ def test_stream_refusals(copied, artefact, tokenizer):
         stream(copied, "", {})
     with pytest.raises(RunError, match="not UTF-8"):
         stream(copied, "w5\udcff", {})
+
+
+@pytest.mark.parametrize("options", [{"eos_token_id": "x"}, {"repetition_penalty": "x"}])
+def test_options_of_a_folder_that_nothing_generates_with(copied, tokenizer, options):
+    tokenizer.save_pretrained(copied)
+    (copied / "generation_config.json").write_text(json.dumps(options))
+    with pytest.raises(RunError, match=r"cannot be generated with.*generation_config\.json"):
+        stream(copied, "w5", {"max_new_tokens": 2})
