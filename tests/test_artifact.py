@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,60 @@ def test_names_that_are_not_utf8_are_told_before_anything_is_done(tmp_path: Path
         check_place(tmp_path / "new\udcff" / "out", force=False)
     with pytest.raises(ArtifactError, match="not UTF-8"):
         read_manifest(out)
+
+
+def test_a_read_only_folder_that_is_replaced_leaves_nothing() -> None:
+    """Root removes what is read-only anyhow, so it asks as somebody else, and not below pytest's own folder."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        if root:
+            os.chown(place, 65534, -1)
+            os.seteuid(65534)
+        try:
+            out = ours(Path(place) / "out")
+            out.chmod(0o555)
+            with staged(out) as staging:
+                (staging / "b").write_text("new")
+            assert leftovers(Path(place)) == [] and (out / "b").is_file()
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's volume is: nothing can be moved into its place."""
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda place: Path(place) == out)
+    with pytest.raises(ArtifactError, match=r"mount point.*Give a folder in it"):
+        check_place(out, force=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 250, "ü" * 120, "n" * 300, "/".join(["n" * 200] * 25)], ids=["250", "ü", "300", "path"]
+)
+def test_names_that_are_too_long_are_told_before_any_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArtifactError, match=r"too long.*Choose a shorter one"):
+        check_place(tmp_path / name, force=False)
+
+
+def test_the_longest_name_that_is_taken_works(tmp_path: Path) -> None:
+    check_place(tmp_path / ("n" * 220), force=False)
+    with staged(tmp_path / ("n" * 220)) as staging:
+        (staging / "a").write_text("x")
+
+
+def test_a_place_below_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(ArtifactError, match=r"is not a folder.*Choose another place"),
+        staged(tmp_path / "file" / "out"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_force_spares_a_link_to_a_folder(tmp_path: Path) -> None:
+    out = ours(tmp_path / "out")
+    (out / "logs").symlink_to(tmp_path)
+    with pytest.raises(ArtifactError, match="logs"):
+        check_place(out, force=True)

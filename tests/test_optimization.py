@@ -213,16 +213,19 @@ def test_quantised_folders_are_optimised_under_their_gate(tmp_path: Path) -> Non
     assert proof["reference"]["class"] == "LlamaForCausalLM"
 
 
-def test_an_export_that_came_meanwhile_is_kept(copied: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was made of the folder that lay there before would have replaced it."""
+@pytest.mark.parametrize("kept", [{"norm": 1}, {}])
+def test_an_export_that_came_meanwhile_is_kept(
+    copied: Exported, monkeypatch: pytest.MonkeyPatch, kept: dict[str, int]
+) -> None:
+    """What was made of the folder that lay there before would have replaced it; nor was what is there now left as it was."""
     folder = copied("bert")
 
     def fit(*args: object, **options: object) -> Optimized:
         manifest = json.loads((folder / "trueport.json").read_text())
-        (folder / "trueport.json").write_text(json.dumps(manifest | {"versions": "newer"}))
-        return Optimized(folder, "cpu", kept={"norm": 1})
+        (folder / "trueport.json").write_text(json.dumps(manifest | {"versions": {"torch": "newer"}}))
+        return Optimized(folder, "cpu", kept=kept)
 
     monkeypatch.setattr("trueport.optimization.fit", fit)
     with pytest.raises(ArtifactError, match="was replaced while it was optimised"):
         optimize(folder, against=zoo.build("bert"))
-    assert read_manifest(folder)["versions"] == "newer"
+    assert read_manifest(folder)["versions"] == {"torch": "newer"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import glob
@@ -11,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from typing import Any
 from trueport.errors import ArtifactError
 from trueport.interface import Interface
 from trueport.interrupts import held
+from trueport.moving import explained, mounted, put_in_place, remove, sync
 from trueport.processes import is_alive
 from trueport.progress import Meter
 from trueport.words import is_unicode
@@ -34,8 +33,8 @@ HASHED = 16 * 2**30
 """Bytes of the largest folder whose every file is hashed by an export that is not paranoid."""
 LARGE = 2**30
 """Bytes past which a file of a larger folder is known by its size and time of modification instead."""
-RENAME_EXCHANGE = 2
-"""Flag of renameat2(2): swap two paths in one step."""
+LONGEST = 220, 3900
+"""Bytes of a place's name, and of its whole path: what is staged beside it, and lies in it, has a longer one."""
 _OWN = set[Path]()
 """Staging folders that this process works in."""
 _CLAIMS = threading.Lock()
@@ -99,11 +98,17 @@ def _check_types(manifest: Any) -> None:
             raise ValueError(f"{name} is not an object")
     if manifest["source"].get("role", ROLES[0]) not in ROLES:
         raise ValueError(f"source.role is none of {', '.join(ROLES)}")
+    if not isinstance(manifest["source"].get("task"), str | None):
+        raise ValueError("source.task is no text")
     if any("\0" in name for name in manifest["files"]):
         raise ValueError("a file's name holds a NUL")
     named = ("components", "files")
     if not all(isinstance(entry, dict) for part in named for entry in manifest[part].values()):
         raise ValueError("a component or a file is not an object")
+    if not all(isinstance(entry.get("guards"), list | None) for entry in manifest["components"].values()):
+        raise ValueError("a component's guards are no list")
+    if not isinstance(manifest.get("versions", {}), dict) or not isinstance(manifest.get("patches", []), list):
+        raise ValueError("versions is not an object, or patches no list")
 
 
 def described(folder: Path, name: str, entry: Mapping[str, Any]) -> tuple[str, Path, Interface]:
@@ -211,7 +216,8 @@ def _proven_interface(folder: Path) -> str | None:
 def unnamed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """Files in the folder that the manifest does not name, itself left out."""
     known = {*manifest.get("files", {}), MANIFEST}
-    present = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    present = (path.relative_to(folder).as_posix() for path in paths)
     return sorted(name for name in present if name not in known)
 
 
@@ -219,9 +225,13 @@ def check_place(out: Path, *, force: bool) -> None:
     """Refuse a place that must not be overwritten.
 
     Raises:
-        ArtifactError: ``out`` exists and is not ours, or is ours and ``force`` is off; or its name is no text.
+        ArtifactError: ``out`` exists and is not ours, or is ours and ``force`` is off; or its name is no text, or too long.
     """
     _check_name(out.absolute())
+    if len(os.fsencode(out.name)) > LONGEST[0] or len(os.fsencode(out.absolute())) > LONGEST[1]:
+        raise ArtifactError(f"The name {out.name[:20]}... is too long", "Choose a shorter one.")
+    if os.path.ismount(out):
+        raise mounted(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ArtifactError(f"{out} exists and is not a folder", "Choose another place.")
     if not out.exists() or not any(out.iterdir()):
@@ -264,13 +274,13 @@ def staged(out: Path, *, replace: bool = True) -> Iterator[Path]:
     try:
         with beside(out) as staging:
             yield staging
-            _sync(staging)
+            sync(staging)
             check_place(out, force=replace)  # its owner may have worked there meanwhile
             with held(too_late=True):  # else it would be told that nothing was written
-                _put_in_place(staging, out)
-                shutil.rmtree(staging, ignore_errors=True)  # what was replaced
+                put_in_place(staging, out)
+                remove(staging)  # what was replaced
     except OSError as error:
-        raise _explained(error, out) from error
+        raise explained(error, out) from error
 
 
 @contextmanager
@@ -298,7 +308,7 @@ def beside(out: Path) -> Iterator[Path]:
     finally:
         with held():  # who is impatient presses twice
             if made:
-                shutil.rmtree(staging, ignore_errors=True)
+                remove(staging)
             if descriptor is not None:
                 os.close(descriptor)
             _OWN.discard(staging)
@@ -319,7 +329,7 @@ def sweep(out: Path) -> None:
     for path in out.parent.glob(f".{glob.escape(out.name)}.trueport-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if pid.isdigit() and path not in _OWN and not _is_at_work(int(pid)) and not _is_locked(path):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
 def _is_at_work(pid: int) -> bool:
@@ -339,44 +349,3 @@ def _is_locked(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _put_in_place(staging: Path, out: Path) -> None:
-    """Swap in one step where the system can: at no moment is ``out`` missing or half there."""
-    if not out.exists():
-        os.rename(staging, out)
-    elif not _exchange(staging, out):
-        old = staging.with_name(staging.name + ".old")
-        os.rename(out, old)
-        os.rename(staging, out)
-        shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        descriptor = os.open(out.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here = -100  # AT_FDCWD: both paths are absolute.
-    return bool(renameat2(here, os.fsencode(first), here, os.fsencode(second), RENAME_EXCHANGE) == 0)
-
-
-def _explained(error: OSError, out: Path) -> ArtifactError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ArtifactError(f"No space left for {out}", "Free space, or choose another disk; nothing was written.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ArtifactError(f"{out.parent} cannot be written: {error.strerror}", "Choose another place.")
-    return ArtifactError(f"{out} could not be written: {error}", "Nothing was written.")

@@ -13,7 +13,7 @@ import typer
 
 from trueport import __version__
 from trueport.commands import register
-from trueport.commands.terminal import kept_words, progress, show, write_report
+from trueport.commands.terminal import kept_words, moved_words, progress, show, write_report
 from trueport.errors import Interruption, TrueportError
 from trueport.interrupts import terminated
 
@@ -292,6 +292,8 @@ def _run(debug: bool) -> None:
         code = app(standalone_mode=False)
         if code == Interruption.exit_code:
             raise KeyboardInterrupt
+        if moved := moved_words():
+            typer.echo(moved)
         sys.exit(code if isinstance(code, int) else 0)
     except TrueportError as error:
         _fail(f"{error} {kept_words(error)}", error.exit_code, debug)

@@ -188,12 +188,17 @@ class Interface:
         return found
 
     def _check(self) -> None:
-        """Raise ValueError where a tensor has an unknown dtype or dimension, or a dimension no bounds."""
+        """Raise ValueError where a tensor has no name, an unknown dtype or axis, or a dimension no bounds."""
         for dimension in self.dimensions:
             bounds = [dimension.minimum] + ([] if dimension.maximum is None else [dimension.maximum])
             if not all(isinstance(bound, int) for bound in bounds):
                 raise ValueError(f"{dimension.name} has no whole numbers as bounds")
+        tensors = (*self.inputs, *self.outputs, *self.kept)
+        if not all(isinstance(name, str) for tensor in tensors for name in (tensor.name, tensor.dtype)):
+            raise ValueError("a tensor's name or dtype is no text")
         for tensor in (*self.inputs, *self.kept):
+            if not all(isinstance(axis, str) or _is_length(axis) for axis in tensor.shape):
+                raise ValueError(f"{tensor.name} has an axis that is no length")
             if tensor.dtype not in DTYPES:
                 raise ValueError(f"{tensor.name} has the dtype {tensor.dtype!r}")
             for axis in tensor.shape:
@@ -217,6 +222,10 @@ def float_dtype_of(interfaces: Iterable[Interface]) -> str:
 def evaluate(axis: int | str, sizes: Mapping[str, int]) -> int:
     """The length of an axis at the given dimension sizes."""
     return axis if isinstance(axis, int) else sum(sizes[term] for term in terms(axis))
+
+
+def _is_length(axis: Any) -> bool:
+    return isinstance(axis, int) and 0 <= axis < 2**63
 
 
 def _find(tensors: Iterable[Tensor], name: str) -> Tensor:

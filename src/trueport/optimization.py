@@ -83,10 +83,10 @@ def optimize(
                     )  # fmt: skip
 
                 found = fit(staging, manifest, chosen, judge, tell, folder=folder, provider=provider)
-                if found.reason or not found.kept:
-                    raise _LeftAsItWasError(found)
                 if read_manifest(folder) != before:
                     raise ArtifactError(f"{folder} was replaced while it was optimised", "Optimise what is there now.")
+                if found.reason or not found.kept:
+                    raise _LeftAsItWasError(found)
                 _finish(staging, manifest, found, tell)
         except _LeftAsItWasError as left:
             found = left.found

@@ -14,7 +14,7 @@ from trueport.errors import ArtifactError, TrueportError
 from trueport.foreign_proof import judge_foreign
 from trueport.graphs.loading import check
 from trueport.graphs.shapes import count_nodes
-from trueport.interface import float_dtype_of
+from trueport.interface import Interface, float_dtype_of
 from trueport.proof.calibration import Prompts, judging, prompts_of
 from trueport.proof.folder import assets_clause, excused, files_clause
 from trueport.proof.memory import Memory, plan
@@ -58,8 +58,8 @@ def judge(
         original: Any = against if manifest["source"].get("role") == "custom" else None
         if original is None:
             source = _source(against, manifest["source"], trust_remote_code, link=True)
-        original, memory = original_within(proof_memory, source, original, folder)
         _check_original(original, manifest["source"])
+        original, memory = original_within(proof_memory, source, original, folder)
         prompts = _prompts(folder, manifest, source, calibration)
         proof = judge_own(
             folder, manifest, original, clauses=clauses, seed=seed, progress=progress, memory=memory, prompts=prompts
@@ -190,6 +190,8 @@ def judge_own(
     if "role" not in manifest["source"]:
         raise ArtifactError(f"{folder / MANIFEST} does not say what role its model has", "Export again.")
     targets = list(dict.fromkeys(str(entry.get("target")) for entry in manifest["components"].values()))
+    if not targets:
+        raise ArtifactError(f"{folder / MANIFEST} names no components", "Export again.")
     memory = memory or plan(None, original, folder)
     with memory.kept(), ThreadPoolExecutor(1) as pool:  # the runtime loads the artefact meanwhile
         custom = original is None or manifest["source"]["role"] == "custom"
@@ -234,6 +236,8 @@ def _judge_target(
     from trueport.runtime import load
 
     runnable = load(folder, runtime=target, memory=memory.opened)
+    if original is not None:
+        _check_dtype(folder, manifest["source"], [session.interface for session in runnable.sessions.values()])
     role = manifest["source"]["role"]
     entries = [entry for entry in manifest["components"].values() if entry.get("target") == target]
     if role == "custom":
@@ -268,6 +272,16 @@ def _judge_target(
         plain=plain,
         memory=memory,
     )
+
+
+def _check_dtype(folder: Path, source: Mapping[str, Any], interfaces: Sequence[Interface]) -> None:
+    """Refuse a manifest that says a coarser dtype than the graphs': the original's rounding in it is the tolerance."""
+    said = source.get("dtype")
+    if said not in ("float16", "bfloat16") or source.get("role") == "custom":  # a module is given in its own dtype
+        return
+    found = {t.dtype for interface in interfaces for t in (*interface.inputs, *interface.outputs, *interface.kept)}
+    if said not in found:
+        raise ArtifactError(f"{folder / MANIFEST} says {said}, and its graphs have nothing in it", "Export again.")
 
 
 def _quantised(

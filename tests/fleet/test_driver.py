@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -84,6 +85,19 @@ def test_ctrl_c_stops_the_workers_and_the_next_run_goes_on(fleet: Fleet) -> None
     _go(fleet)
     assert fleet.run(jobs=2).exit_code == 0
     assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 2, 2]
+
+
+def test_ctrl_c_pressed_twice_leaves_no_workshop(fleet: Fleet) -> None:
+    """The second one comes while the first one's workers are stopped."""
+    _three(fleet)
+    with fleet.start("--jobs", "2") as driver:
+        fleet.until_called("first", "second")
+        for _ in range(4):
+            driver.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        _, errors = driver.communicate(timeout=60)
+    assert "Interrupted: 1 of 3 models done" in errors and "Traceback" not in errors
+    assert fleet.artefacts() == ["done"] and list(fleet.out.glob(".*")) == []
 
 
 def test_exit_codes_and_the_report(fleet: Fleet) -> None:

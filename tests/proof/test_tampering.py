@@ -122,6 +122,21 @@ def test_a_manifest_that_lies_about_the_dtype(copied: Exported) -> None:
 
 
 @pytest.mark.slow
+def test_a_manifest_that_says_the_original_is_coarser_than_the_graph(copied: Exported) -> None:
+    """The original would be run in that dtype, and its rounding be the tolerance for weights that are all off."""
+    folder = copied("llama-tales")
+    path = folder / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    for table in (t for t in model.graph.initializer if len(t.dims) == 2 and t.data_type == onnx.TensorProto.FLOAT):
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1.001), table.name))
+    onnx.save(model, path)
+    edit_json(folder / "config.json", lambda content: content.update(dtype="bfloat16"))
+    edit_json(folder / MANIFEST, lambda content: content["source"].update(dtype="bfloat16"))
+    with pytest.raises(TrueportError, match="bfloat16, and its graphs have nothing in it"):
+        trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["shapes"])
+
+
+@pytest.mark.slow
 def test_a_manifest_that_says_of_float_weights_that_they_are_quantised(copied: Exported) -> None:
     """It would be held to a gate, which one weight of a norm that is a tenth too large keeps."""
     folder = copied("llama-tales")
@@ -163,6 +178,10 @@ def test_a_manifest_of_wrong_types_is_one_line(copied: Exported, part: str, valu
         (lambda content: content["source"].update(role="reader"), "source.role is none of encoder, decoder"),
         (lambda content: content["source"].update(role=["decoder"]), "source.role is none of encoder, decoder"),
         (lambda content: content["files"].update({"a\0b": {"size": 1}}), "name holds a NUL"),
+        (lambda content: content["source"].update(task=["x"]), "source.task is no text"),
+        (lambda content: content["components"].clear(), "names no components"),
+        (lambda content: content["components"]["model"].update(guards=3), "guards"),
+        (lambda content: content.update(versions=None), "versions is not an object"),
     ],
 )
 def test_a_manifest_that_cannot_be_judged_is_one_line(
@@ -172,6 +191,13 @@ def test_a_manifest_that_cannot_be_judged_is_one_line(
     edit_json(folder / MANIFEST, change)
     with pytest.raises(TrueportError, match=words):
         trueport.verify(folder, clauses=["causal"])
+
+
+def test_a_path_is_no_original_of_a_module(copied: Exported) -> None:
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, lambda content: content["source"].update(role="custom"))
+    with pytest.raises(TrueportError, match="a module that no checkpoint names"):
+        trueport.verify(folder, against=EXAMPLES / "llama-tales")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"clauses": [{"status": "pass", "cases": 3}]}', "\udcff"])

@@ -112,6 +112,14 @@ def _component(**changes):
     return lambda manifest: manifest["components"]["model"].update(changes)
 
 
+def _first_input(**changes):
+    return lambda manifest: manifest["components"]["model"]["inputs"][0].update(changes)
+
+
+def _first_state(**changes):
+    return lambda manifest: manifest["components"]["model"]["state"][0].update(changes)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -127,7 +135,23 @@ def _component(**changes):
         (lambda f: (f / "onnx/model.onnx").unlink(), "lacks onnx/model.onnx"),
         (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "model.onnx is not an ONNX file"),
         (lambda f: (f / "config.json").write_text("["), "config.json cannot be read"),
+        (lambda f: (f / "config.json").write_text("[" * 5000), "config.json cannot be read"),
+        (lambda f: (f / "config.json").write_text('{"model_type": ["llama"]}'), "config.json cannot be read"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "dtype": "nope"}'), "config.json cannot be"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "llama", "rope_parameters": 7}'),
+            "config.json cannot",
+        ),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": -1}'), "config.json cannot"),
         (lambda f: (f / "generation_config.json").write_text("["), "generation_config.json cannot be read"),
+        (lambda f: (f / "generation_config.json").write_text("[]"), "generation_config.json cannot be read"),
+        (lambda f: (f / "generation_config.json").write_text("[" * 5000), "generation_config.json cannot be read"),
+        (lambda f: edit(f, _first_input(name=None)), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_input(name=["x"])), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_input(shape=[-1, "sequence_length"])), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_input(shape=[10**30, "sequence_length"])), "describes the component model wrongly"),
+        (lambda f: edit(f, _first_state(input=None)), "is no input and output"),
+        (lambda f: edit(f, _first_state(output=["x"])), "is no input and output"),
     ],
 )
 def test_spoilt_folders(copied, spoil, message: str):
@@ -167,3 +191,11 @@ def test_stream_refusals(copied, artefact, tokenizer):
         stream(copied, "", {})
     with pytest.raises(RunError, match="not UTF-8"):
         stream(copied, "w5\udcff", {})
+
+
+@pytest.mark.parametrize("options", [{"eos_token_id": "x"}, {"repetition_penalty": "x"}])
+def test_options_of_a_folder_that_nothing_generates_with(copied, tokenizer, options):
+    tokenizer.save_pretrained(copied)
+    (copied / "generation_config.json").write_text(json.dumps(options))
+    with pytest.raises(RunError, match=r"cannot be generated with.*generation_config\.json"):
+        stream(copied, "w5", {"max_new_tokens": 2})

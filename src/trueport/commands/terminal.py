@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,15 @@ def write_report(place: Path, content: dict[str, Any]) -> None:
             raise
     except OSError as error:
         raise TrueportError(f"{place} cannot be written: {error.strerror}", "Give another place.") from error
+
+
+def moved_words() -> str:
+    """What a shell has to know that stands in a folder that was replaced; empty where it does not."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "The folder that this shell stands in was replaced: `cd .` enters the new one."
+    return ""
 
 
 def kept_words(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from trueport.fleet.plan import Entry, Plan, read_plan
 from trueport.fleet.results import publish_results, replace_text, rows, write_results
 from trueport.fleet.storage import Store
 from trueport.fleet.watch import WORKER
+from trueport.interrupts import held
 from trueport.words import count_words
 
 BACKOFF = 2.0
@@ -161,8 +162,9 @@ class _Fleet:
         except KeyboardInterrupt:
             stopped = True
         finally:
-            self.engine.stop()
-            gone = self.store.end(self.id)
+            with held(too_late=stopped):  # who is impatient presses twice
+                self.engine.stop()
+                gone = self.store.end(self.id)
         self._record("ended", run=self.id, gone=gone)
         summary = self._summary(publish=not stopped)
         if stopped:

@@ -86,12 +86,18 @@ def _config(folder: Path) -> PreTrainedConfig:
         return PreTrainedConfig()
     try:
         bare = PreTrainedConfig.from_json_file(path)
-    except (ValueError, OSError, TypeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # whatever a file by hand makes of transformers' checks
+        raise _unreadable(path, error) from error
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError):
         return bare
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}", "Export again.")
 
 
 def _generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
@@ -99,6 +105,5 @@ def _generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConf
         return GenerationConfig.from_model_config(config)
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{folder / 'generation_config.json'} cannot be read: {reason}") from error
+    except Exception as error:
+        raise _unreadable(folder / "generation_config.json", error) from error

@@ -49,7 +49,14 @@ def stream(
     if options.get("num_beams", 1) == 1:
         streamer = _streamer(tokenizer, out, skip_prompt=not model.config.is_encoder_decoder)
     torch.manual_seed(seed)
-    tokens = model.generate(**inputs, **options, streamer=streamer)[0]
+    try:
+        tokens = model.generate(**inputs, **options, streamer=streamer)[0]
+    except (TypeError, ValueError) as error:  # transformers looks at some of them only when it uses them
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"These options cannot be generated with: {reason}",
+            f"Correct them, or {folder / 'generation_config.json'}, which gives the others.",
+        ) from error
     if not model.config.is_encoder_decoder:
         tokens = tokens[inputs["input_ids"].shape[1] :]
     result = str(tokenizer.decode(tokens, skip_special_tokens=True))

@@ -258,6 +258,10 @@ def _check_interface(path: Path, interface: Interface, runtime: onnxruntime.Infe
         if said != found:
             name = sorted(said ^ found)[0][0]
             raise ArtifactError(f"The {kind} of {path.name} are not what the manifest says ({name})", "Export again.")
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (interface.inputs, interface.outputs))
+    for pair in interface.state:
+        if pair.input not in inputs or pair.output not in outputs:
+            raise ArtifactError(f"The state {pair.input} of {path.name} is no input and output of it", "Export again.")
 
 
 def read_interface(runtime: onnxruntime.InferenceSession) -> Interface:

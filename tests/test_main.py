@@ -1,0 +1,62 @@
+"""The command's process: how it begins and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EXAMPLES, Exported
+from tests.forked import ENVIRONMENT as SETTINGS
+
+ENVIRONMENT = os.environ | SETTINGS | {"PYTHONHASHSEED": "0"}
+
+
+def test_ctrl_c_while_python_ends_shows_no_traceback() -> None:
+    """Who presses twice, or just behind the last line: libraries still tidy up, and Python shows what interrupts them."""
+    script = (
+        "import atexit, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import trueport.cli\nfrom trueport.__main__ import start\n"
+        "def main():\n    raise SystemExit(130)\n"
+        "trueport.cli.main = main\natexit.register(signal.raise_signal, signal.SIGINT)\nstart()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.stderr == "" and done.returncode in (130, -signal.SIGINT)
+
+
+def test_ctrl_c_while_the_first_is_answered_shows_no_traceback() -> None:
+    script = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import trueport.cli\nfrom trueport.__main__ import start\n"
+        "def main():\n    raise KeyboardInterrupt\n"
+        "trueport.cli.main = main\nstart()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.stderr, done.returncode) == ("", 130)
+
+
+def test_a_shell_in_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    """Libraries end the process otherwise, with words of their own."""
+    words = f"mkdir gone; cd gone; rmdir ../gone; exec '{sys.executable}' -m trueport patches"
+    done = subprocess.run(
+        ["sh", "-c", words], capture_output=True, text=True, env=ENVIRONMENT, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("trueport: The folder that this shell stands in is gone.") and "cd ." in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["optimize .", "optimize ..", f"export {EXAMPLES / 'llama-tales'} . --force"])
+def test_a_shell_whose_folder_is_replaced_is_told(copied: Exported, words: str) -> None:
+    """It stands in the old one, which is gone: whatever it asks there fails."""
+    folder = copied("llama-tales")
+    done = subprocess.run(
+        [sys.executable, "-m", "trueport", *words.split()], capture_output=True, text=True, env=ENVIRONMENT,
+        check=False, cwd=folder / "onnx" if words.endswith("..") else folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "`cd .` enters the new one" in done.stdout.splitlines()[-1]
