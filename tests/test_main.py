@@ -16,26 +16,24 @@ from tests.forked import ENVIRONMENT as SETTINGS
 ENVIRONMENT = os.environ | SETTINGS | {"PYTHONHASHSEED": "0"}
 
 
-def test_ctrl_c_while_python_ends_shows_no_traceback() -> None:
-    """Who presses twice, or just behind the last line: libraries still tidy up, and Python shows what interrupts them."""
+def started(main: str, behind: str = "") -> subprocess.CompletedProcess[str]:
+    """A process whose command does what ``main`` says, in one line, and ``behind`` while Python ends."""
     script = (
         "import atexit, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import trueport.cli\nfrom trueport.__main__ import start\n"
-        "def main():\n    raise SystemExit(130)\n"
-        "trueport.cli.main = main\natexit.register(signal.raise_signal, signal.SIGINT)\nstart()"
+        f"def main():\n    {main}\ntrueport.cli.main = main\n{behind}\nstart()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+
+
+def test_ctrl_c_while_python_ends_shows_no_traceback() -> None:
+    """Who presses twice, or just behind the last line: libraries still tidy up, and Python shows what interrupts them."""
+    done = started("raise SystemExit(130)", "atexit.register(signal.raise_signal, signal.SIGINT)")
     assert done.stderr == "" and done.returncode in (130, -signal.SIGINT)
 
 
 def test_ctrl_c_while_the_first_is_answered_shows_no_traceback() -> None:
-    script = (
-        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import trueport.cli\nfrom trueport.__main__ import start\n"
-        "def main():\n    raise KeyboardInterrupt\n"
-        "trueport.cli.main = main\nstart()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    done = started("raise KeyboardInterrupt")
     assert (done.stderr, done.returncode) == ("", 130)
 
 

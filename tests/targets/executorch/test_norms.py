@@ -50,4 +50,4 @@ def test_norms_of_groups_and_instances_are_as_exact(to: str, opset: dict[str, in
     found, _ = trueport.load(tmp_path / "out").step({"x": x})
     exact = [each.float() for each in Grouped.forward(module.double(), x.double())]
     for got, wanted in zip(found.values(), exact, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)

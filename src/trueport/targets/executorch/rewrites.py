@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +36,6 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
             _drop_assertions(module.graph)
             _spell_masks(module.graph)
             _spell_gelu(module.graph)
-            _spell_integers(module.graph)
             spell(module.graph)
             _spell_attention(module.graph)
             _center_norms(module.graph)
@@ -156,64 +154,6 @@ def _spell_gelu(graph: torch.fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.gelu.default and node.kwargs.get("approximate", "none") == "tanh":
             replace(graph, node, _tanh_gelu)
-
-
-def _spell_integers(graph: torch.fx.Graph) -> None:
-    """Write integers' powers as products, and their remainders on the divisor's side.
-
-    ExecuTorch 1.4.1 computes powers in doubles, which lose what is past 2**53, and gives a remainder the dividend's sign
-    (tests/targets/executorch/test_integers.py).
-    """
-    aten = torch.ops.aten
-    powers = (aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar, aten.square.default)
-    remainders = (aten.remainder.Scalar, aten.remainder.Tensor, aten.remainder.Scalar_Tensor)
-    for node in list(graph.nodes):
-        formula = _whole_power if node.target in powers else _whole_remainder if node.target in remainders else None
-        if formula is not None and not (dtype := node.meta["val"].dtype).is_floating_point and dtype != torch.bool:
-            replace(graph, node, functools.partial(_in_integers, formula, dtype))
-
-
-def _in_integers(formula: Callable[..., Any], dtype: torch.dtype, call: Callable[..., Any], *args: Any) -> Any:
-    """A formula of tensors and numbers, the tensors in the dtype of the result."""
-    aten = torch.ops.aten
-    cast = [
-        call(aten._to_copy.default, each, dtype=dtype) if isinstance(each, torch.fx.Node) else each for each in args
-    ]
-    return formula(call, dtype, *cast)
-
-
-def _whole_remainder(call: Callable[..., Any], dtype: torch.dtype, number: Any, divisor: Any) -> Any:
-    """What the quotient, rounded down, leaves; the kernels of remainders compute in doubles."""
-    aten = torch.ops.aten
-    like = number if isinstance(number, torch.fx.Node) else divisor
-    number, divisor = (
-        each if isinstance(each, torch.fx.Node) else call(aten.full_like.default, like, each)
-        for each in (number, divisor)
-    )
-    whole = call(aten.floor_divide.default, number, divisor)
-    return call(aten.sub.Tensor, number, call(aten.mul.Tensor, whole, divisor))
-
-
-def _whole_power(call: Callable[..., Any], dtype: torch.dtype, base: Any, exponent: Any = 2) -> Any:
-    """By squares, wrapping as torch's do; below an exponent of zero only 1 and -1 leave something."""
-    aten = torch.ops.aten
-    if isinstance(exponent, int):
-        result, square = call(aten.full_like.default, base, 1), base
-        while exponent:
-            result = call(aten.mul.Tensor, result, square) if exponent & 1 else result
-            exponent >>= 1
-            square = call(aten.mul.Tensor, square, square) if exponent else square
-        return result
-    first = base if isinstance(base, torch.fx.Node) else call(aten.full_like.default, exponent, base)
-    left, square, result = exponent, first, call(aten.full_like.default, exponent, 1)
-    for _ in range(torch.iinfo(dtype).bits - 1):
-        odd = call(aten.eq.Scalar, call(aten.bitwise_and.Scalar, left, 1), 1)
-        result = call(aten.where.self, odd, call(aten.mul.Tensor, result, square), result)
-        square = call(aten.mul.Tensor, square, square)
-        left = call(aten.bitwise_right_shift.Tensor_Scalar, left, 1)
-    large = call(aten.ne.Scalar, call(aten.abs.default, first), 1)
-    lost = call(aten.logical_and.default, call(aten.lt.Scalar, exponent, 0), large)
-    return call(aten.where.self, lost, call(aten.full_like.default, result, 0), result)
 
 
 def _center_norms(graph: torch.fx.Graph) -> None:

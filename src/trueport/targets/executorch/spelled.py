@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trueport.targets.executorch import integers
 from trueport.targets.executorch.formulas import Call, replace
 
 aten = torch.ops.aten
@@ -50,20 +51,6 @@ def _shifted(target: Any) -> Callable[..., Any]:
         return call(target, self, other)
 
     return form
-
-
-def _whole_sum(call: Call, *, self: Any, dim: Any, keepdim: bool, dtype: Any) -> Any:
-    """Of integers the last of the running sums: the sum's own kernel adds in float32, exact up to 2**24."""
-    number = _value(self).dtype
-    into = dtype or torch.int64
-    if number.is_floating_point or number == torch.bool or into.is_floating_point or not dim:
-        return None
-    axes = sorted((axis % _value(self).dim() for axis in dim), reverse=True)
-    for axis in axes:
-        running = call(aten.cumsum.default, self, axis, dtype=into)
-        self = call(aten.select.int, running, axis, -1)
-        self = call(aten.unsqueeze.default, self, axis) if keepdim else self
-    return self
 
 
 def _sorted(call: Call, *, self: Any, dim: int = -1, descending: bool = False, stable: bool | None = None) -> Any:
@@ -179,9 +166,9 @@ def _cut(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
+    **integers.FORMS,
     **{getattr(aten.__lshift__, name): _shifted(aten.bitwise_left_shift.Tensor) for name in ("Scalar", "Tensor")},
     **{getattr(aten.__rshift__, name): _shifted(aten.bitwise_right_shift.Tensor) for name in ("Scalar", "Tensor")},
-    aten.sum.dim_IntList: _whole_sum,
     aten.sort.default: _sorted,
     aten.sort.stable: _sorted,
     aten.argsort.default: _argsorted,
