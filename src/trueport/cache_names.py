@@ -1,4 +1,5 @@
 """Under which name a model takes its cache and gives it out: transformers renamed ``past_key_values`` to ``cache``.
+Mamba calls its own ``cache_params``.
 
 The name is asked of the class at hand, not of a version: code that came with a checkpoint keeps the one it was written
 with. What an artefact's graphs call their tensors is another matter, and never changes.
@@ -15,7 +16,7 @@ from torch import nn
 
 from trueport.errors import CaptureError, RunError, TrueportError
 
-NAMES = ("past_key_values", "cache")
+NAMES = ("past_key_values", "cache", "cache_params")
 
 
 def cache_name(module: nn.Module | type[nn.Module]) -> str | None:

@@ -133,6 +133,13 @@ class Interface:
         )
 
     @property
+    def counts_past(self) -> bool:
+        """Whether inputs are as long as the past while no tensor of a state is: whoever steps has to count."""
+        kept = {axis for pair in self.state for axis in self.input(pair.input).shape}
+        told = {term for tensor in self.plain_inputs for axis in tensor.shape for term in terms(axis)}
+        return PAST in told and not kept & {PAST, CAPACITY}
+
+    @property
     def rows(self) -> str | None:
         """The dimension of the rows, also under a user's name: the first of a caller's inputs that a state has too."""
         if any(dimension.name == BATCH for dimension in self.dimensions):  # of one row at most no axis is called so

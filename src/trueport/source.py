@@ -311,7 +311,7 @@ def _role(model: PreTrainedModel, task: str) -> str:
     from trueport.roles import role_of
 
     role, kind = role_of(model), type(model).__name__
-    if TASKS[task].role == "decoder" and (role != "decoder" or model._is_stateful):
+    if TASKS[task].role == "decoder" and role != "decoder":
         refuse(f"A {kind} keeps a state that is not a key-value cache", "This version cannot export it to generate.")
     if TASKS[task].role != role:
         refuse(f"A {kind} is a {role}, which cannot do {task}", "Give another --task, such as feature-extraction.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trueport.patches.patch import Patch
-from trueport.patches.registry import registered
+from trueport.patches.registry import needed
 
 if TYPE_CHECKING:
     from trueport.rewrite import Rewrite
@@ -84,7 +84,7 @@ def exportable(
     """
     kinds = {"torch": torch, "transformers": transformers}
     modules = {type(module).__module__ for module in model.modules()}
-    chosen = [patch for patch in registered() if kinds.get(patch.kind, True) and patch.applies_to(modules)]
+    chosen = [patch for patch in needed(modules) if kinds.get(patch.kind, True)]
     chosen += [patch for patch in patches or () if patch.applies_to(modules)]
     context = Context()
     with _lock, ExitStack() as stack:

@@ -41,7 +41,7 @@ class Component:
         fed = {axis for tensor in interface.plain_inputs for axis in tensor.shape}
         axes = [axis for pair in begun for axis in interface.input(pair.input).shape[1:] if len(terms(axis)) == 1]
         axes = [axis for axis in axes if axis not in fed]
-        told = [PAST if axis == CAPACITY else str(axis) for axis in axes] + ([PAST] if interface.kept else [])
+        told = [PAST if axis == CAPACITY else str(axis) for axis in axes] + ([PAST] if interface.counts_past else [])
         self._empty = dict.fromkeys(told, 0)
         self.stateful = bool(interface.state or interface.kept)
         shapes = [interface.input(pair.input).shape for pair in interface.state]

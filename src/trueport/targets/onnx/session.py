@@ -63,6 +63,7 @@ class OnnxSession:
         self._written = {pair.output: pair.input for pair in self.interface.state if pair.in_place}
         self._unwritten = [name for name in self._outputs if name not in self._written]
         self._teller = _teller(self.interface)
+        self._counts = bool(self.interface.state) and self.interface.counts_past
         self._value = onnxruntime.OrtValue
 
     def empty_state(self, batch: int | Mapping[str, int], given: Mapping[str, Any] | None = None) -> State:
@@ -92,7 +93,7 @@ class OnnxSession:
             for index, axis in enumerate(self.interface.input(pair.input).shape):
                 if isinstance(axis, str) and len(terms(axis)) == 1:
                     sizes[PAST if axis == CAPACITY else axis] = state.length(pair.input, index)
-        return sizes
+        return sizes | ({PAST: state.past} if self._counts else {})
 
     def shorten(self, state: State, count: int) -> State:
         """The state without its last ``count`` tokens.
@@ -136,8 +137,11 @@ class OnnxSession:
         if state is None:
             state = State({})
         if not isinstance(state, BufferedState):
+            past = self._total(feeds, state.past) if self._counts else 0
             results = self._execute(state.values | values, feeds)
-            return results, self._following(results)
+            following = self._following(results)
+            following.past = past
+            return results, following
         missing = self._inputs - values.keys() - state.values.keys()
         if missing:  # the step before left its own bound
             raise RunError(f"{self.path.name} needs {', '.join(sorted(missing))} too")
@@ -153,7 +157,7 @@ class OnnxSession:
         """Past and new tokens together, as the mask tells them to the graph.
 
         Raises:
-            RunError: it tells another past than the state has, and the graph would write there.
+            RunError: it tells another past than the state has.
         """
         if self._teller is None:
             raise RunError(

@@ -29,11 +29,13 @@ class State:
     Attributes:
         values: OrtValues by input name.
         rows: the axis of the rows by input name; what it does not name is every row's.
+        past: tokens so far, where no tensor is as long as they are.
     """
 
-    def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None) -> None:
+    def __init__(self, values: dict[str, Any], rows: Mapping[str, int] | None = None, past: int = 0) -> None:
         self.values = values
         self.rows = rows or {}
+        self.past = past
 
     def take(self, rows: Sequence[int] | np.ndarray | torch.Tensor) -> State:
         """The state whose row i is this state's row ``rows[i]``; rows may repeat."""
@@ -42,7 +44,7 @@ class State:
 
     def _of(self, values: dict[str, Any]) -> State:
         """The same kind of state with these values, which are its own."""
-        return State(values, self.rows)
+        return State(values, self.rows, self.past)
 
     def shorten(self, axes: Mapping[str, int], count: int) -> State:
         """The state without the last ``count`` entries along ``axes[name]``; tensors that it does not name stay."""
