@@ -9,7 +9,7 @@ import onnxscript
 from onnxscript import BFLOAT16, BOOL, FLOAT, FLOAT16, INT32, INT64
 from onnxscript import opset18 as op
 
-from trueport.targets.onnx import arithmetic, logs, norms, places
+from trueport.targets.onnx import arithmetic, logs, norms, places, recurrences
 
 Real = TypeVar("Real", bound=Union[FLOAT, FLOAT16, BFLOAT16])  # noqa: UP007  (onnxscript reads no |)
 Integer = TypeVar("Integer", bound=Union[INT32, INT64])  # noqa: UP007
@@ -64,6 +64,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         **logs.forms(),
         **norms.forms(),
         **places.forms(),
+        **recurrences.forms(),
     }
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
         table[torch.ops.transformers.grouped_mm_fallback.default] = grouped_matmul
