@@ -277,8 +277,10 @@ def read_interface(runtime: onnxruntime.InferenceSession) -> Interface:
     for tensor in inputs:
         output = state_output(tensor.name, names)
         if output is not None:
-            axis = next((i for i, size in enumerate(tensor.shape) if i and isinstance(size, str)), 2)
-            pairs.append(StatePair(tensor.name, output, axis))
+            axis = next((i for i, size in enumerate(tensor.shape) if i and isinstance(size, str)), None)
+            grows = axis is not None or not tensor.shape[1:]  # of what tells no shape, the most is hoped for
+            pair = StatePair(tensor.name, output, axis or 2) if grows else StatePair(tensor.name, output, 0, "zeros")
+            pairs.append(pair)
     symbols = {size for tensor in inputs for size in tensor.shape if isinstance(size, str)}
     return Interface(inputs, outputs, tuple(Dimension(name, 0) for name in sorted(symbols)), tuple(pairs))
 
