@@ -136,6 +136,7 @@ def to_program(
     from trueport.targets.executorch.functional import quickly_functional
     from trueport.targets.executorch.grouping import quickly_grouped
     from trueport.targets.executorch.passes import only_needed, remembered_shapes
+    from trueport.targets.executorch.scans import sized_scans
     from trueport.targets.executorch.sharing import shared_weights
     from trueport.targets.executorch.writes import written_in_buffers
 
@@ -153,7 +154,7 @@ def to_program(
                     compile_config=EdgeCompileConfig(_check_ir_validity=False),
                 )
             _refuse_written(edge, programs)
-            with written_in_buffers():
+            with written_in_buffers(), sized_scans():
                 return edge.to_executorch(_config(beside))
     except LoweringError:
         raise
