@@ -98,6 +98,5 @@ def state_space(
         state = state * (time.unsqueeze(-1) * rate).exp() + (time * x).unsqueeze(-1) * given.unsqueeze(-2)
         return state, (state @ read.unsqueeze(-1)).squeeze(-1)
 
-    rate = rate.unsqueeze(0)  # ExecuTorch 1.4.1 multiplies no (1, 1, channels, 1) by a tensor of three axes
     outputs, last = scanned(step, state, [tensor.transpose(0, 1) for tensor in (x, time, given, read)])
     return outputs.transpose(0, 1), last

@@ -61,6 +61,15 @@ class ConstantPadConfig(generic_node_configs.ConstantPadConfig):  # type: ignore
         return math.isfinite(value) and bool(super().check_constraints(node, ep))
 
 
+class CloneDimOrderConfig(generic_node_configs.CloneDimOrderConfig):  # type: ignore[misc]
+    """XNNPACK leaves copies out, and then refuses a delegate that gives out what it was given: a loop's state, copied."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        leaves = any(isinstance(user.target, torch._ops.HigherOrderOperator) for user in node.users)
+        return not leaves and bool(super().check_constraints(node, ep))
+
+
 class UpsampleBilinear2dConfig(generic_node_configs.UpsampleBilinear2dConfig):  # type: ignore[misc]
     """XNNPACK's steps are the sizes' ratio; torch's are the factor's, which a size that was cut off does not tell."""
 
@@ -76,7 +85,14 @@ class UpsampleBilinear2dConfig(generic_node_configs.UpsampleBilinear2dConfig):  
 
 MENDED = {
     entry.__name__: entry
-    for entry in (UnsqueezeCopyConfig, ConvolutionConfig, BatchNormConfig, ConstantPadConfig, UpsampleBilinear2dConfig)
+    for entry in (
+        UnsqueezeCopyConfig,
+        ConvolutionConfig,
+        BatchNormConfig,
+        ConstantPadConfig,
+        CloneDimOrderConfig,
+        UpsampleBilinear2dConfig,
+    )
 }
 """Configurations that take nodes which XNNPACK's own passes then refuse, or change (executorch 1.4.1), asking in time."""
 PACKING = {
@@ -117,7 +133,7 @@ def _outgrows(node: torch.fx.Node) -> bool:
 
     Where XNNPACK sees them equal at the first call, it writes the result over the operand, and goes on to when it is larger:
     ``sigmoid(x * y.exp())`` of x (batch, 64, length) and y (batch, 64, 1) is wrong from the second length on, and the heap
-    is torn (tests/targets/executorch/test_partition.py).
+    is torn (tests/targets/executorch/test_sizes.py).
     """
     if node.op != "call_function" or format_target_name(getattr(node.target, "__name__", "")) not in BROADCASTING:
         return False
