@@ -56,7 +56,7 @@ def _entry(
     note: str = "",
     **own: object,
 ) -> Entry:
-    config_class = "Gemma3TextConfig" if stem == "Gemma3" else stem + "Config"
+    config_class = stem + ("TextConfig" if stem in ("Gemma3", "Qwen3_5") else "Config")
     return Entry(name, role, stem + suffix, config_class, {**base, **own}, note)
 
 
@@ -90,6 +90,22 @@ _VIT = _sizes(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=8, patch_size=4,
     num_channels=3, num_labels=3,
 )  # fmt: skip
+_LINEAR = _sizes(  # the gated delta rule, three layers of four
+    num_hidden_layers=4, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+    linear_value_head_dim=8, linear_conv_kernel_dim=4,
+)  # fmt: skip
+_MAMBA = _sizes(
+    vocab_size=99, hidden_size=32, state_size=6, num_hidden_layers=2, pad_token_id=0, bos_token_id=1, eos_token_id=2
+)
+_MAMBA2 = _sizes(  # of Mamba's second kind beside attention
+    mamba_n_heads=8,
+    mamba_d_head=8,
+    mamba_n_groups=2,
+    mamba_d_state=6,
+    mamba_d_conv=4,
+    mamba_expand=2,
+    mamba_chunk_size=8,
+)
 _UNFORCED = _sizes(forced_eos_token_id=None)  # a forced last token would hide whatever the model computed for it
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
@@ -208,6 +224,41 @@ ENTRIES: tuple[Entry, ...] = (
     _decoder(
         "gpt_oss", "GptOss", layer_types=[_SLIDING, _FULL], sliding_window=WINDOW, num_local_experts=4,
         num_experts_per_tok=2, note="attention sinks", **_HEAD_DIM,
+    ),
+    _decoder(
+        "qwen3_next", "Qwen3Next", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, decoder_sparse_step=1, note="convolution and recurrent states", **_LINEAR,
+    ),
+    _decoder("qwen3_5", "Qwen3_5", note="convolution and recurrent states", **_LINEAR),
+    _decoder(
+        "olmo_hybrid", "OlmoHybrid", note="convolution and recurrent states",
+        **_without(_LINEAR, "head_dim", "linear_num_value_heads"), linear_num_value_heads=2,
+    ),
+    _decoder(
+        "kimi_linear", "KimiLinear", num_hidden_layers=2, layer_types=["linear_attention", _FULL], num_local_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=16, kv_lora_rank=16, qk_rope_head_dim=8, v_head_dim=8,
+        qk_nope_head_dim=8, linear_head_dim=8, linear_num_heads=4, note="a decay for each channel",
+        base=_LLAMA | {"num_key_value_heads": 4},
+    ),
+    _decoder("mamba", "Mamba", base=_MAMBA, time_step_rank=4, note="no layer keeps tokens: the mask alone tells how many"),
+    _decoder("mamba2", "Mamba2", base=_MAMBA, num_heads=8, head_dim=8, n_groups=2, expand=2, chunk_size=8),
+    _decoder(
+        "jamba", "Jamba", attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1,
+        num_experts=4, num_experts_per_tok=2, mamba_d_state=6, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=4,
+        note="Mamba beside attention, experts in every second layer",
+    ),
+    _decoder("falcon_h1", "FalconH1", mamba_d_ssm=64, note="both in every layer", **_MAMBA2),
+    _decoder(
+        "granitemoehybrid", "GraniteMoeHybrid", layer_types=["mamba", "attention"], num_local_experts=4,
+        num_experts_per_tok=2, shared_intermediate_size=32, **_MAMBA2,
+    ),
+    _decoder(
+        "nemotron_h", "NemotronH", num_hidden_layers=4, hybrid_override_pattern="M*-M", mamba_num_heads=8, mamba_head_dim=8,
+        n_groups=2, ssm_state_size=6, conv_kernel=4, expand=2, chunk_size=8, note="layers without attention or state",
+    ),
+    _decoder(
+        "lfm2", "Lfm2", num_hidden_layers=3, layer_types=["conv", _FULL, "conv"], conv_L_cache=3,
+        note="convolution states alone",
     ),
     _seq2seq("t5", "T5", _T5),
     _seq2seq("mt5", "MT5", _T5, note="gated; transformers always ties its head"),

@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn.functional import silu, softplus
 
 from trueport.patches.patch import Patch
-from trueport.patches.recurrences import delta_rule, state_space
+from trueport.patches.recurrences import delta_rule, delta_rule_by_channels, state_space, state_space_by_channels
 
 Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]
 
 
 def _gated_delta(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``chunk_gated_delta_rule`` and ``chunk_kimi_delta_attention``, whose decay has an axis of key channels, as a scan."""
+    """``chunk_gated_delta_rule``, and ``chunk_kimi_delta_attention`` with its decay by channels, as one operator."""
 
     def rule(
         query: torch.Tensor,
@@ -44,8 +44,8 @@ def _gated_delta(original: Callable[..., Any]) -> Callable[..., Any]:
         query, key = (tensor.repeat_interleave(heads // tensor.shape[2], dim=2) for tensor in (query, key))
         if initial_state is None:
             initial_state = value.new_zeros(value.shape[0], heads, key.shape[-1], value.shape[-1])
-        decay = g if g.ndim == 4 else g.unsqueeze(-1)
-        output, last = delta_rule(query, key, value, decay, beta, initial_state.float())
+        operator, decay = (delta_rule, g.unsqueeze(-1)) if g.ndim == 3 else (delta_rule_by_channels, g)
+        output, last = operator(query, key, value, decay, beta, initial_state.float())
         return output.to(dtype), last if output_final_state else None
 
     return rule
@@ -56,7 +56,7 @@ def _unit(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _state_space_by_heads(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``mamba2_chunk_scan`` as a scan."""
+    """``mamba2_chunk_scan`` as one operator."""
 
     def chunk_scan(
         hidden_states: torch.Tensor,
@@ -77,12 +77,13 @@ def _state_space_by_heads(original: Callable[..., Any]) -> Callable[..., Any]:
         if dt_bias is not None:
             dt = dt + dt_bias.to(dt.dtype)
         dt = softplus(dt) if dt_softplus else dt
-        dt = torch.clamp(dt, min=dt_limit[0], max=dt_limit[1]).float().unsqueeze(-1)
+        time = torch.clamp(dt, min=dt_limit[0], max=dt_limit[1]).float()
         x = hidden_states.float()
         given, read = (tensor.float().repeat_interleave(heads // tensor.shape[2], dim=2) for tensor in (B, C))
         if initial_states is None:
             initial_states = x.new_zeros(x.shape[0], heads, x.shape[-1], given.shape[-1])
-        output, last = state_space(x, dt, A.float()[:, None, None], given, read, initial_states.float())
+        decay = (time * A.float()).unsqueeze(-1)
+        output, last = state_space(x * time.unsqueeze(-1), decay, given, read, initial_states.float())
         output = output if D is None else output + D[:, None] * x
         return (output, last) if return_final_states else output
 
@@ -94,7 +95,7 @@ _begun: ContextVar[list[torch.Tensor]] = ContextVar("begun")
 
 
 def _state_space_by_channels(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``mamba_selective_scan`` as a scan, from the state on that the mixer's cache holds."""
+    """``mamba_selective_scan`` as one operator, from the state on that the mixer's cache holds."""
 
     def selective_scan(
         hidden_states: torch.Tensor,
@@ -112,16 +113,16 @@ def _state_space_by_channels(original: Callable[..., Any]) -> Callable[..., Any]
         if delta_bias is not None:
             dt = dt + delta_bias.to(dt.dtype)[..., None]
         dt = softplus(dt) if delta_softplus else dt
-        x, time, given, read = (tensor.float().transpose(1, 2).unsqueeze(2) for tensor in (hidden_states, dt, B, C))
+        x, time, given, read = (tensor.float().transpose(1, 2) for tensor in (hidden_states, dt, B, C))
         states = _begun.get([])
         state = states.pop(0) if states else x.new_zeros(x.shape[0], x.shape[-1], given.shape[-1])
-        output, last = state_space(x, time, A.float().unsqueeze(0), given, read, state.float().unsqueeze(1))
-        found = output.squeeze(2).transpose(1, 2).to(hidden_states.dtype)
+        output, last = state_space_by_channels(x, time, A.float(), given, read, state.float())
+        found = output.transpose(1, 2).to(hidden_states.dtype)
         if D is not None:
             found = found + hidden_states * D[None, :, None]
         if z is not None:
             found = found * silu(z)
-        return (found, last.squeeze(1)) if return_last_state else found
+        return (found, last) if return_last_state else found
 
     return selective_scan
 

@@ -107,6 +107,8 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
     Raises:
         RefusedError: it does not run.
     """
+    from trueport.patches.context import applied
+    from trueport.patches.transformers_kernels import kernels_of
     from trueport.rewrite.watch import exporting
 
     module, interface = component.module, component.interface
@@ -120,7 +122,10 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
             raise RefusedError(f"{name} is {before[1]} too")
         known[id(tensor)] = ("weight", name)
     recorder = Recorder(known)
-    with ExitStack() as hooks, torch.no_grad(), exporting(), fake_mode_of(module), recorder:
+    kernels = kernels_of(
+        {type(part).__module__ for part in module.modules()}
+    )  # whose own loops are long, and may lose a state
+    with ExitStack() as hooks, torch.no_grad(), applied(kernels), exporting(), fake_mode_of(module), recorder:
         for stack in stacks:
             ends = recorder.trace.ends.setdefault(stack.path, [])
             for index, layer in enumerate(module.get_submodule(stack.path).children()):

@@ -9,7 +9,7 @@ import onnxscript
 from onnxscript import BFLOAT16, BOOL, FLOAT, FLOAT16, INT32, INT64
 from onnxscript import opset18 as op
 
-from trueport.targets.onnx import arithmetic, logs, norms, places
+from trueport.targets.onnx import arithmetic, logs, norms, places, recurrences
 
 Real = TypeVar("Real", bound=Union[FLOAT, FLOAT16, BFLOAT16])  # noqa: UP007  (onnxscript reads no |)
 Integer = TypeVar("Integer", bound=Union[INT32, INT64])  # noqa: UP007
@@ -40,6 +40,13 @@ def grouped_matmul(rows: Real, weight: Real, ends: Integer) -> Real:  # type: ig
     return op.ConcatFromSequence(products, axis=0)
 
 
+def grouped(rows: Any, weight: Any, offs: Any = None, bias: Any = None, out_dtype: int | None = None) -> Any:
+    """torch's own ``_grouped_mm``, which transformers calls for experts in bfloat16: what ``grouped_matmul`` computes."""
+    if offs is None or bias is not None or out_dtype is not None or len(rows.shape) != 2 or len(weight.shape) != 3:
+        raise NotImplementedError("_grouped_mm is known with rows sorted by expert alone")
+    return grouped_matmul(rows, weight, offs)
+
+
 def copied(written: Any, source: Any, non_blocking: bool = False) -> Any:
     """What ``written.copy_(source)`` leaves: the source in the dtype and the shape of what it is written to."""
     return op.Expand(op.CastLike(source, written), op.Shape(written))
@@ -59,11 +66,13 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.aten.copy.default: copied,
+        torch.ops.aten._grouped_mm.default: grouped,
         **{getattr(torch.ops.aten.where, name): chosen for name in ("self", "ScalarSelf", "ScalarOther", "Scalar")},
         **arithmetic.forms(),
         **logs.forms(),
         **norms.forms(),
         **places.forms(),
+        **recurrences.forms(),
     }
     if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
         table[torch.ops.transformers.grouped_mm_fallback.default] = grouped_matmul
