@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from trueport.patches.recurrences import delta_rule, state_space
+from trueport.patches import recurrences  # noqa: F401  (registers its operators)
 
 pytest.importorskip("executorch")
 CHANNELS = 64
@@ -49,16 +49,19 @@ class Longer(nn.Module):
 
 
 class Scanned(nn.Module):
-    """Both recurrences, over (batch, length, 4 heads, 8 channels)."""
+    """Every recurrence, over (batch, length, 4 heads, 8 channels)."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = x.transpose(1, 2).unflatten(2, (4, 16))
         key, value = x[..., :8], x[..., 8:]
         state = y.reshape(-1, 4, 16, 1)[:, :, :8] * key.new_ones(6)
-        beta, rate = key.sum(-1).sigmoid(), -torch.ones(4, 1, 1)
-        unit = key / key.norm(dim=-1, keepdim=True)
-        ruled = delta_rule(key, unit, value[..., :6], -beta.unsqueeze(-1), beta, state)
-        return *ruled, *state_space(value, beta.unsqueeze(-1), rate, key[..., :6], value[..., :6], state)
+        beta, rate = key.sum(-1).sigmoid(), -torch.ones(8, 6)
+        unit, decay = key / key.norm(dim=-1, keepdim=True), -beta.unsqueeze(-1)
+        ruled = torch.ops.trueport.delta_rule(key, unit, value[..., :6], decay, beta, state)
+        apart = torch.ops.trueport.delta_rule_by_channels(key, unit, value[..., :6], -value.abs(), beta, state)
+        spaces = torch.ops.trueport.state_space(value, decay, key[..., :6], value[..., :6], state)
+        line = key[:, :, 0], value[:, :, 0].abs(), rate, key[:, :, 1, :6], value[:, :, 1, :6], state[:, 0]
+        return *ruled, *apart, *spaces, *torch.ops.trueport.state_space_by_channels(*line)
 
 
 def program(module: nn.Module, backend: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trueport.targets.executorch.formulas import replace
+from trueport.targets.executorch.recurrences import write_recurrences
 from trueport.targets.executorch.spelled import spell
 from trueport.targets.pieces import named
 
@@ -24,6 +25,9 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     _without_gradients(program.graph)
     _copy_given(program)
     _copy_branched(program)
+    for module in list(program.graph_module.modules()):
+        if isinstance(module, torch.fx.GraphModule):
+            write_recurrences(module)
     for module in program.graph_module.modules():  # branches and the bodies of loops among them
         if isinstance(module, torch.fx.GraphModule):
             drop_assertions(module.graph)
