@@ -31,7 +31,11 @@ def ids(batch: int, length: int) -> torch.Tensor:
 def inputs(tokens: torch.Tensor, past: int = 0) -> list[torch.Tensor]:
     """Of falcon_h1's program, in its order, for tokens behind a past."""
     batch, new = tokens.shape
-    return [tokens.contiguous(), torch.ones(batch, past + new, dtype=torch.long), torch.arange(past, past + new).repeat(batch, 1)]
+    return [
+        tokens.contiguous(),
+        torch.ones(batch, past + new, dtype=torch.long),
+        torch.arange(past, past + new).repeat(batch, 1),
+    ]
 
 
 @pytest.mark.slow

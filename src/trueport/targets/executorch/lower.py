@@ -160,6 +160,12 @@ def to_program(
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
+        _, _, lacking = reason.partition("Missing out variants: ")
+        if lacking:
+            raise LoweringError(
+                f"ExecuTorch has no kernel for {lacking.strip('{}')} in {', '.join(programs)}",
+                "`trueport diagnose MODEL --to executorch` names its line; --to onnx may have a form for it.",
+            ) from error
         raise LoweringError(f"ExecuTorch cannot lower {', '.join(programs)}: {reason}") from error
 
 
