@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trueport.cache_names import cache_of, given_cache
+from trueport.errors import CaptureError
 from trueport.interface import BATCH, Dimension, Interface, StatePair, Tensor
 from trueport.roles import decoder, encoder, seq2seq
 from trueport.roles.caches import cache_tensors, given_cross_cache, graph_cross_cache
@@ -156,6 +157,11 @@ def _encoder(component: Component, bounds: Bounds) -> Component:
 def _decoder(model: PreTrainedModel, bounds: Bounds) -> Component:
     (part,) = decoder.components(model)
     assert isinstance(part.module, decoder.DecoderModule)
+    if not part.interface.has_input("attention_mask"):
+        raise CaptureError(
+            f"{type(model).__name__} takes no attention_mask, whose length tells a program the past",
+            "Give --to onnx, or --task feature-extraction for one pass without a state.",
+        )
     whole = _bounded(part.interface, bounds)
     kept = _kept([whole.input(pair.input) for pair in whole.state], bounds, whole.largest("past_sequence_length") + 1)
     interface = Interface(whole.plain_inputs, whole.plain_outputs, whole.dimensions, kept=kept)
