@@ -1,4 +1,4 @@
-"""The name of the cache is the class's own, whichever of the two it is."""
+"""The name of the cache is the class's own, whichever it is."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ class New(torch.nn.Module):
     def forward(self, ids: Any, cache: Any = None, use_cache: bool = False) -> None: ...
 
 
+class Recurrent(torch.nn.Module):
+    def forward(self, ids: Any, cache_params: Any = None, use_cache: bool = False) -> None: ...
+
+
 class Without(torch.nn.Module):
     def forward(self, ids: Any, use_cache: bool = False) -> None: ...
 
 
 def test_arguments() -> None:
-    assert [cache_name(kind) for kind in (Old, New, Without)] == [*NAMES, None]
+    assert [cache_name(kind) for kind in (Old, New, Recurrent, Without)] == [*NAMES, None]
     assert given_cache(Old(), 3) == {"past_key_values": 3} and given_cache(New(), 3) == {"cache": 3}
     with pytest.raises(CaptureError, match=r"^Without\.forward takes neither past_key_values nor cache"):
         given_cache(Without(), 3)
 
 
 def test_outputs() -> None:
-    assert [cache_of({name: 3, "logits": 4}) for name in NAMES] == [3, 3]
+    assert [cache_of({name: 3, "logits": 4}) for name in NAMES] == [3, 3, 3]
     assert cache_of({"logits": 4}) is None
     output = CausalLMOutputWithPast(logits=torch.ones(1), **{field_name(CausalLMOutputWithPast): 3})
     assert cache_of(output) == 3 and list(output) == ["logits", field_name(CausalLMOutputWithPast)]
@@ -55,7 +59,7 @@ def test_a_cache_given_by_either_name_and_by_both() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_code_that_came_with_a_checkpoint_keeps_its_name(name: str) -> None:
-    """One of the two is not the installed transformers' own: the model is the same decoder."""
+    """Two of them are not the installed transformers' own: the model is the same decoder."""
     model = zoo.build("llama")
     wanted = components(model)[0]
     feeds = sample(wanted.interface, wanted.sizes)

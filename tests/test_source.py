@@ -422,12 +422,9 @@ def test_models_of_other_inputs(tmp_path):
 
 
 def test_a_state_that_is_no_cache(tmp_path):
-    config = transformers.MambaConfig(vocab_size=9, hidden_size=8, state_size=2, num_hidden_layers=1)
-    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
-    _refused(tmp_path, "not a key-value cache", tokenizer=None)
-    hybrid = zoo.build("llama")  # what transformers says of those that keep keys and values, and a state besides
-    hybrid.__class__ = type("Hybrid", (type(hybrid),), {"_is_stateful": True})
-    _refused(hybrid, "A Hybrid keeps a state that is not a key-value cache", tokenizer=None)
+    config = transformers.RwkvConfig(vocab_size=9, hidden_size=8, attention_hidden_size=8, num_hidden_layers=2)
+    transformers.RwkvForCausalLM(config).save_pretrained(tmp_path)
+    _refused(tmp_path, "A RwkvForCausalLM keeps a state that is not a key-value cache", tokenizer=None)
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ def build(name: str, *, seed: int = 0, amplify: float | None = GAIN, head: str |
 
 
 def with_cache_name(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The decoder ``model`` itself, of a class whose forward takes its cache as ``past_key_values`` or ``cache``."""
+    """The decoder ``model`` itself, of a class whose forward takes its cache by another name."""
     forward = type(model).forward
 
     def old(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **rest):
@@ -334,7 +334,11 @@ def with_cache_name(model: PreTrainedModel, name: str) -> PreTrainedModel:
     def new(self, input_ids=None, attention_mask=None, position_ids=None, cache=None, **rest):
         return forward(self, input_ids, attention_mask, position_ids, cache, **rest)
 
-    model.__class__ = type("Renamed", (type(model),), {"forward": {"past_key_values": old, "cache": new}[name]})
+    def recurrent(self, input_ids=None, attention_mask=None, position_ids=None, cache_params=None, **rest):
+        return forward(self, input_ids, attention_mask, position_ids, cache_params, **rest)
+
+    forwards = {"past_key_values": old, "cache": new, "cache_params": recurrent}
+    model.__class__ = type("Renamed", (type(model),), {"forward": forwards[name]})
     return model
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import trueport
 from tests import zoo
 from trueport.errors import CaptureError, TrueportError
-from trueport.patches import Patch, context, exportable, registered
+from trueport.patches import Patch, exportable, registered, registry
 
 
 @pytest.mark.parametrize("patch", registered(), ids=lambda patch: patch.path)
@@ -51,7 +51,7 @@ def test_without_it_a_model_does_not_come_out_right(
 ) -> None:
     """A patch that nothing needs any more is to be removed."""
     rest = tuple(other for other in registered() if other is not patch)
-    monkeypatch.setattr(context, "registered", lambda: rest)
+    monkeypatch.setattr(registry, "registered", lambda: rest)
     model = zoo.build(patch.model)
     with pytest.raises(TrueportError):
         trueport.export(model, tmp_path / "out", tokenizer=None)

@@ -101,7 +101,7 @@ def test_beams_that_keep_the_wrong_cache_are_no_tie(llama: torch.nn.Module, monk
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_original_that_calls_its_cache_otherwise_generates_without(llama: torch.nn.Module, name: str) -> None:
-    """One of the two names is not the one by which the installed transformers hands the cache on."""
+    """Two of the names are not the one by which the installed transformers hands the cache on."""
     renamed = zoo.with_cache_name(copy.deepcopy(llama), name)
     assert (clause.generate(renamed, prompts(), OPTIONS) == clause.generate(llama, prompts(), OPTIONS)).all()
 

@@ -185,7 +185,7 @@ def no_window(edit: Edit) -> None:
 
 @pytest.mark.parametrize("original", [True, False])
 def test_a_window_that_is_ignored(judged: Judged, original: bool):
-    far = {"sliding_window": 100}  # past the lengths of all other clauses
+    far = {"sliding_window": 150}  # past the lengths of all other clauses
     assert failed(judged("mistral", no_window, original=original, config=far)) == {"window"}
 
 
@@ -258,7 +258,7 @@ def test_a_decoder_with_a_baked_length_in_silence(judged: Judged):
     found = cases(proof, "shapes")
     wrong = {name for name, wrong in found.items() if wrong}
     assert "batch 2, length 33" in wrong
-    assert not [name for name in wrong if name.startswith("batch") and not name.endswith("length 33")]
+    assert not [name for name in wrong if name.startswith("batch") and not name.endswith(("length 33", "length 128"))]
 
 
 def lost_scale(edit: Edit) -> None:

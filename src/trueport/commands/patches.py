@@ -22,7 +22,7 @@ def patches(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """List the patches; with --for those that a model needs, and whether it would export without each."""
-    from trueport.patches import registered
+    from trueport.patches import needed, registered
 
     if model is None:
         for patch in registered():
@@ -33,7 +33,7 @@ def patches(
     with quiet():
         source = _source(model, trust_remote_code)
     modules = {type(module).__module__ for module in source.model.modules()}
-    for patch in (patch for patch in registered() if patch.applies_to(modules)):
+    for patch in needed(modules):
         _show(patch)
         typer.echo(f"    without it: {without(patch, source)}")
 

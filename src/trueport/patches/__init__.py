@@ -2,6 +2,6 @@
 
 from trueport.patches.context import exportable
 from trueport.patches.patch import Patch
-from trueport.patches.registry import registered
+from trueport.patches.registry import needed, registered
 
-__all__ = ["Patch", "exportable", "registered"]
+__all__ = ["Patch", "exportable", "needed", "registered"]

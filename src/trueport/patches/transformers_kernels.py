@@ -228,15 +228,16 @@ def kernels_of(modules: Collection[str]) -> list[Patch]:
 
 
 def _of(module: str, content: dict[str, Any]) -> Iterator[Patch]:
+    file = f"{module.replace('.', '/')}.py"
     for name, kernel in KERNELS.items():
         if name in content:
-            yield Patch(f"{module}.{name}", kernel.symptom, f"{module}.{name}", kernel.replacement, kernel.samples)
+            yield Patch(f"{module}.{name}", kernel.symptom, f"{file}, {name}", kernel.replacement, kernel.samples)
     if STATELESS in content:
         for name, kind in content.items():
             if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module and _calls(kind):
                 path = f"{module}.{name}.forward"
                 symptom = "its scan begins with zeros: what comes after the first call of several tokens forgets it"
-                yield Patch(path, symptom, path, _with_its_state, list)
+                yield Patch(path, symptom, f"{file}, {name}", _with_its_state, list)
 
 
 def _calls(kind: type[nn.Module]) -> bool:

@@ -21,7 +21,7 @@ from trueport.proof.reference import OriginalError, Reference, wide_original
 from trueport.proof.result import FAIL, NOT_APPLICABLE, PASS, Case, ClauseResult, Proof
 from trueport.proof.stand_in import FolderReference
 from trueport.proof.subject import Session, subject_of
-from trueport.proof.tolerance import JITTERED, MOVED, PRECISE, ROUNDED, Tolerance, blind, measured, modelled
+from trueport.proof.tolerance import JITTERED, MEASURED, MOVED, PRECISE, ROUNDED, Tolerance, blind, measured, modelled
 from trueport.roles.component import signature
 from trueport.roles.windows import windows
 
@@ -244,7 +244,7 @@ def _floors(rough: Mapping[str, np.ndarray], others: Iterable[Mapping[str, np.nd
 
 def _typical(inputs: Inputs, masked: bool) -> Batch:
     """A batch like those that the clauses ask."""
-    length = inputs.fits(24)
+    length = inputs.fits(MEASURED)
     return inputs.draw("floor", left(length, [0, min(5, length - 1) if masked else 0]), target=12)
 
 

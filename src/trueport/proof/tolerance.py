@@ -11,6 +11,8 @@ MULTIPLE = 10.0
 """The artefact sums in another order than PyTorch, so its error is another draw from the same distribution; the largest
 of many draws exceeds the largest of as many others by ten only when something else is at work."""
 
+MEASURED = 24
+"""Tokens of the batch on which the noise floor is measured."""
 EPSILONS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Unit roundoff by dtype (IEEE 754)."""
 

@@ -26,7 +26,6 @@ class GenerativeModel(TrueportModel, GenerationMixin):
     """What decoders and encoder-decoders share: ``GenerationMixin`` over a cache that the runtime holds."""
 
     base_model_prefix = ""
-    _is_stateful = False
     _auto_class = None
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -38,6 +37,11 @@ class GenerativeModel(TrueportModel, GenerationMixin):
     def can_generate(self) -> bool:
         """Whether ``generate`` works."""
         return True
+
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether a step cannot be undone, as transformers asks before it lets another model propose tokens."""
+        return not self.new_cache().is_croppable
 
     def new_cache(self) -> RuntimeCache:
         """An empty cache, to pass as ``cache`` or, as transformers before 5.24 calls it, ``past_key_values``."""

@@ -35,6 +35,8 @@ DEEP: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_hidden_layers": 5, "mlp_only_layers": [0]},  # a dense first layer
     "gemma3_text": {"num_hidden_layers": 9, "layer_types": [S, F] * 4 + [S]},  # does not end with a period
     "gpt_oss": {"num_hidden_layers": 8, "layer_types": [S, F] * 4},
+    "qwen3_next": {"num_hidden_layers": 16},  # three with a recurrent state to one with attention
+    "mamba": {"num_hidden_layers": 4},
     "t5": {"num_layers": 5},  # the first layer holds the position bias
     "bart": {"encoder_layers": 4, "decoder_layers": 4},
     "whisper": {"encoder_layers": 4, "decoder_layers": 4},
@@ -125,7 +127,14 @@ def test_few_layers_are_traced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "first", "period", "repeats"),
-    [("gemma3_text", 0, 2, 4), ("gpt_oss", 0, 2, 4), ("qwen3_moe", 1, 1, 4), ("t5", 1, 1, 4), ("bert", 0, 1, 5)],
+    [
+        ("gemma3_text", 0, 2, 4),
+        ("gpt_oss", 0, 2, 4),
+        ("qwen3_moe", 1, 1, 4),
+        ("t5", 1, 1, 4),
+        ("bert", 0, 1, 5),
+        ("qwen3_next", 0, 4, 4),
+    ],
 )
 def test_periods_are_found(monkeypatch: pytest.MonkeyPatch, name: str, first: int, period: int, repeats: int) -> None:
     monkeypatch.setattr(stacks, "WORTH", 1)

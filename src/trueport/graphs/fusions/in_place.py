@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from trueport.graphs.fusions.reading import attribute, operand, rank
 from trueport.graphs.repair.builder import Builder
-from trueport.interface import CAPACITY, Dimension, Interface, Tensor
+from trueport.interface import CAPACITY, Dimension, Interface, StatePair, Tensor
 
 OLDEST, OPSET = 23, 24
 """The first with Attention, and with TensorScatter; in between, operators only gained dtypes and inputs."""
@@ -17,7 +17,7 @@ MASK, IDS = "attention_mask", "input_ids"
 
 
 def write_in_place(model: ir.Model, interface: Interface) -> tuple[Interface, str]:
-    """Make every cache a buffer that is at least as long as the mask, its new entries written behind the past; in place.
+    """Make every cache that grows a buffer at least as long as the mask, its new entries written behind the past; in place.
 
     Where the past ends, the mask's length says, as the buffer's own no longer does. What lies behind the new entries is
     hidden by the mask, which is widened to the buffer. An input bound as its own output is then not copied.
@@ -40,7 +40,8 @@ def write_in_place(model: ir.Model, interface: Interface) -> tuple[Interface, st
     )
     starts = build.op("Expand", past, build.op("Shape", inputs[IDS], start=0, end=1))
     layers = []
-    for pair in interface.state:
+    grown = _growing(interface)
+    for pair in grown:
         for node, _ in list(inputs[pair.input].uses()):
             if node.op_type != "Shape":
                 layers.append(node)
@@ -52,9 +53,7 @@ def write_in_place(model: ir.Model, interface: Interface) -> tuple[Interface, st
         mask = _mask(node)
         assert mask is not None
         if mask not in hidden:  # all buffers are of one length: the first layer's mask is every layer's
-            hidden[mask] = _widened(
-                Builder(model, node, f"in_place/{_name(node)}"), mask, inputs[interface.state[0].input]
-            )
+            hidden[mask] = _widened(Builder(model, node, f"in_place/{_name(node)}"), mask, inputs[grown[0].input])
         _scatter(model, node, starts, hidden[mask])
     model.opset_imports[""] = max(OPSET, model.opset_imports[""])
     return _buffered(interface), ""
@@ -68,7 +67,9 @@ def _refusal(model: ir.Model, interface: Interface) -> str:
         return f"its opset has no Attention: export with --opset {OLDEST}"
     if rank(inputs.get(MASK)) != 2 or rank(inputs.get(IDS)) != 2:
         return f"no {MASK} beside {IDS} tells where the past ends"
-    for pair in interface.state:
+    if not _growing(interface):
+        return "none of its states grows with the tokens"
+    for pair in _growing(interface):
         for node, index in inputs[pair.input].uses():
             one_axis = node.op_type == "Shape" and attribute(node, "end", 0) == attribute(node, "start", 0) + 1
             if not one_axis and not (_attends(node) and index in (4, 5) and rank(_mask(node)) == 4):
@@ -84,6 +85,11 @@ def _refusal(model: ir.Model, interface: Interface) -> str:
     return ""
 
 
+def _growing(interface: Interface) -> list[StatePair]:
+    """Keys and values; a recurrent state is small, and every step makes all of it anew."""
+    return [pair for pair in interface.state if pair.initial == "empty"]
+
+
 def _mask(node: ir.Node) -> ir.Value | None:
     return operand(node, 3)
 
@@ -94,7 +100,8 @@ def _attends(node: ir.Node) -> bool:
 
 def _buffered(interface: Interface) -> Interface:
     """The interface whose caches have a length of their own."""
-    named = {name: pair.axis for pair in interface.state for name in (pair.input, pair.output)}
+    grown = _growing(interface)
+    named = {name: pair.axis for pair in grown for name in (pair.input, pair.output)}
 
     def wider(tensor: Tensor) -> Tensor:
         axes = list(tensor.shape)
@@ -107,7 +114,7 @@ def _buffered(interface: Interface) -> Interface:
         inputs=tuple(map(wider, interface.inputs)),
         outputs=tuple(map(wider, interface.outputs)),
         dimensions=(*interface.dimensions, Dimension(CAPACITY, 0)),
-        state=tuple(replace(pair, in_place=True) for pair in interface.state),
+        state=tuple(replace(pair, in_place=True) if pair in grown else pair for pair in interface.state),
     )
 
 

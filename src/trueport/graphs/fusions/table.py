@@ -100,7 +100,7 @@ def _in_place(model: ir.Model, interface: Interface) -> Applied:
     if not interface.state:
         return Applied(0, interface)
     changed, reason = write_in_place(model, interface)
-    return Applied(0 if reason else len(interface.state), changed, reason)
+    return Applied(0 if reason else sum(pair.in_place for pair in changed.state), changed, reason)
 
 
 FUSIONS = (

@@ -66,7 +66,7 @@ def captured(component: Component, config: Any, tell: Callable[[str], None], *, 
     stacks = stacks_of(component.module, config) if stamp else []
     if not stacks:
         path = unlike(component.module) if stamp else ""
-        return plainly(f"the layers of {path} do not repeat" if path else "")
+        return plainly(f"the layers of {path} do not repeat, or not often enough" if path else "")
     try:
         stack, twins, trace = _chosen(component, stacks)
         short = _short(component, stack, twins)

@@ -15,16 +15,18 @@ from trueport.proof.result import Case
 Answer = Callable[[Batch], dict[str, np.ndarray]]
 AFFORDABLE = 1100
 """Tokens in one pass of the float64 original: the tables of BERT and GPT-2 end at 512 and 1024."""
+CHUNKED = 133
+"""Tokens past the chunks of 64 and 128 in which kernels work: a loop over them that was unrolled once serves no more."""
 LONGEST = 8192
 """Tokens: past this a single attention matrix no longer fits where proofs run."""
 
 
 def ask(asked: Asked) -> list[Case]:
-    """Batch 1 to 5, lengths 1, 2, traced, traced + 4 and long, against the original or the rows alone."""
+    """Batch 1 to 5, lengths 1, 2, traced, traced + 4, long and past chunks, against the original or the rows alone."""
     traced, long = asked.lengths
     sizes = [(1, 1, 1), (1, 2, 3), (2, traced, 1), (5, 2, 4), (1, traced + 4, 2)]
     sizes += [(1, guard + 5, 2) for guard in asked.guards if guard + 5 <= LONGEST]
-    sizes += _far(asked) or [(2, long, long // 2)]
+    sizes += _far(asked) or [(2, long, long // 2), (1, CHUNKED, 2)]
     cases = []
     for rows, length, target in dict.fromkeys((r, asked.inputs.fits(n), t) for r, n, t in sizes):
         name = f"batch {rows}, length {length}" + (f", target {target}" if asked.role == "seq2seq" else "")

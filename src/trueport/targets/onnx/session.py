@@ -61,6 +61,7 @@ class OnnxSession:
         self._rows = self.interface.row_axes
         self._buffered = {pair.input: pair.axis for pair in self.interface.state if pair.in_place}
         self._written = {pair.output: pair.input for pair in self.interface.state if pair.in_place}
+        self._fixed = {pair.input: pair.output for pair in self.interface.state if not pair.in_place}
         self._unwritten = [name for name in self._outputs if name not in self._written]
         self._teller = _teller(self.interface)
         self._counts = bool(self.interface.state) and self.interface.counts_past
@@ -83,7 +84,9 @@ class OnnxSession:
             shape = shape if isinstance(batch, Mapping) else [batch, *shape[1:]]
             values[pair.input] = from_torch(torch.zeros(shape, dtype=getattr(torch, tensor.dtype)))
         if self._buffered:
-            return BufferedState(Buffers(values, 0, 0), self._buffered, 0, self._rows)
+            grown = {name: value for name, value in values.items() if name in self._buffered}
+            fixed = {name: value for name, value in values.items() if name not in self._buffered}
+            return BufferedState(Buffers(grown, 0, 0), self._buffered, 0, self._rows, fixed)
         return State(values, self._rows)
 
     def sizes(self, state: State) -> dict[str, int]:
@@ -147,8 +150,8 @@ class OnnxSession:
             raise RunError(f"{self.path.name} needs {', '.join(sorted(missing))} too")
         total = self._total(feeds, state.used)
         state = state.room(total)
-        results = self._execute(values, feeds, state.buffers)
-        return results, state.following(total)
+        results = self._execute({**values, **state.fixed} if state.fixed else values, feeds, state.buffers)
+        return results, state.following(total, {name: results[output] for name, output in self._fixed.items()})
 
     def _following(self, results: Mapping[str, Any]) -> State:
         return State({pair.input: results[pair.output] for pair in self.interface.state}, self._rows)
@@ -277,8 +280,10 @@ def read_interface(runtime: onnxruntime.InferenceSession) -> Interface:
     for tensor in inputs:
         output = state_output(tensor.name, names)
         if output is not None:
-            axis = next((i for i, size in enumerate(tensor.shape) if i and isinstance(size, str)), 2)
-            pairs.append(StatePair(tensor.name, output, axis))
+            axis = next((i for i, size in enumerate(tensor.shape) if i and isinstance(size, str)), None)
+            grows = axis is not None or not tensor.shape[1:]  # of what tells no shape, the most is hoped for
+            pair = StatePair(tensor.name, output, axis or 2) if grows else StatePair(tensor.name, output, 0, "zeros")
+            pairs.append(pair)
     symbols = {size for tensor in inputs for size in tensor.shape if isinstance(size, str)}
     return Interface(inputs, outputs, tuple(Dimension(name, 0) for name in sorted(symbols)), tuple(pairs))
 

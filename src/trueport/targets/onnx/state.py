@@ -90,19 +90,29 @@ class BufferedState(State):
         buffers: shared by the states that followed each other.
         axes: the axis of the tokens by input name.
         used: tokens in this state.
+        fixed: what does not grow with the tokens, a recurrent state, by input name: new from every step.
     """
 
-    def __init__(self, buffers: Buffers, axes: Mapping[str, int], used: int, rows: Mapping[str, int]) -> None:
-        super().__init__(buffers.values, rows)
-        self.buffers, self.axes, self.used = buffers, axes, used
+    def __init__(
+        self,
+        buffers: Buffers,
+        axes: Mapping[str, int],
+        used: int,
+        rows: Mapping[str, int],
+        fixed: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__({**buffers.values, **fixed} if fixed else buffers.values, rows)
+        self.buffers, self.axes, self.used, self.fixed = buffers, axes, used, fixed or {}
 
     def _of(self, values: dict[str, Any]) -> BufferedState:
         """In buffers of its own, without room."""
-        return BufferedState(Buffers(values, self.used, self.used), self.axes, self.used, self.rows)
+        grown = {name: value for name, value in values.items() if name in self.axes}
+        fixed = {name: value for name, value in values.items() if name not in self.axes}
+        return BufferedState(Buffers(grown, self.used, self.used), self.axes, self.used, self.rows, fixed)
 
     def shorten(self, axes: Mapping[str, int], count: int) -> BufferedState:
         """The state without the last ``count`` tokens."""
-        return BufferedState(self.buffers, self.axes, max(self.used - count, 0), self.rows)
+        return BufferedState(self.buffers, self.axes, max(self.used - count, 0), self.rows, self.fixed)
 
     def length(self, name: str, axis: int) -> int:
         """Length of one tensor's axis, as far as it is used."""
@@ -110,7 +120,10 @@ class BufferedState(State):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Views of what the buffers hold, by input name."""
-        return {name: to_torch(value).narrow(self.axes[name], 0, self.used) for name, value in self.values.items()}
+        return self._grown() | {name: to_torch(value) for name, value in self.fixed.items()}
+
+    def _grown(self) -> dict[str, torch.Tensor]:
+        return {n: to_torch(value).narrow(self.axes[n], 0, self.used) for n, value in self.buffers.values.items()}
 
     def room(self, total: int) -> BufferedState:
         """This state in buffers in which one step, and no other, may write its tokens up to ``total``."""
@@ -120,14 +133,14 @@ class BufferedState(State):
                 return self
         capacity = total + max(total // SPARE, LEAST)
         values = {}
-        for name, tensor in self.tensors().items():
+        for name, tensor in self._grown().items():
             shape = list(tensor.shape)
             shape[self.axes[name]] = capacity
             wider = tensor.new_zeros(shape)  # zeros: a hidden key's value is multiplied by 0, and must not be NaN
             wider.narrow(self.axes[name], 0, self.used).copy_(tensor)
             values[name] = from_torch(wider)
-        return BufferedState(Buffers(values, capacity, total), self.axes, self.used, self.rows)
+        return BufferedState(Buffers(values, capacity, total), self.axes, self.used, self.rows, self.fixed)
 
-    def following(self, total: int) -> BufferedState:
-        """The state after a step wrote its tokens up to ``total`` into the room that it was given."""
-        return BufferedState(self.buffers, self.axes, total, self.rows)
+    def following(self, total: int, fixed: Mapping[str, Any]) -> BufferedState:
+        """The state after a step wrote its tokens up to ``total`` into the room that it was given, and gave ``fixed``."""
+        return BufferedState(self.buffers, self.axes, total, self.rows, fixed)
