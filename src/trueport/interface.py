@@ -148,6 +148,11 @@ class Interface:
         return next((axis for t in self.plain_inputs for axis in t.shape if axis in self.fed and axis in kept), None)  # type: ignore[return-value]
 
     @property
+    def kept_states(self) -> tuple[Tensor, ...]:
+        """What is kept that is no longer than before when a token has been read, and so cannot forget one."""
+        return tuple(tensor for tensor in self.kept if tensor.name.rpartition(".")[2] not in ("key", "value"))
+
+    @property
     def row_axes(self) -> dict[str, int]:
         """The axis of the rows by state input; what has none is every row's."""
         shapes = {pair.input: self.input(pair.input).shape for pair in self.state}

@@ -17,7 +17,7 @@ import trueport
 from tests.custom.models import ids
 from tests.custom.test_export import build, component, status
 from tests.forked import trueport_command
-from trueport.errors import ArtifactError, LoweringError, RunError
+from trueport.errors import ArtifactError, RunError
 
 pytestmark = pytest.mark.slow
 BATCH, LENGTH = 3, 12
@@ -68,14 +68,13 @@ def test_past_its_bounds_it_is_refused_in_words(folder: Path) -> None:
             _, state = model.step({"ids": ids(1, LENGTH)}, state)
 
 
-@pytest.mark.parametrize("name", ["lstm", "rwkv"])
-def test_a_loop_over_an_unknown_length_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["lstm", "mamba", "rwkv"])
+def test_a_loop_over_an_unknown_length_runs_to_its_end(name: str, tmp_path: Path) -> None:
     module, inputs, state = build(name)
-    with pytest.raises(LoweringError, match=r"unknown size \(File .*constant and short"):
-        trueport.export(
-            module, tmp_path / "out", to="executorch", inputs=inputs, state=state, max_batch=2, max_length=8
-        )
-    assert not (tmp_path / "out").exists()
+    trueport.export(
+        module, tmp_path / "out", to="executorch", inputs=inputs, state=state, max_batch=3, max_length=LENGTH
+    )
+    assert status(tmp_path / "out")["shapes"] == status(tmp_path / "out")["state"] == "pass"
 
 
 @pytest.mark.parametrize("name", ["lstm", "mamba", "rwkv"])

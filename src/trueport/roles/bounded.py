@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from trueport.cache_names import given_cache
+from trueport.cache_names import cache_of, given_cache
+from trueport.errors import CaptureError
 from trueport.interface import BATCH, Dimension, Interface, StatePair, Tensor
 from trueport.roles import decoder, encoder, seq2seq
-from trueport.roles.caches import cache_tensors, given_cross_cache, graph_cross_cache, kept_cache
+from trueport.roles.caches import cache_tensors, given_cross_cache, graph_cross_cache
 from trueport.roles.component import Component, trace_sizes
+from trueport.roles.kept import Kept, pairs_of
+from trueport.roles.layers import Slot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,21 +30,28 @@ class Bounds:
 
 
 class KeptDecoderModule(nn.Module):
-    """The whole model's forward over a cache in the program's own buffers; the mask's length tells the past."""
+    """The whole model's forward over a cache in the program's own buffers; the mask's length tells the past.
 
-    def __init__(self, model: nn.Module, kept: tuple[Tensor, ...]) -> None:
+    Where no layer keeps tokens, the model's mask is that of the new ones (``DecoderModule``).
+    """
+
+    def __init__(self, model: nn.Module, kept: tuple[Tensor, ...], layers: list[list[Slot]]) -> None:
         super().__init__()
         self.model = model
-        self.kept = kept
-        self.names = _register(self, kept)
+        self.kept = Kept(self, kept, layers)
+        self.forgets = not any(slot.grows for slot in self.kept.slots)
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs by name to ``logits``."""
         batch, new = inputs["input_ids"].shape
         past = inputs["attention_mask"].shape[1] - new
-        cache = kept_cache([getattr(self, name) for name in self.names], self.kept, batch, past, new)
+        cache = self.kept.cache(self, batch, past, new)
+        if self.forgets:
+            inputs["attention_mask"] = inputs["attention_mask"][:, -new:]
         inputs |= given_cache(self.model, cache)
-        return {"logits": self.model(**inputs, use_cache=True, return_dict=True).logits}
+        result = self.model(**inputs, use_cache=True, return_dict=True)
+        self.kept.keep(self, cache_of(result), batch)
+        return {"logits": result.logits}
 
 
 class ProjectingEncoderModule(nn.Module):
@@ -88,8 +96,7 @@ class KeptSeq2SeqDecoderModule(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.encoded, self.cross, self.width = model, encoded, cross, width
-        self.kept = kept
-        self.names = _register(self, kept)
+        self.kept = Kept(self, kept, pairs_of(kept))
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs by name to ``logits``."""
@@ -97,7 +104,7 @@ class KeptSeq2SeqDecoderModule(nn.Module):
         cross = [inputs[pair.input] for pair in self.cross]
         batch, new = ids.shape
         past = own_mask.shape[1] - new
-        own = kept_cache([getattr(self, name) for name in self.names], self.kept, batch, past, new)
+        own = self.kept.cache(self, batch, past, new)
         # Only their shape is read: the keys and values made of them are given.
         states = cross[0].new_zeros(batch, cross[0].shape[2], self.width)
         mask = {"attention_mask": inputs["encoder_attention_mask"]} if "encoder_attention_mask" in inputs else {}
@@ -111,28 +118,6 @@ class KeptSeq2SeqDecoderModule(nn.Module):
             **mask,
         )
         return {"logits": result.logits}
-
-
-def _register(module: nn.Module, kept: tuple[Tensor, ...]) -> list[str]:
-    """A flat buffer of zeros for each kept tensor, (rows * heads * length, head_size); their names."""
-    names = []
-    for tensor in kept:
-        rows, heads, length, size = (int(axis) for axis in tensor.shape)
-        name = tensor.name.replace(".", "_")
-        module.register_buffer(
-            name, _untouched((rows * heads * length, size), getattr(torch, tensor.dtype)), persistent=False
-        )
-        names.append(name)
-    return names
-
-
-def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros that take no memory until they are written to, and then a small page; ``torch.zeros`` writes them."""
-    size = math.prod(shape) * dtype.itemsize
-    if not size:
-        return torch.zeros(shape, dtype=dtype)
-    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANON} if hasattr(mmap, "MAP_PRIVATE") else {}  # shared: taken when read
-    return torch.frombuffer(mmap.mmap(-1, size, **own), dtype=dtype).view(shape)
 
 
 def components(model: PreTrainedModel, bounds: Bounds, *, untrained: tuple[str, ...] = ()) -> list[Component]:
@@ -170,11 +155,17 @@ def _encoder(component: Component, bounds: Bounds) -> Component:
 
 
 def _decoder(model: PreTrainedModel, bounds: Bounds) -> Component:
-    whole = decoder.components(model)[0].interface
-    whole = _bounded(whole, bounds)
+    (part,) = decoder.components(model)
+    assert isinstance(part.module, decoder.DecoderModule)
+    if not part.interface.has_input("attention_mask"):
+        raise CaptureError(
+            f"{type(model).__name__} takes no attention_mask, whose length tells a program the past",
+            "Give --to onnx, or --task feature-extraction for one pass without a state.",
+        )
+    whole = _bounded(part.interface, bounds)
     kept = _kept([whole.input(pair.input) for pair in whole.state], bounds, whole.largest("past_sequence_length") + 1)
     interface = Interface(whole.plain_inputs, whole.plain_outputs, whole.dimensions, kept=kept)
-    module = KeptDecoderModule(model, kept)
+    module = KeptDecoderModule(model, kept, part.module.layers)
     return Component("model", "forward", module, interface, trace_sizes(interface), bounded=True)
 
 
@@ -216,7 +207,11 @@ def _seq2seq(model: PreTrainedModel, bounds: Bounds) -> list[Component]:
 
 
 def _kept(tensors: list[Tensor], bounds: Bounds, length: int) -> tuple[Tensor, ...]:
-    return tuple(replace(t, shape=(bounds.batch, t.shape[1], length, t.shape[3])) for t in tensors)
+    """Buffers of all rows, and as long as a sequence gets where they grow."""
+    return tuple(
+        replace(t, shape=(bounds.batch, *(length if isinstance(axis, str) else axis for axis in t.shape[1:])))
+        for t in tensors
+    )
 
 
 def _bounded(interface: Interface, bounds: Bounds) -> Interface:

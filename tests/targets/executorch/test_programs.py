@@ -12,11 +12,13 @@ import transformers
 import trueport
 from tests import zoo
 from tests.conftest import Exported
+from trueport.errors import LoweringError
 
 ROLES = {entry.name: entry.role for entry in zoo.ENTRIES}
 NAMES = (
     "bert", "modernbert", "distilbert", "mpnet", "vit",
     "llama", "qwen3", "gpt2", "gemma3_text", "mistral",
+    "lfm2", "mamba", "mamba2", "falcon_h1", "nemotron_h", "qwen3_5",
     "t5", "mt5", "bart", "marian", "whisper",
 )  # fmt: skip
 
@@ -50,3 +52,13 @@ def test_a_program_for_one_row_generates(tmp_path: Path) -> None:
     ids = torch.tensor([[7, 21, 40, 9]])
     wanted = original.generate(ids, max_new_tokens=6, do_sample=False)
     assert torch.equal(trueport.load(tmp_path / "out").generate(ids, max_new_tokens=6, do_sample=False), wanted)
+
+
+@pytest.mark.slow
+def test_an_operator_that_only_others_have_is_named(tmp_path: Path) -> None:
+    """Products by expert, which transformers defines for its own mixtures."""
+    with pytest.raises(LoweringError, match=r"no kernel for 'transformers::grouped_mm_fallback'.*\n?.*--to onnx"):
+        trueport.export(
+            zoo.build("mixtral"), tmp_path / "out", to="executorch", tokenizer=None, max_batch=2, max_length=8
+        )
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from trueport.capture import Captured, capture
 from trueport.interface import Interface
 from trueport.proof.calibration import Original, answered, batches
 from trueport.roles.component import Component
+from trueport.targets.executorch.rewrites import drop_assertions
 
 if TYPE_CHECKING:
     from trueport.proof.inputs import Batch
@@ -46,7 +47,7 @@ def calibrated(captured: Sequence[Captured], components: Mapping[str, Component]
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    prepared = {p.name: prepare_pt2e(p.program.module(check_guards=False), _quantizer()) for p in captured}
+    prepared = {p.name: prepare_pt2e(_unguarded(p.program), _quantizer()) for p in captured}
     interfaces = {part.name: part.interface for part in captured}
     # A program's caches are its buffers: what calibration leaves in them must not be exported.
     before = [(buffer, buffer.clone()) for part in captured for buffer in _kept(prepared[part.name], part.interface)]
@@ -61,6 +62,14 @@ def calibrated(captured: Sequence[Captured], components: Mapping[str, Component]
         again = capture(replace(components[part.name], module=module, interface=part.interface))
         results.append(replace(again, patches=part.patches, guards=part.guards))
     return results
+
+
+def _unguarded(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The program's graph, which runs at every size that it is right at: torch asserts things of strides, too."""
+    module: Any = program.module(check_guards=False)
+    drop_assertions(module.graph)
+    module.recompile()
+    return module  # type: ignore[no-any-return]
 
 
 def _quantizer() -> Any:

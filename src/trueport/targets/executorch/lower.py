@@ -136,6 +136,7 @@ def to_program(
     from trueport.targets.executorch.functional import quickly_functional
     from trueport.targets.executorch.grouping import quickly_grouped
     from trueport.targets.executorch.passes import only_needed, remembered_shapes
+    from trueport.targets.executorch.scans import sized_scans
     from trueport.targets.executorch.sharing import shared_weights
     from trueport.targets.executorch.writes import written_in_buffers
 
@@ -153,12 +154,18 @@ def to_program(
                     compile_config=EdgeCompileConfig(_check_ir_validity=False),
                 )
             _refuse_written(edge, programs)
-            with written_in_buffers():
+            with written_in_buffers(), sized_scans():
                 return edge.to_executorch(_config(beside))
     except LoweringError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
+        _, _, lacking = reason.partition("Missing out variants: ")
+        if lacking:
+            raise LoweringError(
+                f"ExecuTorch has no kernel for {lacking.strip('{}')} in {', '.join(programs)}",
+                "`trueport diagnose MODEL --to executorch` names its line; --to onnx may have a form for it.",
+            ) from error
         raise LoweringError(f"ExecuTorch cannot lower {', '.join(programs)}: {reason}") from error
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trueport.errors import LoweringError
-from trueport.interface import Interface
+from trueport.interface import DTYPES, Interface, Tensor
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager
@@ -41,16 +42,9 @@ class Plan:
 
 def measure(program: ExecutorchProgramManager, method: str, interface: Interface) -> Plan:
     """The plan of one method of a lowered program."""
-    from trueport.interface import DTYPES
-
     plan = next(entry for entry in program.executorch_program.execution_plan if entry.name == method)
     arena = int(sum(plan.non_const_buffer_sizes))
-    kept = 0
-    for tensor in interface.kept:
-        size = DTYPES[tensor.dtype]
-        for axis in tensor.shape:
-            size *= int(axis)
-        kept += size
+    kept = _size(interface.kept)
     graph = program.exported_program(method).graph_module.graph
     # The caches are alive all the time, and no activation's bound changes them.
     whole = _peak(graph, {}) - kept
@@ -60,13 +54,20 @@ def measure(program: ExecutorchProgramManager, method: str, interface: Interface
         if dimension.maximum is not None and dimension.maximum > 1 and symbols:
             half = dimension.maximum // 2
             share = 1 - (_peak(graph, dict.fromkeys(symbols, half)) - kept) / whole if whole else 0.0
-            saved[dimension.name] = int((arena - kept) * share) + _kept_share(interface, dimension.name, kept)
+            saved[dimension.name] = int((arena - kept) * share) + _kept_share(interface, dimension.name)
     return Plan(arena, kept, saved)
 
 
-def _kept_share(interface: Interface, name: str, kept: int) -> int:
-    """Half of the caches, for a dimension that they are as long as."""
-    return kept // 2 if interface.kept and name in ("batch_size", "past_sequence_length") else 0
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(DTYPES[tensor.dtype] * math.prod(map(int, tensor.shape)) for tensor in tensors)
+
+
+def _kept_share(interface: Interface, name: str) -> int:
+    """Half of the caches that are as long as a dimension."""
+    kept = _size(interface.kept)
+    if name == "past_sequence_length":
+        kept -= _size(interface.kept_states)
+    return kept // 2 if name in ("batch_size", "past_sequence_length") else 0
 
 
 def _symbols(graph: torch.fx.Graph, interface: Interface, name: str) -> set[str]:

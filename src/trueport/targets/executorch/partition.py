@@ -61,6 +61,15 @@ class ConstantPadConfig(generic_node_configs.ConstantPadConfig):  # type: ignore
         return math.isfinite(value) and bool(super().check_constraints(node, ep))
 
 
+class CloneDimOrderConfig(generic_node_configs.CloneDimOrderConfig):  # type: ignore[misc]
+    """XNNPACK leaves copies out, and then refuses a delegate that gives out what it was given: a loop's state, copied."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        leaves = any(isinstance(user.target, torch._ops.HigherOrderOperator) for user in node.users)
+        return not leaves and bool(super().check_constraints(node, ep))
+
+
 class UpsampleBilinear2dConfig(generic_node_configs.UpsampleBilinear2dConfig):  # type: ignore[misc]
     """XNNPACK's steps are the sizes' ratio; torch's are the factor's, which a size that was cut off does not tell."""
 
@@ -76,7 +85,14 @@ class UpsampleBilinear2dConfig(generic_node_configs.UpsampleBilinear2dConfig):  
 
 MENDED = {
     entry.__name__: entry
-    for entry in (UnsqueezeCopyConfig, ConvolutionConfig, BatchNormConfig, ConstantPadConfig, UpsampleBilinear2dConfig)
+    for entry in (
+        UnsqueezeCopyConfig,
+        ConvolutionConfig,
+        BatchNormConfig,
+        ConstantPadConfig,
+        CloneDimOrderConfig,
+        UpsampleBilinear2dConfig,
+    )
 }
 """Configurations that take nodes which XNNPACK's own passes then refuse, or change (executorch 1.4.1), asking in time."""
 PACKING = {
@@ -84,10 +100,12 @@ PACKING = {
     "_native_batch_norm_legit_no_training.default",
 }  # fmt: skip
 """Operators whose weights XNNPACK packs when it loads them."""
+BROADCASTING = {"add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "maximum.default", "minimum.default"}
+"""Operators that repeat an operand, whose result XNNPACK may write over one."""
 
 
 def _apart(entry: Any) -> Any:
-    """A configuration that leaves alone what reads a packed weight by itself.
+    """A configuration that leaves alone what reads a packed weight by itself, and what outgrows an operand.
 
     The delegate of executorch 1.4.1 gives a weight's bytes back once they are packed; what else in it reads them reads freed
     memory.
@@ -97,7 +115,8 @@ def _apart(entry: Any) -> Any:
 
     class Apart(entry):  # type: ignore[misc]
         def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
-            return not _reads_packed(node, ep) and bool(super().check_constraints(node, ep))
+            spoiled = _reads_packed(node, ep) or _outgrows(node)
+            return not spoiled and bool(super().check_constraints(node, ep))
 
     Apart.__name__ = Apart.__qualname__ = entry.__name__
     return Apart
@@ -107,6 +126,26 @@ def _reads_packed(node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool
     """Whether a weight that another operator packs is read here too, and not only spelled for it, as transposed."""
     weights = [given for given in node.all_input_nodes if len(given.users) > 1 and is_param_node(ep, given)]
     return any(map(_packs, (user for weight in weights for user in weight.users))) and not _packs(node)
+
+
+def _outgrows(node: torch.fx.Node) -> bool:
+    """Whether a result is as large as an operand made in the program at some sizes, and larger at others.
+
+    Where XNNPACK sees them equal at the first call, it writes the result over the operand, and goes on to when it is larger:
+    ``sigmoid(x * y.exp())`` of x (batch, 64, length) and y (batch, 64, 1) is wrong from the second length on, and the heap
+    is torn (tests/targets/executorch/test_sizes.py).
+    """
+    if node.op != "call_function" or format_target_name(getattr(node.target, "__name__", "")) not in BROADCASTING:
+        return False
+    made = [given for given in node.all_input_nodes if given.op == "call_function"]
+    return any(_may_equal(given.meta["val"].shape, node.meta["val"].shape) for given in made)
+
+
+def _may_equal(operand: Sequence[Any], result: Sequence[Any]) -> bool:
+    """Whether an operand is repeated to its result's shape, and only along axes that may be 1."""
+    own = [1] * (len(result) - len(operand)) + list(operand)
+    repeated = [size for size, one in zip(result, own, strict=True) if str(size) != str(one)]
+    return bool(repeated) and not any(isinstance(size, int) for size in repeated)
 
 
 def _packs(node: torch.fx.Node) -> bool:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from trueport.errors import LoweringError
-from trueport.rewrite.recurrent import UNROLLED
 from trueport.targets.executorch.formulas import replace
+from trueport.targets.executorch.recurrences import write_recurrences
 from trueport.targets.executorch.spelled import spell
 from trueport.targets.pieces import named
 
@@ -22,18 +21,16 @@ CENTERED = "trueport.centered"
 
 
 def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program in the form that lowers truly; changed in place.
-
-    Raises:
-        LoweringError: it holds a scan of unknown size, whose results ExecuTorch 1.4.1 copies into a tensor of another.
-    """
+    """The same program in the form that lowers truly; changed in place."""
     _without_gradients(program.graph)
     _copy_given(program)
     _copy_branched(program)
+    for module in list(program.graph_module.modules()):
+        if isinstance(module, torch.fx.GraphModule):
+            write_recurrences(module)
     for module in program.graph_module.modules():  # branches and the bodies of loops among them
         if isinstance(module, torch.fx.GraphModule):
-            _refuse_scans(module.graph)
-            _drop_assertions(module.graph)
+            drop_assertions(module.graph)
             _spell_masks(module.graph)
             _spell_gelu(module.graph)
             spell(module.graph)
@@ -102,23 +99,7 @@ def _copy_branched(program: torch.export.ExportedProgram) -> None:
                 node.replace_input_with(given, copied)
 
 
-def _refuse_scans(graph: torch.fx.Graph) -> None:
-    for node in graph.nodes:
-        if node.op != "call_function" or str(node.target) != "scan":
-            continue
-        results = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else (node.meta["val"],)
-        tensors = [*results, *(given.meta.get("val") for given in node.all_input_nodes)]
-        if any(isinstance(size, torch.SymInt) for t in tensors if isinstance(t, torch.Tensor) for size in t.shape):
-            lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
-            where = f" ({lines[-1]})" if lines else ""
-            raise LoweringError(
-                f"ExecuTorch cannot run a loop over a tensor of unknown size{where}",
-                f"Keep the axis that it runs over constant and short, {UNROLLED} at most: give inputs of such a length and "
-                "a dynamic= without it, then call the artefact step by step with its state.",
-            )
-
-
-def _drop_assertions(graph: torch.fx.Graph) -> None:
+def drop_assertions(graph: torch.fx.Graph) -> None:
     """Take out torch's runtime assertions, and those that a later pass would write again."""
     for node in graph.nodes:
         value: Any = node.meta.get("val")

@@ -78,7 +78,8 @@ class ProgramSession:
     """One method of a program.
 
     The method's buffers hold what it read last. A state is the history itself: where the buffers hold another one, as
-    after beams changed places, the tokens from the first difference on are read again together with the new ones.
+    after beams changed places, the tokens from the first difference on are read again together with the new ones; all of
+    them where the program keeps recurrent states.
 
     Args:
         path: the ``.pte``.
@@ -184,19 +185,25 @@ class ProgramSession:
         # An encoder's mask goes into what the buffers hold, too; whoever gave it may write to it afterwards.
         rest = {name: tensor.clone() for name, tensor in feeds.items() if name not in state.grown}
         # What the buffers hold of the past need not be read again; at least the new tokens are.
-        read = min(self._held_of(whole, rest), state.length)
+        read = self._held_of(whole, rest, state.length)
         self._held = None
         sent = {name: t[:, read:] if not _is_mask(name) else t for name, t in whole.grown.items()}
         outputs = self._execute(sent | rest | dict(state.given))
         self._held = whole, rest
         return {name: self._newest(name, tensor, new) for name, tensor in outputs.items()}, whole
 
-    def _held_of(self, whole: History, rest: Mapping[str, torch.Tensor]) -> int:
-        """How many of a history's leading tokens the buffers hold, read beside the same other inputs."""
+    def _held_of(self, whole: History, rest: Mapping[str, torch.Tensor], most: int) -> int:
+        """How many of a history's leading tokens, ``most`` at the most, the buffers hold, read beside the same other inputs.
+
+        Recurrent states hold all that they have read or nothing: they cannot go back to an earlier token.
+        """
         if self._held is None:
             return 0
         held, beside = self._held
-        return whole.shared(held) if all(torch.equal(rest[name], beside[name]) for name in rest) else 0
+        if any(not torch.equal(rest[name], beside[name]) for name in rest):
+            return 0
+        shared = min(whole.shared(held), most)
+        return 0 if self.interface.kept_states and shared < held.length else shared
 
     def _joined(self, name: str, state: History, fed: torch.Tensor) -> torch.Tensor:
         """All that was read under a name; a mask covers it by itself."""

@@ -145,6 +145,33 @@ def _power_of_two(call: Call, *, self: Any) -> Any:
     return call(aten.pow.Scalar, 2.0, self)
 
 
+def _levelled(target: Any) -> Callable[..., Any]:
+    def form(call: Call, *, self: Any, other: Any, **options: Any) -> Any:
+        """With an operand of fewer axes among as many as the other has, where it is longer than that along one.
+
+        In a batch of one row the kernels take the result to have its axes, and refuse.
+        """
+        few, many = sorted((self, other), key=_rank)
+        missing = _rank(many) - _rank(few)
+        if _rank(few) < 1 or not missing:
+            return None
+        sizes = zip(_value(few).shape, _value(many).shape[missing:], strict=True)
+        if not any(isinstance(size, int) and size == 1 and str(own) != "1" for own, size in sizes):
+            return None
+        level = few
+        for _ in range(missing):
+            level = call(aten.unsqueeze.default, level, 0)
+        return call(target, *(level if given is few else given for given in (self, other)), **options)
+
+    return form
+
+
+def _rank(given: Any) -> int:
+    """Axes; 0 of numbers, symbolic ones too."""
+    value = given.meta["val"] if isinstance(given, torch.fx.Node) else None
+    return value.dim() if isinstance(value, torch.Tensor) else 0
+
+
 def _cut(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     """Cut off before a padding what it has negative widths for, which the kernel refuses."""
     widths: Any = node.args[1]
@@ -182,5 +209,6 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.fmin.default: _known_end(aten.minimum.default),
     aten.round.decimals: _rounded,
     aten.exp2.default: _power_of_two,
+    **{getattr(aten, name).Tensor: _levelled(getattr(aten, name).Tensor) for name in ("add", "sub", "mul", "div")},
 }
 """By operator: what spells it, of its arguments by name; a form gives None where nothing is wrong."""
