@@ -11,7 +11,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
-LOGGERS = ("torch", "torchao", "torch.onnx", "torch.utils._pytree", "onnxscript", "huggingface_hub", "executorch")
+LOGGERS = (
+    "torch",
+    "torchao",
+    "torch.onnx",
+    "torch.utils._pytree",
+    "onnxscript",
+    "onnx_ir",
+    "huggingface_hub",
+    "executorch",
+)
 """Loggers of the libraries that work inside an export."""
 _MUTING = threading.RLock()
 """Two threads that put back what they found would leave it leading nowhere."""
