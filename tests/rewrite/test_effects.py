@@ -17,7 +17,7 @@ from trueport.errors import SourceError
 from trueport.resident import resident
 from trueport.rewrite import watch
 from trueport.rewrite.watch import preserved
-from trueport.roles.bounded import _untouched
+from trueport.roles.kept import _untouched
 
 
 class Untidy(nn.Module):
