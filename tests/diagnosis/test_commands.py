@@ -37,6 +37,17 @@ def test_patches_for_a_model_says_what_happens_without(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_patches_for_a_model_names_its_kernels(tmp_path: Path) -> None:
+    zoo.build("mamba").save_pretrained(tmp_path)
+    done = RUNNER.invoke(app, ["patches", "--for", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.endswith("modeling_mamba.mamba_selective_scan"))
+    assert "without it: no export: " in "".join(lines[start : start + 4])
+    assert "MambaMixer.forward" in done.output
+
+
+@pytest.mark.slow
 def test_diagnose_names_patches_and_rewrites(folder: Path) -> None:
     done = RUNNER.invoke(app, ["diagnose", str(folder), "--show-rewrites"])
     assert done.exit_code == 0, done.output

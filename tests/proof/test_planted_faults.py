@@ -326,6 +326,27 @@ def test_a_cache_whose_second_step_is_wrong(judged: Judged):
     assert failed(judged("gpt2", stale_second_step, original=False)) == {"cache"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("name", ["mamba", "qwen3_5"])
+def test_a_state_that_long_chunks_begin_without(name: str, original: bool, judged: Judged):
+    """Right from an empty state at any length, and right over the cache in short chunks."""
+
+    def plant(edit: Edit) -> None:
+        tokens = edit.op("Size", edit.input("input_ids"))
+        kept = edit.op("Cast", edit.op("Less", tokens, edit.constant(40)), to=1)
+        edit.graph.insert_before(edit.graph[0], edit.nodes)
+        edit.nodes = []
+        old = edit.input("past_key_values.0.recurrent_state")
+        readers, node = list(old.uses()), ir.node("Mul", [old, kept])
+        edit.graph.insert_after(kept.producer(), node)
+        for reader, index in readers:
+            reader.replace_input_with(index, node.outputs[0])
+
+    asked = ("shapes", "cache") if original else ("cache",)
+    assert failed(judged(name, plant, original=original, clauses=asked)) == {"cache"}
+
+
 # ---- generate
 
 

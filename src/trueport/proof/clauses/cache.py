@@ -8,6 +8,7 @@ import numpy as np
 
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.clauses.shapes import CHUNKED
 from trueport.proof.inputs import Batch, left, right
 from trueport.proof.result import Case
 
@@ -30,7 +31,16 @@ def ask(asked: Asked) -> list[Case]:
         step: [row % batch.size for row in rows[: batch.size]] for step, rows in {1: [1, 1, 0], 2: [2, 0, 0]}.items()
     }
     cases.append(stepped(asked, "rows reordered and repeated", batch, [half, 1, length - half - 1], beams))
+    if any(pair.initial == "zeros" for pair in asked.padded.state):
+        cases.append(_long(asked))
     return cases
+
+
+def _long(asked: Asked) -> Case:
+    """A chunk as long as several of those in which kernels work, over a state: each carries it to the next."""
+    batch = asked.inputs.full("cache", 1, CHUNKED)
+    chunks = [5, batch.mask.shape[1] - 5]
+    return stepped(asked, f"chunks {words(chunks)}", batch, chunks)
 
 
 def chunkings(length: int) -> list[list[int]]:

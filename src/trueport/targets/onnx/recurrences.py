@@ -181,17 +181,20 @@ def state_space(  # type: ignore[no-untyped-def]
         q = op.Transpose(q, perm=[1, 0, 3, 2, 4])
         turned = op.Transpose(k, perm=[1, 0, 3, 4, 2])
         v = op.Transpose(v, perm=[1, 0, 3, 2, 4])
-        total = op.CumSum(op.Transpose(g, perm=[1, 0, 3, 2, 4]), op.Constant(value_int=3))
+        g = op.Transpose(g, perm=[1, 0, 3, 2, 4])
+        total = op.CumSum(g, op.Constant(value_int=3))
         end = op.Gather(total, op.Constant(value_ints=[-1]), axis=3)
         places = op.Range(op.Constant(value_int=0), op.Squeeze(size), op.Constant(value_int=1))
         rows = op.Unsqueeze(places, op.Constant(value_ints=[1]))
         columns = op.Unsqueeze(places, op.Constant(value_ints=[0]))
-        along = op.Transpose(total, perm=[0, 1, 2, 4, 3])
-        pairs = op.Exp(op.Where(op.Less(rows, columns), op.Constant(value_float=float("-inf")), total - along))
+        # Summed from each token on: sums from the first one on, subtracted, would keep the rounding of the largest.
+        later = op.Where(op.Greater(rows, columns), g, op.Constant(value_float=0.0))
+        apart = op.CumSum(later, op.Constant(value_int=3))
+        pairs = op.Exp(op.Where(op.Less(rows, columns), op.Constant(value_float=float("-inf")), apart))
         turned_end, parts = op.Scan(
             op.Transpose(state, perm=[0, 1, 3, 2]),
             q * op.Exp(total),
-            turned * op.Exp(end - along),
+            turned * op.Gather(pairs, op.Constant(value_ints=[-1]), axis=3),
             v,
             op.MatMul(q, turned) * pairs,
             op.Exp(end),
