@@ -22,8 +22,7 @@ def patches(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """List the patches; with --for those that a model needs, and whether it would export without each."""
-    from trueport.patches import registered
-    from trueport.patches.registry import needed
+    from trueport.patches import needed, registered
 
     if model is None:
         for patch in registered():

@@ -15,7 +15,7 @@ from trueport.proof.memory import ANY, EAGER, HELD, SCORES, Memory, TooLargeErro
 from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
-from trueport.proof.tolerance import DROWNED, MEASURED, Tolerance
+from trueport.proof.tolerance import APART, DROWNED, MEASURED, Tolerance
 
 if TYPE_CHECKING:
     from trueport.proof.quantised import Quantised
@@ -169,27 +169,27 @@ class Asked:
         why = "not finite" if error is None else ("" if self.tolerance.tells(name) else DROWNED)
         error = None if why else error
         if error is not None and error > budget:
-            budget = self._farther(name, batch, real, budget)
+            budget = self._here(name, batch, real, budget)
         failed = error is None or error > budget
         words = [name if failed and len(self.outputs) > 1 else "", why, note]
         return Case(case, error, budget, batch.take([row]).to_json(), "; ".join(part for part in words if part))
 
-    def _farther(self, name: str, batch: Batch, real: np.ndarray, budget: float) -> float:
-        """The budget of a batch that is longer than the one on which the noise was measured.
+    def _here(self, name: str, batch: Batch, real: np.ndarray, budget: float) -> float:
+        """The budget of a batch on which the original's own rounding costs more than where the noise was measured.
 
-        What the original's own rounding costs on this batch, as often as ever; and no more than a random walk of so many
-        more tokens makes of the noise that was measured.
+        What it costs on this batch, as often as ever; and no more than ``APART`` times what was measured, or than a random
+        walk of so many more tokens makes of that.
         """
-        length = batch.mask.shape[1] if batch.target is None else max(batch.mask.shape[1], batch.target.shape[1])
-        if self.own is None or self.exact is None or self.quantised is not None or length <= MEASURED:
+        if self.own is None or self.exact is None or self.quantised is not None:
             return budget
+        length = batch.mask.shape[1] if batch.target is None else max(batch.mask.shape[1], batch.target.shape[1])
         try:
             own, exact = self.own.forward(batch)[name], self.exact.forward(batch)[name]
         except OriginalError:
             return budget
         noise = max(_farthest(*row)[0] for row in zip(real, own, exact, strict=True))
-        walked = budget * float(np.sqrt(length / MEASURED))
-        return float(max(budget, min(self.tolerance.multiple * noise, walked))) if np.isfinite(noise) else budget
+        most = budget * max(APART, float(np.sqrt(length / MEASURED)))
+        return float(max(budget, min(self.tolerance.multiple * noise, most))) if np.isfinite(noise) else budget
 
     def refused(self, case: str, batch: Batch, error: Exception) -> Case:
         """A failed case: the artefact would not run a legal batch; what the original refuses too is not one.

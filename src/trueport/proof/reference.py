@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from trueport.errors import TrueportError
+from trueport.proof.doubled import doubled
 from trueport.proof.inputs import Batch
 from trueport.roles.component import signature
 from trueport.weights.streamed import one_by_one, streamed
@@ -102,10 +104,11 @@ class Reference:
         model: the unpatched model, in eval mode.
         role: its role.
         names: the outputs to give.
+        wide: whether it is the truth, in float64.
     """
 
-    def __init__(self, model: PreTrainedModel, role: str, names: Sequence[str]) -> None:
-        self.model, self.role, self.names = model, role, tuple(names)
+    def __init__(self, model: PreTrainedModel, role: str, names: Sequence[str], *, wide: bool = False) -> None:
+        self.model, self.role, self.names, self.wide = model, role, tuple(names), wide
         self.takes = signature(model)
         self._memo: dict[Any, dict[str, np.ndarray]] = {}
 
@@ -116,7 +119,8 @@ class Reference:
 
     def exact(self, wide: PreTrainedModel | None = None, *, copied: bool = True) -> Reference:
         """The same in float64; ``wide`` is the model ``widened`` already, and ``copied`` as it takes it."""
-        return Reference(widened(self.model, copied=copied) if wide is None else wide, self.role, self.names)
+        model = widened(self.model, copied=copied) if wide is None else wide
+        return Reference(model, self.role, self.names, wide=True)
 
     def jittered(self, seed: int) -> Reference:
         """The same model with every weight one unit in the last place up or down."""
@@ -167,7 +171,7 @@ class Reference:
 
     def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), doubled(self.model) if self.wide else nullcontext():
                 result = self.model(**self._feeds(batch, positions), return_dict=True)
         except (RuntimeError, IndexError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -13,6 +13,9 @@ of many draws exceeds the largest of as many others by ten only when something e
 
 MEASURED = 24
 """Tokens of the batch on which the noise floor is measured."""
+APART = 4.0
+"""How many times as large as the noise of that batch the noise of another one may be taken to be: the largest of a few dozen
+draws whose tails are heavy, as a recurrence's are. A wrong mask lies four decades farther off."""
 EPSILONS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Unit roundoff by dtype (IEEE 754)."""
 

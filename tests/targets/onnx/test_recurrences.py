@@ -100,13 +100,10 @@ def test_at_the_edges_of_chunks(name: str, length: int) -> None:
     assert _error(name, _inputs(name, 2, length, 7)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["delta_rule_by_channels", "state_space"])
+@pytest.mark.parametrize("name", ["delta_rule", "delta_rule_by_channels", "state_space"])
 @pytest.mark.parametrize("forgetting", [30.0, 1e3, 1e5])
 def test_a_token_that_forgets_all_takes_nothing_from_the_others(name: str, forgetting: float) -> None:
-    """Differences of sums from a chunk's beginning would keep the rounding of its largest decay.
-
-    The delta rule of one decay for each head takes them, as the kernel in torch that it stands for does.
-    """
+    """Differences of sums from a chunk's beginning would keep the rounding of its largest decay."""
     inputs = _inputs(name, 2, 64, 3)
     decay = inputs[1 if name == "state_space" else 3]
     decay.fill_(-0.05)

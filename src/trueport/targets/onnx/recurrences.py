@@ -71,16 +71,18 @@ def delta_rule(
         k = op.Transpose(k, perm=[1, 0, 3, 2, 4])
         v = op.Transpose(v, perm=[1, 0, 3, 2, 4])
         b = op.Transpose(b, perm=[1, 0, 3, 2, 4])
-        total = op.CumSum(op.Transpose(g, perm=[1, 0, 3, 2, 4]), op.Constant(value_int=3))
+        g = op.Transpose(g, perm=[1, 0, 3, 2, 4])
+        total = op.CumSum(g, op.Constant(value_int=3))
         end = op.Gather(total, op.Constant(value_ints=[-1]), axis=3)
         places = op.Range(op.Constant(value_int=0), op.Squeeze(size), op.Constant(value_int=1))
         rows = op.Unsqueeze(places, op.Constant(value_ints=[1]))
         columns = op.Unsqueeze(places, op.Constant(value_ints=[0]))
         turned = op.Transpose(k, perm=[0, 1, 2, 4, 3])
-        apart = total - op.Transpose(total, perm=[0, 1, 2, 4, 3])
+        zero = op.Constant(value_float=0.0)
+        # Summed from each token on: sums from the first one on, subtracted, would keep the rounding of the largest.
+        apart = op.CumSum(op.Where(op.Greater(rows, columns), g, zero), op.Constant(value_int=3))
         pairs = op.Exp(op.Where(op.Less(rows, columns), op.Constant(value_float=float("-inf")), apart))
         rated = k * b
-        zero = op.Constant(value_float=0.0)
         lower = op.Where(op.Greater(rows, columns), op.MatMul(rated, turned) * pairs, zero)
         inverse = op.Expand(op.Cast(op.Equal(rows, columns), to=1), op.Shape(lower))
         two = op.Constant(value_int=2)
@@ -100,7 +102,7 @@ def delta_rule(
         last, parts = op.Scan(
             state,
             q * grown,
-            op.Transpose(k * op.Exp(end - total), perm=[0, 1, 2, 4, 3]),
+            turned * op.Gather(pairs, op.Constant(value_ints=[-1]), axis=3),
             op.MatMul(inverse, v * b),
             op.MatMul(inverse, rated * grown),
             op.MatMul(q, turned) * pairs,
