@@ -71,6 +71,13 @@ def test_a_model_that_does_not_run_in_float64_is_proven(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_experts_in_bfloat16_are_proven(tmp_path: Path) -> None:
+    """transformers calls another operator for them there, torch's own."""
+    artifact = trueport.export(zoo.build("mixtral", amplify=1.0), tmp_path / "out", tokenizer=None, dtype="bfloat16")
+    assert artifact.verdict == "proven"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind", "window"), [("mistral", "Mistral", 2), ("gemma2", "Gemma2", 1)])
 def test_windows_of_one_and_two_tokens_are_proven(name: str, kind: str, window: int, tmp_path: Path) -> None:
     """The cache that tells the shapes holds one token of two; a hole as wide as the window leaves a query without keys."""
