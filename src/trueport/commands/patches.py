@@ -23,6 +23,7 @@ def patches(
 ) -> None:
     """List the patches; with --for those that a model needs, and whether it would export without each."""
     from trueport.patches import needed, registered
+    from trueport.patches.patch import modules_of
 
     if model is None:
         for patch in registered():
@@ -32,8 +33,7 @@ def patches(
 
     with quiet():
         source = _source(model, trust_remote_code)
-    modules = {type(module).__module__ for module in source.model.modules()}
-    for patch in needed(modules):
+    for patch in needed(modules_of(source.model)):
         _show(patch)
         typer.echo(f"    without it: {without(patch, source)}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from trueport.patches.patch import Patch
+from trueport.patches.patch import Patch, modules_of
 from trueport.patches.registry import needed
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def exportable(
         CaptureError: a patch finds nothing at its path, or control flow cannot be rewritten; nothing stays changed.
     """
     kinds = {"torch": torch, "transformers": transformers}
-    modules = {type(module).__module__ for module in model.modules()}
+    modules = modules_of(model)
     chosen = [patch for patch in needed(modules) if kinds.get(patch.kind, True)]
     chosen += [patch for patch in patches or () if patch.applies_to(modules)]
     context = Context()

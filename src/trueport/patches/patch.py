@@ -12,6 +12,11 @@ from typing import Any
 from trueport.errors import CaptureError
 
 
+def modules_of(model: Any) -> set[str]:
+    """The Python modules that a model's submodules come from."""
+    return {type(module).__module__ for module in model.modules()}
+
+
 @dataclass(frozen=True)
 class Patch:
     """One replacement.

@@ -5,26 +5,58 @@ What they compute is written down here, token by token. All is in float32, as in
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+Step = Callable[..., Pair]
+"""The state, one token of each input, and what all tokens share, to the next state and the token's output."""
 
 
-def _delta(
+def delta_step(
+    state: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    decay: torch.Tensor,
+    kept: torch.Tensor,
     beta: torch.Tensor,
-    state: torch.Tensor,
 ) -> Pair:
+    """One token of ``delta_rule``, (batch, heads, ...); ``kept`` is the decay itself, not its logarithm."""
+    state = state * kept.unsqueeze(-1)
+    told = (key.unsqueeze(-2) @ state).squeeze(-2)
+    state = state + key.unsqueeze(-1) * ((value - told) * beta.unsqueeze(-1)).unsqueeze(-2)
+    return state, (query.unsqueeze(-2) @ state).squeeze(-2)
+
+
+def space_step(
+    state: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, given: torch.Tensor, read: torch.Tensor
+) -> Pair:
+    """One token of ``state_space``, (batch, heads, ...); ``kept`` is the decay itself, not its logarithm."""
+    state = state * kept.unsqueeze(-1) + value.unsqueeze(-1) * given.unsqueeze(-2)
+    return state, (state @ read.unsqueeze(-1)).squeeze(-1)
+
+
+def channels_step(
+    state: torch.Tensor,
+    x: torch.Tensor,
+    time: torch.Tensor,
+    given: torch.Tensor,
+    read: torch.Tensor,
+    rate: torch.Tensor,
+) -> Pair:
+    """One token of ``state_space_by_channels``, (batch, ...)."""
+    new = (time * x).unsqueeze(-1) * given.unsqueeze(-2)
+    state = state * (time.unsqueeze(-1) * rate).exp() + new
+    return state, (state @ read.unsqueeze(-1)).squeeze(-1)
+
+
+def _stepped(step: Step, state: torch.Tensor, inputs: Sequence[torch.Tensor], *shared: torch.Tensor) -> Pair:
+    """Token by token: the outputs, (batch, length, ...), and the last state, of inputs (batch, length, ...)."""
     outputs = []
-    for token in range(query.shape[1]):
-        state = state * decay[:, token].exp().unsqueeze(-1)
-        told = (key[:, token].unsqueeze(-2) @ state).squeeze(-2)
-        right = (value[:, token] - told) * beta[:, token].unsqueeze(-1)
-        state = state + key[:, token].unsqueeze(-1) * right.unsqueeze(-2)
-        outputs.append((query[:, token].unsqueeze(-2) @ state).squeeze(-2))
+    for token in zip(*(tensor.unbind(1) for tensor in inputs), strict=True):
+        state, output = step(state, *token, *shared)
+        outputs.append(output)
     return torch.stack(outputs, 1), state
 
 
@@ -52,7 +84,7 @@ def delta_rule(
     Returns:
         (batch, length, heads, value_size), and the next state.
     """
-    return _delta(query, key, value, decay, beta, state)
+    return _stepped(delta_step, state, (query, key, value, decay.exp(), beta))
 
 
 @torch.library.custom_op("trueport::delta_rule_by_channels", mutates_args=())
@@ -74,7 +106,7 @@ def delta_rule_by_channels(
         beta: (batch, length, heads).
         state: (batch, heads, key_size, value_size).
     """
-    return _delta(query, key, value, decay, beta, state)
+    return _stepped(delta_step, state, (query, key, value, decay.exp(), beta))
 
 
 @torch.library.custom_op("trueport::state_space", mutates_args=())
@@ -95,12 +127,7 @@ def state_space(
     Returns:
         (batch, length, heads, head_size), and the next state.
     """
-    outputs = []
-    for token in range(value.shape[1]):
-        new = value[:, token].unsqueeze(-1) * given[:, token].unsqueeze(-2)
-        state = state * decay[:, token].exp().unsqueeze(-1) + new
-        outputs.append((state @ read[:, token].unsqueeze(-1)).squeeze(-1))
-    return torch.stack(outputs, 1), state
+    return _stepped(space_step, state, (value, decay.exp(), given, read))
 
 
 @torch.library.custom_op("trueport::state_space_by_channels", mutates_args=())
@@ -127,42 +154,22 @@ def state_space_by_channels(
     Returns:
         (batch, length, channels), and the next state.
     """
-    outputs = []
-    for token in range(x.shape[1]):
-        step = time[:, token].unsqueeze(-1)
-        new = step * x[:, token].unsqueeze(-1) * given[:, token].unsqueeze(-2)
-        state = state * (step * rate).exp() + new
-        outputs.append((state @ read[:, token].unsqueeze(-1)).squeeze(-1))
-    return torch.stack(outputs, 1), state
+    return _stepped(channels_step, state, (x, time, given, read), rate)
 
 
-@delta_rule.register_fake
-@delta_rule_by_channels.register_fake
-def _like_values(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    state: torch.Tensor,
-) -> Pair:
-    return torch.empty_like(value, memory_format=torch.contiguous_format), torch.empty_like(state)
+def _like(values: int) -> Callable[..., Pair]:
+    """The shapes of what an operator gives: those of its input number ``values``, and of the state, which comes last."""
+
+    def fake(*given: torch.Tensor) -> Pair:
+        return torch.empty_like(given[values], memory_format=torch.contiguous_format), torch.empty_like(given[-1])
+
+    return fake
 
 
-@state_space.register_fake
-def _like_heads(
-    value: torch.Tensor, decay: torch.Tensor, given: torch.Tensor, read: torch.Tensor, state: torch.Tensor
-) -> Pair:
-    return torch.empty_like(value, memory_format=torch.contiguous_format), torch.empty_like(state)
-
-
-@state_space_by_channels.register_fake
-def _like_channels(
-    x: torch.Tensor,
-    time: torch.Tensor,
-    rate: torch.Tensor,
-    given: torch.Tensor,
-    read: torch.Tensor,
-    state: torch.Tensor,
-) -> Pair:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(state)
+for _operator, _values in (
+    (delta_rule, 2),
+    (delta_rule_by_channels, 2),
+    (state_space, 0),
+    (state_space_by_channels, 0),
+):
+    _operator.register_fake(_like(_values))

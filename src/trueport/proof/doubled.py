@@ -35,7 +35,8 @@ def doubled(model: nn.Module) -> AbstractContextManager[Any]:
     truth would be off by as much as what is held against it. Of other models the casts stay: a softmax or a norm in
     float32 rounds once.
     """
+    from trueport.patches.patch import modules_of
     from trueport.patches.transformers_kernels import kernels_of
 
-    recurrent = kernels_of({type(module).__module__ for module in model.modules()})
+    recurrent = kernels_of(modules_of(model))
     return _Doubled() if recurrent else nullcontext()

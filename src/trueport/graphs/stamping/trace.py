@@ -108,6 +108,7 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
         RefusedError: it does not run.
     """
     from trueport.patches.context import applied
+    from trueport.patches.patch import modules_of
     from trueport.patches.transformers_kernels import kernels_of
     from trueport.rewrite.watch import exporting
 
@@ -122,9 +123,7 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
             raise RefusedError(f"{name} is {before[1]} too")
         known[id(tensor)] = ("weight", name)
     recorder = Recorder(known)
-    kernels = kernels_of(
-        {type(part).__module__ for part in module.modules()}
-    )  # whose own loops are long, and may lose a state
+    kernels = kernels_of(modules_of(module))  # their own loops are long, and may lose a state
     with ExitStack() as hooks, torch.no_grad(), applied(kernels), exporting(), fake_mode_of(module), recorder:
         for stack in stacks:
             ends = recorder.trace.ends.setdefault(stack.path, [])

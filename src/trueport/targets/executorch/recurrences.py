@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from trueport.patches import recurrences  # noqa: F401  (registers the operators)
+from trueport.patches.recurrences import Step, channels_step, delta_step, space_step
 from trueport.targets.executorch.formulas import Call, replace
 
-Step = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-"""The state, one token of each input, and what all tokens share, to the next state and the token's output."""
 aten = torch.ops.aten
 
 
-def _delta(
-    state: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    kept: torch.Tensor,
-    beta: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    state = state * kept.unsqueeze(-1)
-    told = (key.unsqueeze(-2) @ state).squeeze(-2)
-    state = state + key.unsqueeze(-1) * ((value - told) * beta.unsqueeze(-1)).unsqueeze(-2)
-    return state, (query.unsqueeze(-2) @ state).squeeze(-2)
-
-
-def _space(
-    state: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, given: torch.Tensor, read: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    state = state * kept.unsqueeze(-1) + value.unsqueeze(-1) * given.unsqueeze(-2)
-    return state, (state @ read.unsqueeze(-1)).squeeze(-1)
-
-
-def _channels(
-    state: torch.Tensor,
-    x: torch.Tensor,
-    time: torch.Tensor,
-    given: torch.Tensor,
-    read: torch.Tensor,
-    rate: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    new = (time * x).unsqueeze(-1) * given.unsqueeze(-2)
-    state = state * (time.unsqueeze(-1) * rate).exp() + new
-    return state, (state @ read.unsqueeze(-1)).squeeze(-1)
-
-
 STEPS: dict[str, tuple[Step, str, str, str]] = {
-    "delta_rule": (_delta, "query key value decay beta", "decay", ""),
-    "delta_rule_by_channels": (_delta, "query key value decay beta", "decay", ""),
-    "state_space": (_space, "value decay given read", "decay", ""),
-    "state_space_by_channels": (_channels, "x time given read", "", "rate"),
+    "delta_rule": (delta_step, "query key value decay beta", "decay", ""),
+    "delta_rule_by_channels": (delta_step, "query key value decay beta", "decay", ""),
+    "state_space": (space_step, "value decay given read", "decay", ""),
+    "state_space_by_channels": (channels_step, "x time given read", "", "rate"),
 }
 """By operator: its step, its arguments (batch, length, ...), that of them which is a logarithm, and what tokens share."""
 

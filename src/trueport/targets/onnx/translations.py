@@ -43,7 +43,9 @@ def grouped_matmul(rows: Real, weight: Real, ends: Integer) -> Real:  # type: ig
 def grouped(rows: Any, weight: Any, offs: Any = None, bias: Any = None, out_dtype: int | None = None) -> Any:
     """torch's own ``_grouped_mm``, which transformers calls for experts in bfloat16: what ``grouped_matmul`` computes."""
     if offs is None or bias is not None or out_dtype is not None or len(rows.shape) != 2 or len(weight.shape) != 3:
-        raise NotImplementedError("_grouped_mm is known with rows sorted by expert alone")
+        raise ValueError(
+            "_grouped_mm takes rows (rows, in) sorted by expert and a weight (experts, in, out), and no more"
+        )
     return grouped_matmul(rows, weight, offs)
 
 
