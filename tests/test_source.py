@@ -172,6 +172,17 @@ def test_the_encoder_of_a_seq2seq_model(originals):
     assert (type(source.model).__name__, source.untrained) == ("T5EncoderModel", ())
 
 
+@pytest.mark.parametrize(("name", "head"), [("llama", None), ("bert", "SequenceClassification")])
+def test_features_of_a_model_in_memory_are_those_below_its_head(name, head):
+    model = zoo.build(name, head=head)
+    source = load_source(model, task="feature-extraction")
+    assert (source.model, source.role) == (model.base_model, "encoder")
+
+
+def test_the_encoder_of_a_seq2seq_model_in_memory_has_to_be_given_itself():
+    assert "T5ForConditionalGeneration does" in _refused(zoo.build("t5"), task="feature-extraction")
+
+
 @pytest.mark.parametrize(("name", "task"), [("t5", "text2text-generation"), ("llama", "text-generation")])
 def test_optimums_names_with_past(originals, name, task):
     assert load_source(originals(name), task=f"{task}-with-past").task == task

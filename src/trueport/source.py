@@ -345,6 +345,14 @@ def _live(model: Any, task: str | None, dtype: str | None, tokenizer: Any) -> So
     if is_bare_seq2seq(kind):
         refuse(f"A {kind.__name__} has no head to generate with", "Give the class with a head, or its encoder.")
     does = task_of(kind) or task_by_role(model)
+    bare = model.base_model
+    if (
+        task not in (None, does)
+        and bare is not model
+        and task_of(type(bare)) == task
+        and not is_bare_seq2seq(type(bare))
+    ):
+        return _live(bare, task, dtype, tokenizer)  # without its head, as a checkpoint of it would be loaded
     if task not in (None, does):
         refuse(f"The {kind.__name__} does {does}, not {task}", "Leave --task out, or give a model of another class.")
     role = _role(model, does)
