@@ -206,6 +206,15 @@ def test_a_failed_proof_leaves_nothing_unless_allowed(tmp_path: Path, monkeypatc
     assert json.loads((tmp_path / "out" / "proof.json").read_text())["verdict"] == "failed"
 
 
+@pytest.mark.slow
+def test_where_a_halfs_rounding_decides_float32_is_named(tmp_path: Path) -> None:
+    model = zoo.build("bert", amplify=3.0).to(torch.bfloat16)  # its amplified weights saturate what lies behind them
+    with pytest.raises(ProofError, match=r"Rounding to bfloat16 alone moves .* --dtype float32 \(dtype=\) is proven"):
+        trueport.export(model, tmp_path / "out", tokenizer=None)
+    trueport.export(model, tmp_path / "out", tokenizer=None, dtype="float32")
+    assert json.loads((tmp_path / "out" / "proof.json").read_text())["verdict"] == "proven"
+
+
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = zoo.build("distilbert")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from trueport.source import Source
     from trueport.targets import Target
 
+COARSE = 0.01
+"""Share of the answers that a half's rounding moves, from which on float32 is worth a word."""
+
 
 def export(
     model: str | Path | nn.Module,
@@ -320,11 +323,22 @@ def _failing(
     return {clause.clause for clause in found.failures()}
 
 
+def _rounded(proof: Proof) -> str:
+    """What to do where a half's rounding decides much: near ties, of experts for one, then go either way."""
+    dtype, floor = str((proof.reference or {}).get("dtype")), float(proof.tolerance.get("noise_floor", 0.0))
+    if dtype not in ("float16", "bfloat16") or floor < COARSE:
+        return ""
+    return (
+        f"Rounding to {dtype} alone moves the original's answers by {100 * floor:.2g} % of the largest: "
+        "--dtype float32 (dtype=) is proven more closely."
+    )
+
+
 def _failed(proof: Proof, artifact: Artifact | None = None) -> ProofError:
     from trueport.proof.report import headline
 
     kept = "It was written all the same, stamped failed." if artifact else "Nothing was written; see the table above."
-    error = ProofError(headline(proof.to_json()).rstrip("."), kept)
+    error = ProofError(headline(proof.to_json()).rstrip("."), " ".join(filter(None, [_rounded(proof), kept])))
     error.proof = proof  # type: ignore[attr-defined]
     error.artifact = artifact  # type: ignore[attr-defined]
     return error

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
+import trueport
 from tests import zoo
 from tests.conftest import Exported
 from trueport.artifact import read_manifest
@@ -152,6 +154,20 @@ def mask_of_ones(edit: Edit) -> None:
 def test_an_encoder_that_drops_the_mask(judged: Judged, original: bool):
     found = statuses(judged("bert", mask_of_ones, original=original))
     assert found["fail"] == {"padding", "inert"} and found["pass"] == {"shapes", "finite"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_lost_mask_that_rounding_hides(dtype: torch.dtype, tmp_path: Path):
+    """In halves, with weights as small as they are drawn, the mask matters less than ten roundings of the whole."""
+    model = zoo.build("distilbert", amplify=None).to(dtype)
+    trueport.export(model, tmp_path / "out", tokenizer=None)
+    edit = Edit(tmp_path / "out" / "onnx" / "model.onnx")
+    mask_of_ones(edit)
+    edit.save()
+    found = trueport.verify(tmp_path / "out", against=model, clauses=["padding", "inert"])
+    assert "inert" in failed(found)
+    assert all(cases(found, "inert").values())
 
 
 def positions_from_zero(edit: Edit) -> None:
