@@ -12,7 +12,6 @@ from trueport.errors import TrueportError
 from trueport.proof.asked import Asked
 from trueport.proof.clauses.padding import masks
 from trueport.proof.inputs import Batch
-from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 
 Answer = dict[str, np.ndarray]
@@ -43,32 +42,28 @@ def ask(asked: Asked) -> list[Case]:
 
 
 def _judged(asked: Asked, name: str, output: str, batches: Pair[Batch], answers: Pair[Answer]) -> Case:
-    """One output under other tokens against itself; where it changes, it depends on what the original does."""
+    """One output under other tokens; where it changes, against what it changes without a mask, or the original does."""
     batch, other = batches
     before, after = ({output: answer[output]} for answer in answers)
     real = {output: _real(asked, output, batch)}
     case = asked.compare(name, other, after, before, only=real)
-    if case.error == 0 or asked.exact is None or output not in asked.exact.names:
+    if not case.error:
         return case
-    exact = asked.exact
-    if asked.quantised is None:
-        bare = [replace(one, mask=np.ones_like(one.mask)) for one in batches]
-        most = SEEN * _change(exact, bare, output, real[output])
-        if 0 < most < case.budget:
-            case = replace(case, budget=most, note="against a tenth of what the same tokens change without a mask")
-    if case.failed and _change(exact, batches, output, real[output]) > case.budget:
-        words = "the original itself reads what lies under the mask; against it on the same tokens"
-        return asked.compare(name, other, after, exact.forward(other), only=real, note=words)
+    bare = [asked.ask(replace(one, mask=np.ones_like(one.mask))) for one in batches]
+    most = SEEN * _change(bare, output, real[output])
+    if 0 < most < case.budget:
+        case = replace(case, budget=most, note="against a tenth of what the same tokens change without a mask")
+    if case.failed and asked.exact is not None and output in asked.exact.names:
+        exact = [asked.exact.forward(one) for one in batches]
+        if _change(exact, output, real[output]) > case.budget:
+            words = "the original itself reads what lies under the mask; against it on the same tokens"
+            return asked.compare(name, other, after, exact[1], only=real, note=words)
     return case
 
 
-def _change(exact: Reference, batches: Sequence[Batch], output: str, real: np.ndarray) -> float:
-    """How far the original's answers to two batches are apart at real positions; 0 where it has none."""
-    try:
-        one, other = (exact.forward(batch)[output] for batch in batches)
-    except OriginalError:
-        return 0.0
-    difference = np.abs(one - other)
+def _change(answers: Sequence[Answer], output: str, real: np.ndarray) -> float:
+    """How far two answers are apart at real positions."""
+    difference = np.abs(answers[0][output] - answers[1][output])
     return float(difference[np.broadcast_to(real, difference.shape[: real.ndim])].max(initial=0.0))
 
 
