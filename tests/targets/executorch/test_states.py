@@ -75,6 +75,13 @@ def test_a_state_from_before_reads_all_again(folder: Path) -> None:
     torch.testing.assert_close(torch.as_tensor(outputs["logits"]), turned, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_the_cache_clause_carries_a_state_into_a_long_chunk(folder: Path) -> None:
+    proof = json.loads((folder / "proof.json").read_text())
+    cases = next(clause["cases"] for clause in proof["clauses"] if clause["clause"] == "cache")
+    assert f"chunks 5+{LENGTH - 5}" in [case["case"] for case in cases]
+
+
 def test_a_shorter_past_saves_nothing_of_a_state() -> None:
     rows = tuple(Tensor(f"past_key_values.0.{name}", "float32", shape) for name, shape in
                  (("key", (4, 2, 64, 8)), ("value", (4, 2, 64, 8)), ("conv_state", (4, 32, 3))))  # fmt: skip

@@ -31,7 +31,7 @@ def ask(asked: Asked) -> list[Case]:
         step: [row % batch.size for row in rows[: batch.size]] for step, rows in {1: [1, 1, 0], 2: [2, 0, 0]}.items()
     }
     cases.append(stepped(asked, "rows reordered and repeated", batch, [half, 1, length - half - 1], beams))
-    if any(pair.initial == "zeros" for pair in asked.padded.state):
+    if asked.padded.kept_states or any(pair.initial == "zeros" for pair in asked.padded.state):
         cases.append(_long(asked))
     return cases
 
@@ -39,7 +39,9 @@ def ask(asked: Asked) -> list[Case]:
 def _long(asked: Asked) -> Case:
     """A chunk as long as several of those in which kernels work, over a state: each carries it to the next."""
     batch = asked.inputs.full("cache", 1, CHUNKED)
-    chunks = [5, batch.mask.shape[1] - 5]
+    length = batch.mask.shape[1]
+    first = min(5, length // 2)
+    chunks = [first, length - first]
     return stepped(asked, f"chunks {words(chunks)}", batch, chunks)
 
 
