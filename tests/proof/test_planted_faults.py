@@ -166,9 +166,9 @@ def test_a_lost_mask_that_rounding_hides(kind: str, tmp_path: Path):
     edit = Edit(tmp_path / "out" / "onnx" / "model.onnx")
     mask_of_ones(edit)
     edit.save()
-    for original in (model, None):
+    for original in (model, None) if kind == "int8" else (model,):
         found = trueport.verify(tmp_path / "out", against=original, clauses=["inert"])
-        assert all(cases(found, "inert").values())
+        assert "inert" in failed(found)
 
 
 def positions_from_zero(edit: Edit) -> None:

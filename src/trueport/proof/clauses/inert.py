@@ -22,6 +22,8 @@ Pair = tuple[One, One]
 SEEN = 0.1
 """Share of what masked tokens would change without a mask. Under one they change nothing, to the last bit, but for roundings
 where experts work in groups; the ten roundings allowed elsewhere may hide all of it in halves, and a lost mask."""
+MATTERS = {True: 0.001, False: 0.1}
+"""Share of the budget past which these changes are no rounding: where float64 tells them, and where the artefact does."""
 
 
 def ask(asked: Asked) -> list[Case]:
@@ -49,15 +51,16 @@ def _judged(asked: Asked, name: str, output: str, batches: Pair[Batch], answers:
     case = asked.compare(name, other, after, before, only=real)
     if not case.error:
         return case
-    bare = [asked.ask(replace(one, mask=np.ones_like(one.mask))) for one in batches]
-    most = SEEN * _change(bare, output, real[output])
-    if 0 < most < case.budget:
-        case = replace(case, budget=most, note="against a tenth of what the same tokens change without a mask")
-    if case.failed and asked.exact is not None and output in asked.exact.names:
-        exact = [asked.exact.forward(one) for one in batches]
-        if _change(exact, output, real[output]) > case.budget:
+    exact = asked.exact if asked.exact is not None and output in asked.exact.names else None
+    bare = [replace(one, mask=np.ones_like(one.mask)) for one in batches]
+    seen = _change([exact.forward(one) if exact else asked.ask(one) for one in bare], output, real[output])
+    if seen > MATTERS[exact is not None] * case.budget and SEEN * seen < case.budget:
+        case = replace(case, budget=SEEN * seen, note="against a tenth of what the same tokens change without a mask")
+    if case.failed and exact is not None:
+        truth = [exact.forward(one) for one in batches]
+        if _change(truth, output, real[output]) > case.budget:
             words = "the original itself reads what lies under the mask; against it on the same tokens"
-            return asked.compare(name, other, after, exact[1], only=real, note=words)
+            return asked.compare(name, other, after, truth[1], only=real, note=words)
     return case
 
 
