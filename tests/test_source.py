@@ -435,7 +435,7 @@ def test_models_of_other_inputs(tmp_path):
 def test_a_state_that_is_no_cache(tmp_path):
     config = transformers.RwkvConfig(vocab_size=9, hidden_size=8, attention_hidden_size=8, num_hidden_layers=2)
     transformers.RwkvForCausalLM(config).save_pretrained(tmp_path)
-    _refused(tmp_path, "A RwkvForCausalLM keeps a state that is not a key-value cache", tokenizer=None)
+    _refused(tmp_path, "A RwkvForCausalLM takes no cache", tokenizer=None)
 
 
 @pytest.mark.parametrize(

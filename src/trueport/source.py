@@ -312,7 +312,10 @@ def _role(model: PreTrainedModel, task: str) -> str:
 
     role, kind = role_of(model), type(model).__name__
     if TASKS[task].role == "decoder" and role != "decoder":
-        refuse(f"A {kind} keeps a state that is not a key-value cache", "This version cannot export it to generate.")
+        refuse(
+            f"A {kind} takes no cache: it keeps no state, or another one than transformers' caches",
+            "Give --task feature-extraction for one pass, or export it in a module of your own (docs/custom.md).",
+        )
     if TASKS[task].role != role:
         refuse(f"A {kind} is a {role}, which cannot do {task}", "Give another --task, such as feature-extraction.")
     return role

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
@@ -38,6 +39,13 @@ BOTH, STATES = ["key", "value"], ["conv_state", "recurrent_state"]
 )
 def test_what_each_layer_keeps(name: str, expected: list[list[str]]) -> None:
     assert _names(name) == expected
+
+
+def test_a_cache_for_two_attentions_whose_other_half_is_empty() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.MegatronBertConfig(vocab_size=99, is_decoder=True, **sizes)
+    (component,) = components(transformers.MegatronBertForCausalLM(config).eval())
+    assert [[slot.name for slot in slots] for slots in component.module.layers] == [BOTH, BOTH]  # type: ignore[union-attr]
 
 
 def test_the_interface_says_how_each_begins() -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import (
     DummyLayer,
     DynamicCache,
+    EncoderDecoderCache,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
@@ -108,7 +109,7 @@ def slots_of(model: Any, cache: Any, tokens: int) -> list[list[Slot] | None]:
     Raises:
         CaptureError: something else than keys, values and states.
     """
-    layers = getattr(cache, "layers", None)
+    layers = getattr(_own_part(cache), "layers", None)
     if layers is None or not all(_is_known(layer) for layer in layers):
         kind = type(cache).__name__
         raise CaptureError(
@@ -120,6 +121,14 @@ def slots_of(model: Any, cache: Any, tokens: int) -> list[list[Slot] | None]:
         slots = _grown(model, layer, tokens) + _fixed(layer)
         found.append(slots if slots or isinstance(layer, DummyLayer) else None)
     return found
+
+
+def _own_part(cache: Any) -> Any:
+    """The self-attention's half of a cache for two attentions where the other half is empty: Megatron-BERT, RemBERT."""
+    if not isinstance(cache, EncoderDecoderCache):
+        return cache
+    other = cache.cross_attention_cache.layers
+    return cache.self_attention_cache if not any(getattr(layer, "is_initialized", True) for layer in other) else None
 
 
 def _is_known(layer: Any) -> bool:
