@@ -73,6 +73,7 @@ def check(path: str | Path) -> onnx.ModelProto:
         _check_size(proto, graphs, path)
         _check_names(graphs, path)
         _check_domains(proto, graphs, path)
+        _check_splits(graphs, path)
         _check_sources(proto, path)
         for nodes, tensors in graphs:
             for tensor in tensors:
@@ -213,6 +214,17 @@ def _check_domains(proto: onnx.ModelProto, graphs: list[Body], path: Path) -> No
                     "which Trueport does not know",
                     "Export it without custom operators.",
                 )
+
+
+def _check_splits(graphs: list[Body], path: Path) -> None:
+    """ONNX Runtime ends the whole process where a Split gives another number of parts than it says."""
+    for node in (node for nodes, _ in graphs for node in nodes if node.op_type == "Split"):
+        said = next((attribute.i for attribute in node.attribute if attribute.name == "num_outputs"), len(node.output))
+        if said != len(node.output):
+            problem = (
+                f"{path.name}: node {node.name or node.output[0]} splits into {said} parts and names {len(node.output)}"
+            )
+            raise GraphError(problem, "Export it again.")
 
 
 def _check_order(nodes: list[Any], path: Path) -> None:
