@@ -10,6 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from benchmarks import bound, large, measure, plot, tables, watched, worker
@@ -17,13 +20,23 @@ from benchmarks import bound, large, measure, plot, tables, watched, worker
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def coverage() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("coverage_tool", ROOT / "tools" / "coverage.py")
+def _tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def coverage() -> ModuleType:
+    return _tool("coverage")
+
+
+@pytest.fixture(scope="module")
+def mutants() -> ModuleType:
+    return _tool("mutants")
 
 
 def _case(error: float | None, budget: float) -> dict[str, object]:
@@ -180,3 +193,24 @@ def test_what_is_too_large_is_in_the_table_in_words() -> None:
         assert row in text
     ours = {large.OURS: {"12": runs["12"], "80": runs["96"]}}
     assert "80 layers to 12 1.50, with the imports 1.25 (aim: 1.3)" in "".join(large._verdicts("layers", ours))
+
+
+def test_a_fault_changes_one_node(mutants: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    text = """<ir_version: 10, opset_import: ["" : 18]> g (float[n] x) => (float[n] z) <float two = {2.0}>
+    { y = Mul (x, two) z = Sub (y, x) }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    found = list(mutants.faults(path))
+    assert [(fault.index, fault.kind) for fault in found] == [
+        (0, "bypass"), (0, "operator"), (0, "constant 1"), (1, "bypass"), (1, "operator"), (1, "inputs"),
+    ]  # fmt: skip
+    results = {}
+    for fault in found:
+        onnx.save(onnx.parser.parse_model(text), path)
+        if mutants.plant(path, fault):
+            session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+            results[fault.index, fault.kind] = session.run(None, {"x": np.array([3.0], np.float32)})[0].item()
+    assert results == {
+        (0, "bypass"): 0.0, (0, "operator"): -1.5, (0, "constant 1"): pytest.approx(3.3), (1, "operator"): 9.0,
+        (1, "inputs"): -3.0,
+    }  # fmt: skip
