@@ -175,7 +175,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
             assert inputs[0] is not None
             fill = float(scalars[filled.index(True)] or 0)
             fill = fill if bound is None else max(fill, -bound)
-            terms.append(Term(node, inputs[0], fill, True, hides=filled[0]))
+            terms.append(Term(node, inputs[0], fill, True, filled[0], factor=cap if bound is None else 1.0))
             value = inputs[1 + filled.index(False)]
         elif kind in ("Add", "Sub", "Mul", "Div", "Sum"):
             before = len(terms)
@@ -183,6 +183,8 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
             if bound is not None:
                 # What is added before the tanh weighs no more behind it than the cap.
                 terms[before:] = [replace(term, fill=max(term.fill, -bound)) for term in terms[before:]]
+            else:
+                terms[before:] = [replace(term, factor=cap) for term in terms[before:]]
             cap *= _factor(view, node)
         elif kind in ("Max", "Clip"):
             # A limit from below after the sum makes all hidden keys alike.

@@ -39,6 +39,7 @@ class Term:
         chosen: whether the fill replaces the score instead of being added to it.
         hides: of a Where, whether a true condition hides.
         times: how many masks the value counts before the fill is multiplied in.
+        factor: what scores and fill are multiplied by together before the softmax.
     """
 
     node: ir.Node
@@ -47,6 +48,7 @@ class Term:
     chosen: bool = False
     hides: bool = False
     times: int = 1
+    factor: float = 1.0
 
 
 class Fills:

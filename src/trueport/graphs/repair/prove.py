@@ -16,6 +16,7 @@ from trueport.graphs.repair.expected import expected
 from trueport.graphs.repair.families import FAMILIES, feeds, folds
 from trueport.graphs.repair.probe import Probe
 from trueport.graphs.repair.standard import is_standard
+from trueport.graphs.repair.taken_back import taken_back
 from trueport.words import count_words, number
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Layer:
         error_before, error_after: the largest error, relative to the row's largest entry; inf for NaN.
         allowed: the largest allowance.
         score: the largest score met.
+        taken_back: whether the layer, as it was, showed keys that its masks seem to hide.
     """
 
     node: str
@@ -59,6 +61,7 @@ class Layer:
     error_after: float
     allowed: float
     score: float
+    taken_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,12 @@ class RepairProof:
         return (
             f"{'Proven' if self.proven else 'Not proven'} over {count_words(self.masks, 'mask')} of "
             f"{len(FAMILIES)} families: of {rows:,} rows {before:,} were wrong and {after:,} are; the worst lies "
-            f"{number(worst)} from the reference{kept}."
+            f"{number(worst)} from the reference{kept}.{self._misread()}"
         )
+
+    def _misread(self) -> str:
+        names = ", ".join(layer.module or layer.node for layer in self.layers if layer.taken_back)
+        return names and f" What the masks of {names} seem to hide, the graph shows: another term takes them back."
 
     @property
     def rounded(self) -> float | None:
@@ -142,7 +149,7 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     allowed = max((layer.allowed for layer in layers), default=RELATIVE)
     unchanged = max(moved, default=None)
     still = unchanged is None or unchanged <= min(100 * allowed, MOST_MOVED)
-    right = not any(layer.wrong_after for layer in layers) and still
+    right = not any(layer.wrong_after or layer.taken_back for layer in layers) and still
     return RepairProof(bool(right), masks, layers, unchanged)
 
 
@@ -172,6 +179,7 @@ class _Compared:
     allowed: float
     score: float
     loose: bool
+    taken_back: bool
 
 
 def _compare(probe: Probe, lone: _Lone, values: Mapping[str, np.ndarray], rows: str) -> _Compared:
@@ -182,7 +190,9 @@ def _compare(probe: Probe, lone: _Lone, values: Mapping[str, np.ndarray], rows: 
     if got.dtype == np.float16:
         allowed = max(allowed, HALF)
     loose = empty and got.dtype == np.float16
-    return _Compared(_errors(lone.run(values), wanted), _errors(got, wanted), allowed, score, loose)
+    return _Compared(
+        _errors(lone.run(values), wanted), _errors(got, wanted), allowed, score, loose, taken_back(probe, values)
+    )
 
 
 def _errors(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -260,4 +270,5 @@ def _layer(probe: Probe, runs: Sequence[_Compared]) -> Layer:
         error_after=max((float(run.after.max(initial=0.0)) for run in runs), default=0.0),
         allowed=max((run.allowed for run in runs), default=RELATIVE),
         score=max((run.score for run in runs), default=0.0),
+        taken_back=any(run.taken_back for run in runs),
     )
