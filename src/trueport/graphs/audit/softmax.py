@@ -51,7 +51,7 @@ class Behind:
 def softmax_axis(view: View, node: ir.Node) -> int | None:
     """The axis of a Softmax or LogSoftmax; None where it goes over several, as it may before opset 13."""
     found = node.attributes.get("axis")
-    newer = (view.model.opset_imports.get("") or view.model.opset_imports.get("ai.onnx") or 0) >= 13
+    newer = (view.model.opset_imports.get("") or 0) >= 13
     return (-1 if newer else None) if found is None else int(found.value)
 
 

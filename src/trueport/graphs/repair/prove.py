@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import RunError
+from trueport.graphs.audit.experiment.arithmetic import MISFITS
 from trueport.graphs.audit.experiment.inputs import runs
 from trueport.graphs.repair.expected import expected
 from trueport.graphs.repair.families import FAMILIES, feeds, folds
@@ -132,11 +133,12 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     seen: list[list[_Compared]] = [[] for _ in probes]
     moved: list[float] = []
     masks = 0
+    stored = _stored(view, probes)
     folded = _folded(view, before)
     for length, past in (group[0] for group in runs(view)):
         for _, inputs in feeds(view, seed=SEED + past, rounds=ROUNDS, length=length, past=past, folded=folded):
             masks += 1
-            values = {**inputs, **inner.run(inputs)}
+            values = {**stored, **inputs, **inner.run(inputs)}
             with np.errstate(all="ignore"):  # what overflows is infinite, and counted as wrong
                 found = [_compare(probe, model, values, rows) for probe, model in zip(probes, lone, strict=True)]
             for one, compared in zip(seen, found, strict=True):
@@ -151,6 +153,16 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     still = unchanged is None or unchanged <= min(100 * allowed, MOST_MOVED)
     right = not any(layer.wrong_after or layer.taken_back for layer in layers) and still
     return RepairProof(bool(right), masks, layers, unchanged)
+
+
+def _stored(view: View, probes: Sequence[Probe]) -> dict[str, np.ndarray]:
+    """What the probes watch and the graph stores: a causal mask of one length."""
+    names = {name for probe in probes for name in probe.watched}
+    return {
+        name: array
+        for name, value in view.model.graph.initializers.items()
+        if name in names and (array := view.array(value)) is not None
+    }
 
 
 def _folded(view: View, session: OnnxSession) -> int:
@@ -183,7 +195,13 @@ class _Compared:
 
 
 def _compare(probe: Probe, lone: _Lone, values: Mapping[str, np.ndarray], rows: str) -> _Compared:
-    wanted, score, empty = expected(probe, values, rows)
+    try:
+        wanted, score, empty = expected(probe, values, rows)
+    except MISFITS as error:
+        raise RunError(
+            f"{probe.name}: the inputs that were made up for the proof do not fit each other",
+            "Name the axes of its inputs alike where they are alike, or give --no-proof.",
+        ) from error
     got = values[probe.output]
     exact = probe.double or probe.original.op_type == "Softmax"
     allowed = RELATIVE if exact else min(RELATIVE * max(1.0, score / EXACT_TO), MOST_ALLOWED)

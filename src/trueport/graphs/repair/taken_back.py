@@ -27,8 +27,7 @@ def taken_back(probe: Probe, values: Mapping[str, np.ndarray]) -> bool:
         probe: the layer.
         values: what its node read, and its masks, by name.
     """
-    domain = "" if probe.original.domain == "ai.onnx" else probe.original.domain
-    at = 0 if probe.original.op_type == "Softmax" else BIASES.get((domain, probe.original.op_type))
+    at = 0 if probe.original.op_type == "Softmax" else BIASES.get((probe.original.domain, probe.original.op_type))
     if not probe.terms or at is None or at >= len(probe.inputs) or not probe.inputs[at]:
         return False
     given = np.asarray(probe.constants.get(at, values.get(probe.inputs[at])))

@@ -22,6 +22,8 @@ KEEPS_LAYOUT = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Max", 
 """Operators on the way to the softmax that leave every score at its place."""
 HIDDEN = MASK_FILL_FROM / 2
 """A mask term is 0 or at most ``MASK_FILL_FROM``: what lies below this hides."""
+WHERE = 9
+"""The first opset with Where."""
 
 
 def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
@@ -44,6 +46,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     assert scores is not None
     if not site.terms:
         return "no mask terms were found"
+    if (view.model.opset_imports.get("") or 0) < WHERE:
+        return f"the graph's opset is older than {WHERE}, which has no Where"
     if site.replaced:
         return "plain numbers take the place of some of its scores"
     if any(not aligned(term.node.outputs[0], scores) for term in site.terms):
