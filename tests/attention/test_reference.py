@@ -154,7 +154,7 @@ def test_as_model_sums_the_fills() -> None:
 @pytest.mark.parametrize("fill", [-10000.0, LOWEST, -np.inf])
 @pytest.mark.parametrize("additive", [False, True])
 def test_as_model_equals_a_graph_that_adds(fill: float, additive: bool) -> None:
-    """The lowest number twice is -inf in float32, in whatever form the mask comes; it was not, and differed with the form."""
+    """The lowest number twice is -inf in float32, in every form of the mask; it was not, and differed."""
     q, k, v = operands(3, 2, 2, 2, 7, 7)
     mask = np.array([[0, 1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0]], dtype=bool)
     added = torch.where(torch.from_numpy(mask)[:, None, None], 0.0, fill).float()
