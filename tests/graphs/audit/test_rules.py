@@ -312,3 +312,25 @@ BRANCH = (
 def test_layers_in_branches(masking: str, rules: list[str], tmp_path: Path) -> None:
     report = audited(branches(BRANCH.format(masking)), tmp_path)
     assert [finding.rule for finding in report.findings] == rules and report.attentions == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        ('{"local_attention": 8, "layer_types": ["sliding_attention"]}', 4),
+        ('{"attention_chunk_size": 8, "layer_types": ["chunked_attention"]}', 8),
+    ],
+)
+def test_windows_by_other_names(config: str, given: int, tmp_path: Path) -> None:
+    """ModernBERT's, which reaches to both sides, and Llama 4's chunks."""
+    seen = "c = And (attention_mask, causal)\n"
+    near = "n = Squeeze (size)\nj = Range (zero0, n, one0)\nd = Less (j, limit)\nc0 = And (attention_mask, d)\n"
+    stored = f"float low = {{-3.4028235e38}}, int64 zero0 = {{0}}, int64 one0 = {{1}}, int64 limit = {{{given}}}"
+    end = "masked = Where (c, scores, low)\n" + END
+    lacks = graph(SCORES + seen + end, f"{MASK}, {CAUSAL}", stored)
+    size = "size = Shape <start = 2, end = 3> (q)\n"
+    has = graph(SCORES + size + near + "c = And (c0, causal)\n" + end, f"{MASK}, {CAUSAL}", stored)
+    assert [finding.rule for finding in audited(lacks, tmp_path, config).findings] == ["missing-window"]
+    assert not audited(has, tmp_path, config).of("missing-window")
+    other = config.replace('_attention"]', '_attention_of_another_kind"]')
+    assert not audited(lacks, tmp_path, other).findings
