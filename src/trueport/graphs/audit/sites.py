@@ -163,7 +163,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
             if filled[0] == filled[1]:
                 # Rows without keys are looked after, or a mask is read that hides nothing: numbers tell.
                 kept = [
-                    scalar is None and _has_product(view, branch)
+                    scalar is None and carries_scores(view, branch)
                     for scalar, branch in zip(scalars, inputs[1:3], strict=True)
                 ]
                 if kept[0] == kept[1] or scalars[kept.index(False)] is None:
@@ -231,7 +231,7 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
         fill = fills.positive(second)
         if fill is not None and second is not None:
             terms.append(Term(node, second, fill))
-        return second if _has_product(view, second) and not _has_product(view, first) else first
+        return second if carries_scores(view, second) and not carries_scores(view, first) else first
     if node.op_type == "Sum":
         return _summed(view, fills, node, terms)
     if node.op_type == "Add":
@@ -244,7 +244,7 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
         return first
     if view.scalar(first) is not None:
         return second
-    sides = [(_has_product(view, first), first, second), (_has_product(view, second), second, first)]
+    sides = [(carries_scores(view, first), first, second), (carries_scores(view, second), second, first)]
     for has, scores, other in sides:
         if has:
             if node.op_type == "Add":
@@ -255,7 +255,7 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
 
 def _summed(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Value | None:
     """The scores among any number of summands."""
-    scores = next((value for value in node.inputs if _has_product(view, value)), None)
+    scores = next((value for value in node.inputs if carries_scores(view, value)), None)
     for value in node.inputs:
         fill = fills.of(value)
         if value is not scores and value is not None:
@@ -263,10 +263,10 @@ def _summed(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Va
     return scores
 
 
-def _has_product(view: View, value: ir.Value | None) -> bool:
-    """Whether scores lie a few nodes above ``value``."""
+def carries_scores(view: View, value: ir.Value | None) -> bool:
+    """Whether scores lie a few nodes above ``value``, twice as many where each of them is rounded."""
     level = [value]
-    for _ in range(12):
+    for _ in range(24):
         sources = [view.source(value) for value in level]
         nodes = {id(n): n for v in sources if v is not None and (n := v.producer()) is not None}
         for node in nodes.values():

@@ -24,7 +24,7 @@ MOST_TERMS = 16
 DECISIONS = {"Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
 """Operators that give true or false."""
 PASS = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten",
-        "Slice", "Gather", "Trilu", "Pad", "GatherND", "Split"}  # fmt: skip
+        "Slice", "Gather", "Trilu", "Pad", "GatherND", "Split", "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
 """Operators whose result holds some of their first input's elements, zeros apart."""
 
 
