@@ -152,6 +152,9 @@ def test_static_quantisation_rounds_scores_away(fused_bert: Path) -> None:
     feeds = {"input_ids": np.random.default_rng(0).integers(5, 95, MASKS.shape), "attention_mask": MASKS.numpy()}
     wanted, got = (onnxruntime.InferenceSession(str(path)).run(None, feeds)[0] for path in (plain, rounded))
     assert np.abs(got - wanted).max() > 0.2 * np.abs(wanted).max()
+    whole = fused_bert.with_name("integers.onnx")
+    quantize_static(str(plain), str(whole), Samples(), quant_format=QuantFormat.QOperator)
+    assert [finding.rule for finding in audit(whole).errors] == ["quantised-mask"] * 2
     inside = [
         node.name
         for node in onnx.load(plain).graph.node

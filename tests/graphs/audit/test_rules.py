@@ -334,3 +334,10 @@ def test_windows_by_other_names(config: str, given: int, tmp_path: Path) -> None
     assert not audited(has, tmp_path, config).of("missing-window")
     other = config.replace('_attention"]', '_attention_of_another_kind"]')
     assert not audited(lacks, tmp_path, other).findings
+
+
+@pytest.mark.parametrize(("step", "severities"), [("0.05", ["warning"]), ("0.1", []), ("1.5", ["error"])])
+def test_masked_scores_that_are_cut_off(step: str, severities: list[str], tmp_path: Path) -> None:
+    """255 steps of 0.05: a hidden key lies 12.75 below the best at the most."""
+    report = audited(blocks("quantised-mask")[0].replace("1.3344405e36", step), tmp_path)
+    assert [finding.severity for finding in report.of("quantised-mask")] == severities

@@ -25,24 +25,26 @@ LONGEST = 64
 
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
-    """Every rounding of scores between the product and the softmax."""
+    """Every rounding of scores between the product and the softmax; and softmaxes of integers that a mask reaches."""
     for site in view.sites:
         for node in _roundings(view, site):
-            step, steps = _grid(view, node)
-            if step is None:
-                continue
-            if step >= COARSE:
-                yield rule.finding(
-                    view,
-                    node,
-                    f"scores are rounded to multiples of {number(step)}: the softmax sees the masks and little else",
-                )
-            elif steps * step < -MASK_FILL_FROM and _joined(view, site, node):
-                yield rule.finding(
-                    view, node,
-                    f"masked scores are cut off: a hidden key lies at most {number(steps * step)} below a visible one",
-                    severity="warning",
-                )  # fmt: skip
+            yield from _judged(rule, view, node, joined=_joined(view, site, node))
+    for node in view.nodes:
+        if node.op_type == "QLinearSoftmax" and id(node.inputs[0]) in view.masked:
+            yield from _judged(rule, view, node, joined=True)
+
+
+def _judged(rule: Rule, view: View, node: ir.Node, *, joined: bool) -> Iterator[Finding]:
+    """A node whose second input is the step of its scores; ``joined``: whether a mask is in them."""
+    step, steps = _grid(view, node)
+    if step is None:
+        return
+    if step >= COARSE:
+        words = f"scores are rounded to multiples of {number(step)}: the softmax sees the masks and little else"
+        yield rule.finding(view, node, words)
+    elif joined and steps * step < -MASK_FILL_FROM:
+        words = f"masked scores are cut off: a hidden key lies at most {number(steps * step)} below a visible one"
+        yield rule.finding(view, node, words, severity="warning")
 
 
 def _roundings(view: View, site: Site) -> Iterator[ir.Node]:
