@@ -260,8 +260,9 @@ RIGHT = {
     ),
     "a mask behind the softmax": graph(
         "c = Cast <to = 1> (attention_mask)\n" + SCORES + "w = Softmax <axis = -1> (scores)\nm = Mul (w, c)\n"
-        "sum = ReduceSum <keepdims = 1> (m, axis)\nweights = Div (m, sum)\ny = MatMul (weights, v)\n",
-        constants="int64[1] axis = {3}",
+        "sum = ReduceSum <keepdims = 1> (m, axis)\nmore = Add (sum, eps)\n"
+        "weights = Div (m, more)\ny = MatMul (weights, v)\n",
+        constants="int64[1] axis = {3}, float eps = {0.000001}",
     ),
     "masks counted, then limited": graph(
         "c = Cast <to = 1> (attention_mask)\na = Sub (one, c)\nn = Not (causal)\nb = Cast <to = 1> (n)\n"
