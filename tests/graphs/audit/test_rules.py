@@ -342,3 +342,34 @@ def test_masked_scores_that_are_cut_off(step: str, severities: list[str], tmp_pa
     """255 steps of 0.05: a hidden key lies 12.75 below the best at the most."""
     report = audited(blocks("quantised-mask")[0].replace("1.3344405e36", step), tmp_path)
     assert [finding.severity for finding in report.of("quantised-mask")] == severities
+
+
+SEVEN = "int64 zero0 = {0}, int64 one0 = {1}, int64 seven = {7}, int64[1] down = {0}, int64[1] across = {1}"
+LOW = "float low = {-3.4028235e38}"
+PLACES = (
+    "j = Range (zero0, %s, one0)\nrow = Unsqueeze (j, down)\ncolumn = Unsqueeze (j, across)\n"
+    "c = LessOrEqual (row, column)\n"
+)
+CHOSEN_BY = SCORES + "seen = And (attention_mask, c)\nmasked = Where (seen, scores, low)\n" + END
+
+
+@pytest.mark.parametrize(
+    ("masking", "inputs", "constants"),
+    [
+        (PLACES % "seven" + CHOSEN_BY, MASK, SEVEN),
+        ("c = Slice (all, begin, end, axis)\n" + CHOSEN_BY, MASK,
+         "bool[1, 8] all = {1, 1, 1, 1, 1, 1, 1, 0}, int64[1] begin = {0}, int64[1] end = {7}, int64[1] axis = {1}"),
+        ("c = Gather <axis = 3> (attention_mask, places)\n" + SCORES + "masked = Where (c, scores, low)\n" + END, MASK,
+         "int64[3] places = {0, 1, 2}"),
+    ],
+    ids=["counted to a stored length", "cut at a stored length", "stored places"],
+)  # fmt: skip
+def test_lengths_that_a_mask_is_computed_from(masking: str, inputs: str, constants: str, tmp_path: Path) -> None:
+    """An exporter that folds nothing leaves the sample's length in front of the mask."""
+    report = audited(graph(masking, inputs, f"{LOW}, {constants}"), tmp_path)
+    assert {finding.rule for finding in report.errors} == {"baked-length"}
+
+
+def test_a_length_that_is_computed_is_none_of_the_samples(tmp_path: Path) -> None:
+    free = "size = Shape <start = 2, end = 3> (q)\nlength = Squeeze (size)\n" + PLACES % "length" + CHOSEN_BY
+    assert audited(graph(free, MASK, f"{LOW}, {SEVEN}"), tmp_path).findings == ()
