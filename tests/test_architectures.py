@@ -71,6 +71,24 @@ def test_a_model_that_does_not_run_in_float64_is_proven(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_stages_with_heads_of_their_own_are_proven(tmp_path: Path) -> None:
+    """Swin's config has a list of heads: the proof's count of its memory ended in a traceback."""
+    sizes = {
+        "image_size": 16,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    }
+    torch.manual_seed(0)
+    model = transformers.SwinModel(transformers.SwinConfig(**sizes)).eval()
+    with torch.no_grad():
+        zoo.amplify(model, seed=0)
+    assert trueport.export(model, tmp_path / "out", tokenizer=None).verdict == "proven"
+
+
+@pytest.mark.slow
 def test_experts_in_bfloat16_are_proven(tmp_path: Path) -> None:
     """transformers calls another operator for them there, torch's own."""
     artifact = trueport.export(zoo.build("mixtral", amplify=1.0), tmp_path / "out", tokenizer=None, dtype="bfloat16")

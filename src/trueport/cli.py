@@ -330,5 +330,7 @@ def _write_no_more() -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"trueport: {' '.join(message.split())}", file=sys.stderr)
+    from trueport.words import clean  # what a stranger's file calls its nodes may be escapes
+
+    print(f"trueport: {clean(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

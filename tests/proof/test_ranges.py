@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import trueport
 from tests import zoo
@@ -118,3 +119,16 @@ def test_the_clamp_of_t5_is_exported_with_float16s_own_limits(tmp_path: Path):
     found = {clause["clause"]: clause for clause in artifact.proof["clauses"]}
     assert "which the original itself clamps" in found["range"]["reason"]
     assert found["finite"]["status"] == found["shapes"]["status"] == "pass"
+
+
+def test_a_token_that_is_hardly_ever_drawn_is_asked_where_it_lies_far_out():
+    """One of 8000, whose own sum with a bias is past the limit: the export was proven, and infinite at that token."""
+    torch.manual_seed(0)
+    sizes = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8000, tie_word_embeddings=False, **sizes)).eval()
+    with torch.no_grad():
+        model.transformer.wte.weight[4321, 3] = 60000.0
+        model.transformer.h[1].mlp.c_proj.bias[3] = 10000.0
+    (case,) = ranges.ask(asked_of(converted(model, "float16"), "decoder", ("logits",)))
+    assert case.failed and case.note is not None and "transformer.h.1" in case.note
+    assert case.worst_input is not None and 4321 in np.array(case.worst_input["input_ids"])

@@ -11,6 +11,8 @@ from transformers import (
     FSMTForConditionalGeneration,
     NllbMoeConfig,
     NllbMoeForConditionalGeneration,
+    Speech2TextConfig,
+    Speech2TextForConditionalGeneration,
     SwitchTransformersConfig,
     SwitchTransformersForConditionalGeneration,
 )
@@ -66,3 +68,14 @@ def test_an_encoder_that_is_a_plain_module_is_refused_in_a_sentence(tmp_path: Pa
     model = FSMTForConditionalGeneration(FSMTConfig(src_vocab_size=99, tgt_vocab_size=99, **sizes, **heads)).eval()
     with pytest.raises(TrueportError, match="FSMTEncoder of a FSMTForConditionalGeneration is a plain module"):
         trueport.export(model, tmp_path / "out", tokenizer=None)
+
+
+def test_speech_of_any_length_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """It was a traceback: Speech2Text's encoder has no conv1."""
+    config = Speech2TextConfig(
+        vocab_size=99, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=37, decoder_ffn_dim=37,
+        encoder_attention_heads=4, decoder_attention_heads=4, max_source_positions=64, max_target_positions=64,
+        input_feat_per_channel=8, conv_channels=16,
+    )  # fmt: skip
+    with pytest.raises(TrueportError, match=r"Speech2TextEncoder .* takes features of any length"):
+        trueport.export(Speech2TextForConditionalGeneration(config).eval(), tmp_path / "out", tokenizer=None)

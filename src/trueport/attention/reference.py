@@ -58,8 +58,8 @@ def reference(
         softcap: 0 for none.
         rows: what a query gives that sees no key. ``zeros``: zeros. ``uniform``: the mean of all values, padding and
             future included, as a lowest-float fill gives. ``as-model``: the softmax of the scores plus ``fill`` for
-            each mask that hides the key (not lower than the lowest float32), which is what a graph computes that adds
-            its masks; NaN where they are -inf.
+            each mask that hides the key, which is what a graph computes that adds its masks: past the lowest float32 a
+            sum is -inf, so that two masks of that fill leave the keys that one of them hides; NaN where all are -inf.
         fill: what a boolean mask stands for under ``as-model``.
 
     Returns:
@@ -73,6 +73,8 @@ def reference(
     q, k, v, before = _operands(query, key, value, past)
     batch, _, queries, size = q.shape
     keys = k.shape[2]
+    if mask is not None and np.ndim(mask) == 4 and np.shape(mask)[1] not in (1, q.shape[1]):
+        raise MaskError(f"A mask of {np.shape(mask)[1]} heads does not fit {q.shape[1]}", f"Its axes are {AXES}.")
     scores = (q @ k.swapaxes(-1, -2)) * (1 / np.sqrt(size) if scale is None else scale)
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
@@ -98,9 +100,8 @@ def reference(
         if additive is None:
             terms.append({"mask": mask})
         hidden = [~visible_keys(batch, queries, keys, past=before, **term) for term in terms]  # type: ignore[arg-type]
-        summed = np.maximum(sum(np.where(h, fill, 0.0) for h in hidden), min(fill, LOWEST))
-        if additive is not None:
-            summed = summed + additive
+        summed = sum(np.where(h, fill, 0.0) for h in hidden) + (0.0 if additive is None else additive)
+        summed = np.where(summed < LOWEST, -np.inf, summed)
         weights = np.where(empty, _softmax(scores + summed, nan=True), weights)
     return np.asarray(weights @ v)
 
@@ -110,15 +111,31 @@ def _operands(query: Any, key: Any, value: Any, past: Any) -> tuple[np.ndarray, 
     q, k, v = (np.asarray(array).astype(np.float64) for array in (query, key, value))
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise MaskError("query, key and value have the axes (batch, heads, length, size)")
-    before = past if isinstance(past, int) else 0
-    if past is not None and not isinstance(past, int):
+    counted = isinstance(past, (int, np.integer))
+    before = int(past) if counted else 0
+    if past is not None and not counted:
         earlier = [np.asarray(array).astype(np.float64) for array in past]
+        before = _past_keys(earlier, k, v)
         k, v = np.concatenate([earlier[0], k], axis=2), np.concatenate([earlier[1], v], axis=2)
-        before = earlier[0].shape[2]
     heads, key_heads = q.shape[1], k.shape[1]
-    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or heads % key_heads:
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or heads % max(key_heads, 1):
         raise MaskError(f"query {q.shape}, key {k.shape} and value {v.shape} do not fit", "See the axes in the help.")
     return q, np.repeat(k, heads // key_heads, axis=1), np.repeat(v, heads // key_heads, axis=1), before
+
+
+def _past_keys(earlier: list[np.ndarray], key: np.ndarray, value: np.ndarray) -> int:
+    """How many keys the past holds."""
+    shapes = [array.shape for array in earlier]
+    fits = len(earlier) == 2 and all(
+        len(shape) == 4 and (*shape[:2], shape[3]) == (*own.shape[:2], own.shape[3])
+        for shape, own in zip(shapes, (key, value), strict=True)
+    )
+    if not fits or shapes[0][2] != shapes[1][2]:
+        raise MaskError(
+            f"A past of shapes {shapes} does not fit key {key.shape} and value {value.shape}",
+            "It is earlier keys and values, of the same batch, heads and sizes, or how many of the keys are past.",
+        )
+    return int(shapes[0][2])
 
 
 def _broadcast(bias: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -53,6 +53,8 @@ def load(path: str | Path) -> ir.Model:
         raise GraphError(f"{path.name} is not a valid ONNX graph: {_one_line(error)}", "Export it again.") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     readable(model)
+    if "ai.onnx" in model.opset_imports:  # the same domain by its other name, which no node has once it is read
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
     return model
 
 

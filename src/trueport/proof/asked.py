@@ -109,7 +109,8 @@ class Asked:
             prod(size if isinstance(size, int) else self.inputs.vocabulary for size in shape[2:])
             for shape in self.outputs.values()
         ]
-        heads = int(getattr(self.config, "num_attention_heads", 0) or 0)
+        counts = getattr(self.config, "num_attention_heads", 0) or 0  # of some models a list, one for each stage
+        heads = max(counts, default=0) if isinstance(counts, (list, tuple)) else int(counts)
         told = getattr(getattr(self.exact, "model", None), "config", None)  # graphs in its place tell nothing
         stepwise = getattr(told, "_attn_implementation", "") != "sdpa"
         scores = heads * length * (SCORES + (EAGER if stepwise else 0))

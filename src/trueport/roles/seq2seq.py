@@ -108,6 +108,12 @@ def _encoder(model: PreTrainedModel) -> Component:
 def _features(model: PreTrainedModel, name: str) -> Tensor:
     """Log-mel features of the one length that the encoder's position table serves, (batch, mels, frames)."""
     encoder = model.get_encoder()
+    told = all(hasattr(model.config, name) for name in ("max_source_positions", "num_mel_bins"))
+    if not (told and hasattr(encoder, "conv1") and hasattr(encoder, "conv2")):
+        raise CaptureError(
+            f"The {type(encoder).__name__} of a {type(model).__name__} takes features of any length",
+            "This version exports speech encoders of one length, as Whisper's.",
+        )
     frames = model.config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
     return Tensor(name, float_dtype(model), ("batch_size", model.config.num_mel_bins, frames))
 

@@ -156,7 +156,18 @@ WRONG = {
         exponentials("reals = Cast <to = 1> (attention_mask)\nrow = Unsqueeze (reals, keys)\nw = Sub (one, row)\n" + SCORES
                      + "masked = Identity (scores)\n",
                      "e = Exp (masked)\nm = Mul (e, w)\nsum = ReduceSum <keepdims = 1> (m, last)\n"
+                     "more = Add (sum, eps)\nweights = Div (m, more)\n"),
+    ),
+    "masked exponentials divided by their sum": (
+        "nan-rows",
+        exponentials(FLOATS + SCORES + "masked = Identity (scores)\n",
+                     "e = Exp (masked)\nm = Mul (e, ones)\nsum = ReduceSum <keepdims = 1> (m, last)\n"
                      "weights = Div (m, sum)\n"),
+    ),
+    "masked weights divided by their sum": (
+        "nan-rows",
+        plain(FLOATS + SCORES + "w = Softmax <axis = -1> (scores)\nm = Mul (w, ones)\n"
+              "sum = ReduceSum <keepdims = 1> (m, last)\nweights = Div (m, sum)\ny = MatMul (weights, v)\n"),
     ),
     "powers of two, inverted": (
         "inverted-mask",
@@ -201,7 +212,8 @@ RIGHT = {
             "weights", "more = Add (sum, eps)\nweights")),
     "exponentials times the mask": exponentials(
         FLOATS + SCORES + "masked = Identity (scores)\n",
-        "e = Exp (masked)\nm = Mul (e, ones)\nsum = ReduceSum <keepdims = 1> (m, last)\nweights = Div (m, sum)\n",
+        "e = Exp (masked)\nm = Mul (e, ones)\nsum = ReduceSum <keepdims = 1> (m, last)\nmore = Max (sum, eps)\n"
+        "weights = Div (m, more)\n",
     ),
     "a mask that says what is padding": plain(
         "row = Unsqueeze (key_padding_mask, keys)\nseen = Not (row)\n" + CHOSEN, "bool[batch, length] key_padding_mask"

@@ -331,7 +331,7 @@ MORE_RIGHT = {
     ),
     "multiplied before the softmax, and masked behind it": plain(
         FLOATS + SCORES + "kept = Mul (scores, ones)\nw = Softmax <axis = -1> (kept)\nm = Mul (w, ones)\n"
-        "sum = ReduceSum <keepdims = 1> (m, last)\nweights = Div (m, sum)\ny = MatMul (weights, v)\n"
+        "sum = ReduceSum <keepdims = 1> (m, last)\nmore = Add (sum, eps)\nweights = Div (m, more)\ny = MatMul (weights, v)\n"
     ),
     "keys before queries": plain(COLUMN + KEYS_FIRST + "masked = Where (seen, scores, low)\n" + DOWN),
     "numbers to add, for each key": plain(

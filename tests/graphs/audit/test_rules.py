@@ -260,8 +260,9 @@ RIGHT = {
     ),
     "a mask behind the softmax": graph(
         "c = Cast <to = 1> (attention_mask)\n" + SCORES + "w = Softmax <axis = -1> (scores)\nm = Mul (w, c)\n"
-        "sum = ReduceSum <keepdims = 1> (m, axis)\nweights = Div (m, sum)\ny = MatMul (weights, v)\n",
-        constants="int64[1] axis = {3}",
+        "sum = ReduceSum <keepdims = 1> (m, axis)\nmore = Add (sum, eps)\n"
+        "weights = Div (m, more)\ny = MatMul (weights, v)\n",
+        constants="int64[1] axis = {3}, float eps = {0.000001}",
     ),
     "masks counted, then limited": graph(
         "c = Cast <to = 1> (attention_mask)\na = Sub (one, c)\nn = Not (causal)\nb = Cast <to = 1> (n)\n"
@@ -312,3 +313,63 @@ BRANCH = (
 def test_layers_in_branches(masking: str, rules: list[str], tmp_path: Path) -> None:
     report = audited(branches(BRANCH.format(masking)), tmp_path)
     assert [finding.rule for finding in report.findings] == rules and report.attentions == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        ('{"local_attention": 8, "layer_types": ["sliding_attention"]}', 4),
+        ('{"attention_chunk_size": 8, "layer_types": ["chunked_attention"]}', 8),
+    ],
+)
+def test_windows_by_other_names(config: str, given: int, tmp_path: Path) -> None:
+    """ModernBERT's, which reaches to both sides, and Llama 4's chunks."""
+    seen = "c = And (attention_mask, causal)\n"
+    near = "n = Squeeze (size)\nj = Range (zero0, n, one0)\nd = Less (j, limit)\nc0 = And (attention_mask, d)\n"
+    stored = f"float low = {{-3.4028235e38}}, int64 zero0 = {{0}}, int64 one0 = {{1}}, int64 limit = {{{given}}}"
+    end = "masked = Where (c, scores, low)\n" + END
+    lacks = graph(SCORES + seen + end, f"{MASK}, {CAUSAL}", stored)
+    size = "size = Shape <start = 2, end = 3> (q)\n"
+    has = graph(SCORES + size + near + "c = And (c0, causal)\n" + end, f"{MASK}, {CAUSAL}", stored)
+    assert [finding.rule for finding in audited(lacks, tmp_path, config).findings] == ["missing-window"]
+    assert not audited(has, tmp_path, config).of("missing-window")
+    other = config.replace('_attention"]', '_attention_of_another_kind"]')
+    assert not audited(lacks, tmp_path, other).findings
+
+
+@pytest.mark.parametrize(("step", "severities"), [("0.05", ["warning"]), ("0.1", []), ("1.5", ["error"])])
+def test_masked_scores_that_are_cut_off(step: str, severities: list[str], tmp_path: Path) -> None:
+    """255 steps of 0.05: a hidden key lies 12.75 below the best at the most."""
+    report = audited(blocks("quantised-mask")[0].replace("1.3344405e36", step), tmp_path)
+    assert [finding.severity for finding in report.of("quantised-mask")] == severities
+
+
+SEVEN = "int64 zero0 = {0}, int64 one0 = {1}, int64 seven = {7}, int64[1] down = {0}, int64[1] across = {1}"
+LOW = "float low = {-3.4028235e38}"
+PLACES = (
+    "j = Range (zero0, %s, one0)\nrow = Unsqueeze (j, down)\ncolumn = Unsqueeze (j, across)\n"
+    "c = LessOrEqual (row, column)\n"
+)
+CHOSEN_BY = SCORES + "seen = And (attention_mask, c)\nmasked = Where (seen, scores, low)\n" + END
+
+
+@pytest.mark.parametrize(
+    ("masking", "inputs", "constants"),
+    [
+        (PLACES % "seven" + CHOSEN_BY, MASK, SEVEN),
+        ("c = Slice (all, begin, end, axis)\n" + CHOSEN_BY, MASK,
+         "bool[1, 8] all = {1, 1, 1, 1, 1, 1, 1, 0}, int64[1] begin = {0}, int64[1] end = {7}, int64[1] axis = {1}"),
+        ("c = Gather <axis = 3> (attention_mask, places)\n" + SCORES + "masked = Where (c, scores, low)\n" + END, MASK,
+         "int64[3] places = {0, 1, 2}"),
+    ],
+    ids=["counted to a stored length", "cut at a stored length", "stored places"],
+)  # fmt: skip
+def test_lengths_that_a_mask_is_computed_from(masking: str, inputs: str, constants: str, tmp_path: Path) -> None:
+    """An exporter that folds nothing leaves the sample's length in front of the mask."""
+    report = audited(graph(masking, inputs, f"{LOW}, {constants}"), tmp_path)
+    assert {finding.rule for finding in report.errors} == {"baked-length"}
+
+
+def test_a_length_that_is_computed_is_none_of_the_samples(tmp_path: Path) -> None:
+    free = "size = Shape <start = 2, end = 3> (q)\nlength = Squeeze (size)\n" + PLACES % "length" + CHOSEN_BY
+    assert audited(graph(free, MASK, f"{LOW}, {SEVEN}"), tmp_path).findings == ()

@@ -163,7 +163,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
             if filled[0] == filled[1]:
                 # Rows without keys are looked after, or a mask is read that hides nothing: numbers tell.
                 kept = [
-                    scalar is None and _has_product(view, branch)
+                    scalar is None and carries_scores(view, branch)
                     for scalar, branch in zip(scalars, inputs[1:3], strict=True)
                 ]
                 if kept[0] == kept[1] or scalars[kept.index(False)] is None:
@@ -175,7 +175,7 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
             assert inputs[0] is not None
             fill = float(scalars[filled.index(True)] or 0)
             fill = fill if bound is None else max(fill, -bound)
-            terms.append(Term(node, inputs[0], fill, True, hides=filled[0]))
+            terms.append(Term(node, inputs[0], fill, True, filled[0], factor=cap if bound is None else 1.0))
             value = inputs[1 + filled.index(False)]
         elif kind in ("Add", "Sub", "Mul", "Div", "Sum"):
             before = len(terms)
@@ -183,6 +183,8 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
             if bound is not None:
                 # What is added before the tanh weighs no more behind it than the cap.
                 terms[before:] = [replace(term, fill=max(term.fill, -bound)) for term in terms[before:]]
+            else:
+                terms[before:] = [replace(term, factor=cap) for term in terms[before:]]
             cap *= _factor(view, node)
         elif kind in ("Max", "Clip"):
             # A limit from below after the sum makes all hidden keys alike.
@@ -229,7 +231,7 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
         fill = fills.positive(second)
         if fill is not None and second is not None:
             terms.append(Term(node, second, fill))
-        return second if _has_product(view, second) and not _has_product(view, first) else first
+        return second if carries_scores(view, second) and not carries_scores(view, first) else first
     if node.op_type == "Sum":
         return _summed(view, fills, node, terms)
     if node.op_type == "Add":
@@ -242,7 +244,7 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
         return first
     if view.scalar(first) is not None:
         return second
-    sides = [(_has_product(view, first), first, second), (_has_product(view, second), second, first)]
+    sides = [(carries_scores(view, first), first, second), (carries_scores(view, second), second, first)]
     for has, scores, other in sides:
         if has:
             if node.op_type == "Add":
@@ -253,7 +255,7 @@ def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.V
 
 def _summed(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Value | None:
     """The scores among any number of summands."""
-    scores = next((value for value in node.inputs if _has_product(view, value)), None)
+    scores = next((value for value in node.inputs if carries_scores(view, value)), None)
     for value in node.inputs:
         fill = fills.of(value)
         if value is not scores and value is not None:
@@ -261,10 +263,10 @@ def _summed(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Va
     return scores
 
 
-def _has_product(view: View, value: ir.Value | None) -> bool:
-    """Whether scores lie a few nodes above ``value``."""
+def carries_scores(view: View, value: ir.Value | None) -> bool:
+    """Whether scores lie a few nodes above ``value``, twice as many where each of them is rounded."""
     level = [value]
-    for _ in range(12):
+    for _ in range(24):
         sources = [view.source(value) for value in level]
         nodes = {id(n): n for v in sources if v is not None and (n := v.producer()) is not None}
         for node in nodes.values():

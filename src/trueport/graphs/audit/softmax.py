@@ -42,16 +42,18 @@ class Behind:
     Attributes:
         factor: what they are multiplied by, or chosen with against 0.
         hides: whether what is not 0 hides.
+        guarded: whether a sum of 0 is looked after.
     """
 
     factor: ir.Value
     hides: bool = False
+    guarded: bool = False
 
 
 def softmax_axis(view: View, node: ir.Node) -> int | None:
     """The axis of a Softmax or LogSoftmax; None where it goes over several, as it may before opset 13."""
     found = node.attributes.get("axis")
-    newer = (view.model.opset_imports.get("") or view.model.opset_imports.get("ai.onnx") or 0) >= 13
+    newer = (view.model.opset_imports.get("") or 0) >= 13
     return (-1 if newer else None) if found is None else int(found.value)
 
 
@@ -151,16 +153,25 @@ def _exponential(view: View, value: ir.Value) -> tuple[ir.Node | None, ir.Value 
 def masked_behind(view: View, softmax: ir.Node) -> Behind | None:
     """The mask that meets the weights behind a softmax, before they are divided by their sum; None without one."""
     for node, place in ((use.node, use.idx) for use in softmax.outputs[0].uses()):
-        users = {use.node.op_type for value in node.outputs[:1] for use in value.uses()}
-        if "Div" not in users or not users & SUMS:
+        uses = [use.node for value in node.outputs[:1] for use in value.uses()]
+        quotients = [user for user in uses if user.op_type == "Div"]
+        if not quotients or not any(user.op_type in SUMS for user in uses):
             continue
+        guarded = all(_guarded_quotient(view, quotient) for quotient in quotients)
         if node.op_type == "Mul" and (factor := node.inputs[1 - place]) is not None:
-            return Behind(factor)
+            return Behind(factor, guarded=guarded)
         if (
             node.op_type == "Where"
             and place
             and view.scalar(node.inputs[3 - place]) == 0
             and node.inputs[0] is not None
         ):
-            return Behind(node.inputs[0], hides=place == 2)
+            return Behind(node.inputs[0], hides=place == 2, guarded=guarded)
     return None
+
+
+def _guarded_quotient(view: View, node: ir.Node) -> bool:
+    """Whether what a Div divides by is kept from 0, or its result is looked through for NaN."""
+    bottom = node.inputs[1]
+    kept = bottom is not None and _unguarded(view, bottom)[1]
+    return kept or any(use.node.op_type in ("Where", "IsNaN") for use in node.outputs[0].uses())

@@ -24,7 +24,7 @@ MOST_TERMS = 16
 DECISIONS = {"Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
 """Operators that give true or false."""
 PASS = {"Identity", "Cast", "CastLike", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Tile", "Flatten",
-        "Slice", "Gather", "Trilu", "Pad", "GatherND", "Split"}  # fmt: skip
+        "Slice", "Gather", "Trilu", "Pad", "GatherND", "Split", "QuantizeLinear", "DequantizeLinear"}  # fmt: skip
 """Operators whose result holds some of their first input's elements, zeros apart."""
 
 
@@ -39,6 +39,7 @@ class Term:
         chosen: whether the fill replaces the score instead of being added to it.
         hides: of a Where, whether a true condition hides.
         times: how many masks the value counts before the fill is multiplied in.
+        factor: what scores and fill are multiplied by together before the softmax.
     """
 
     node: ir.Node
@@ -47,6 +48,7 @@ class Term:
     chosen: bool = False
     hides: bool = False
     times: int = 1
+    factor: float = 1.0
 
 
 class Fills:

@@ -45,8 +45,8 @@ ARITHMETIC: dict[str, Callable[..., float]] = {
 }  # fmt: skip
 """Operators that are worked out where every operand is one number: fills that a graph computes."""
 LEARNED = {"LayerNormalization", "SkipLayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
-           "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "Conv", "Gemm", "MatMulInteger",
-           "MatMulNBits", "QLinearMatMul", "LSTM", "GRU", "DynamicQuantizeMatMul"}  # fmt: skip
+           "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "QEmbedLayerNormalization", "Conv", "Gemm",
+           "MatMulInteger", "MatMulNBits", "QLinearMatMul", "LSTM", "GRU", "DynamicQuantizeMatMul"}  # fmt: skip
 """Operators that no mask passes through: behind them lie hidden states."""
 ATTENTION = {"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention",
              "PackedMultiHeadAttention", "PackedAttention", "SparseAttention", "LongformerAttention"}  # fmt: skip
@@ -54,8 +54,8 @@ ATTENTION = {"Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttenti
 
 HALF_LIMIT = 65519.0
 """What float16 still rounds to its largest number."""
-EMBED_MASK = 7
-"""The mask among EmbedLayerNormalization's inputs; its second output is the mask's sums (ContribOperators.md)."""
+EMBEDS, EMBED_MASK = {"EmbedLayerNormalization", "QEmbedLayerNormalization"}, 7
+"""Operators whose second output is a mask's sums, and the mask among their inputs (ContribOperators.md)."""
 
 
 class View:
@@ -142,7 +142,7 @@ class View:
             uses = value.uses()
             self._step(1 + len(uses))
             for use in uses:
-                if use.node.op_type == "EmbedLayerNormalization" and use.idx == EMBED_MASK:
+                if use.node.op_type in EMBEDS and use.idx == EMBED_MASK:
                     waiting += use.node.outputs[1:2]
                 elif not self.stops(use.node) and use.node.op_type not in beyond and id(use.node) not in barriers:
                     waiting += bodies.entered(use.node, use.idx) if inner_graphs(use.node) else use.node.outputs

@@ -26,7 +26,7 @@ class Builder:
         self.model = model
         self.anchor = anchor
         self.stem = _free(model, stem)
-        self.opset = model.opset_imports.get("") or model.opset_imports.get("ai.onnx") or 0
+        self.opset = model.opset_imports.get("") or 0
         self._count = 0
         self._last = anchor if behind else None
 

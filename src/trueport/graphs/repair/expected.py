@@ -11,7 +11,7 @@ from trueport.attention import reference, visible_keys
 from trueport.attention.masks import four_axes
 from trueport.graphs.repair import standard
 from trueport.graphs.repair.probe import Probe
-from trueport.graphs.repair.terms import HIDDEN
+from trueport.graphs.repair.terms import hidden
 
 Values = Mapping[str, np.ndarray]
 
@@ -60,13 +60,7 @@ def _softmax(probe: Probe, values: Values, rows: str) -> Wanted:
 
 def _terms(probe: Probe, values: Values, seen: np.ndarray) -> np.ndarray:
     """``seen`` without what the mask terms hide: a condition, or 0 and a fill."""
-    for name, hides in probe.terms:
-        value = values[name]
-        if hides is None:
-            seen = seen & ~(np.abs(value.astype(np.float64)) >= -HIDDEN)
-        else:
-            seen = seen & (value.astype(bool) != hides)
-    return seen
+    return seen & ~hidden(probe.terms, values)
 
 
 def _operator(probe: Probe, values: Values, rows: str) -> Wanted:

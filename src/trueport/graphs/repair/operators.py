@@ -11,7 +11,7 @@ import onnx_ir as ir
 from trueport.graphs.audit.norms import score_spread
 from trueport.graphs.audit.rules.right_padding_only import counted
 from trueport.graphs.repair.builder import OLDEST, Builder
-from trueport.graphs.repair.probe import Probe, detached
+from trueport.graphs.repair.probe import Probe, detached, weakest
 from trueport.graphs.repair.standard import is_standard, mend_attention
 from trueport.graphs.repair.terms import aligned, bound_factors, condition, take_place
 
@@ -99,7 +99,9 @@ def mend_operator(view: View, site: Site, rows: str, precision: str) -> Probe | 
     result = _replace(node, [output, *heads.presents])
     terms = tuple((term.value.name or "", None) for term in site.terms)
     name = "" if mask is None else mask.name or ""
-    return Probe(node.name or result, view.module(node), original, tuple(names), result, terms, name, constants, double)
+    return Probe(
+        node.name or result, view.module(node), original, tuple(names), result, terms, name, constants, double, weakest(site)
+    )  # fmt: skip
 
 
 def _obstacle(view: View, site: Site) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from trueport.graphs.audit.sites import Site
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Probe:
         mask: of an operator, the name of the mask that is now used.
         constants: of an operator, its stored inputs by position.
         double: whether scores are computed in float64.
+        fill: the weakest number, as it arrives, by which a term hides, without its sign; 0 where there are no terms.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Probe:
     mask: str = ""
     constants: dict[int, np.ndarray] = field(default_factory=dict)
     double: bool = False
+    fill: float = 0.0
 
     @property
     def watched(self) -> list[str]:
@@ -45,6 +50,11 @@ class Probe:
         """An attribute of the node that was replaced."""
         attribute = self.original.attributes.get(name)
         return default if attribute is None else attribute.value
+
+
+def weakest(site: Site) -> float:
+    """The fill, without its sign, of the term that hides least; 0 without terms."""
+    return min((abs(term.fill * term.factor) for term in site.terms), default=0.0)
 
 
 def detached(node: ir.Node, names: list[str]) -> ir.Node:

@@ -11,11 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import RunError
+from trueport.graphs.audit.experiment.arithmetic import MISFITS
 from trueport.graphs.audit.experiment.inputs import runs
 from trueport.graphs.repair.expected import expected
 from trueport.graphs.repair.families import FAMILIES, feeds, folds
 from trueport.graphs.repair.probe import Probe
 from trueport.graphs.repair.standard import is_standard
+from trueport.graphs.repair.taken_back import taken_back
 from trueport.words import count_words, number
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Layer:
         error_before, error_after: the largest error, relative to the row's largest entry; inf for NaN.
         allowed: the largest allowance.
         score: the largest score met.
+        taken_back: whether the layer, as it was, showed keys that its masks seem to hide.
     """
 
     node: str
@@ -59,6 +62,7 @@ class Layer:
     error_after: float
     allowed: float
     score: float
+    taken_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,12 @@ class RepairProof:
         return (
             f"{'Proven' if self.proven else 'Not proven'} over {count_words(self.masks, 'mask')} of "
             f"{len(FAMILIES)} families: of {rows:,} rows {before:,} were wrong and {after:,} are; the worst lies "
-            f"{number(worst)} from the reference{kept}."
+            f"{number(worst)} from the reference{kept}.{self._misread()}"
         )
+
+    def _misread(self) -> str:
+        names = ", ".join(layer.module or layer.node for layer in self.layers if layer.taken_back)
+        return names and f" What the masks of {names} seem to hide, the graph shows: another term takes them back."
 
     @property
     def rounded(self) -> float | None:
@@ -125,11 +133,12 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     seen: list[list[_Compared]] = [[] for _ in probes]
     moved: list[float] = []
     masks = 0
+    stored = _stored(view, probes)
     folded = _folded(view, before)
     for length, past in (group[0] for group in runs(view)):
         for _, inputs in feeds(view, seed=SEED + past, rounds=ROUNDS, length=length, past=past, folded=folded):
             masks += 1
-            values = {**inputs, **inner.run(inputs)}
+            values = {**stored, **inputs, **inner.run(inputs)}
             with np.errstate(all="ignore"):  # what overflows is infinite, and counted as wrong
                 found = [_compare(probe, model, values, rows) for probe, model in zip(probes, lone, strict=True)]
             for one, compared in zip(seen, found, strict=True):
@@ -142,8 +151,18 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     allowed = max((layer.allowed for layer in layers), default=RELATIVE)
     unchanged = max(moved, default=None)
     still = unchanged is None or unchanged <= min(100 * allowed, MOST_MOVED)
-    right = not any(layer.wrong_after for layer in layers) and still
+    right = not any(layer.wrong_after or layer.taken_back for layer in layers) and still
     return RepairProof(bool(right), masks, layers, unchanged)
+
+
+def _stored(view: View, probes: Sequence[Probe]) -> dict[str, np.ndarray]:
+    """What the probes watch and the graph stores: a causal mask of one length."""
+    names = {name for probe in probes for name in probe.watched}
+    return {
+        name: array
+        for name, value in view.model.graph.initializers.items()
+        if name in names and (array := view.array(value)) is not None
+    }
 
 
 def _folded(view: View, session: OnnxSession) -> int:
@@ -172,17 +191,26 @@ class _Compared:
     allowed: float
     score: float
     loose: bool
+    taken_back: bool
 
 
 def _compare(probe: Probe, lone: _Lone, values: Mapping[str, np.ndarray], rows: str) -> _Compared:
-    wanted, score, empty = expected(probe, values, rows)
+    try:
+        wanted, score, empty = expected(probe, values, rows)
+    except MISFITS as error:
+        raise RunError(
+            f"{probe.name}: the inputs that were made up for the proof do not fit each other",
+            "Name the axes of its inputs alike where they are alike, or give --no-proof.",
+        ) from error
     got = values[probe.output]
     exact = probe.double or probe.original.op_type == "Softmax"
     allowed = RELATIVE if exact else min(RELATIVE * max(1.0, score / EXACT_TO), MOST_ALLOWED)
     if got.dtype == np.float16:
         allowed = max(allowed, HALF)
     loose = empty and got.dtype == np.float16
-    return _Compared(_errors(lone.run(values), wanted), _errors(got, wanted), allowed, score, loose)
+    return _Compared(
+        _errors(lone.run(values), wanted), _errors(got, wanted), allowed, score, loose, taken_back(probe, values)
+    )
 
 
 def _errors(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -260,4 +288,5 @@ def _layer(probe: Probe, runs: Sequence[_Compared]) -> Layer:
         error_after=max((float(run.after.max(initial=0.0)) for run in runs), default=0.0),
         allowed=max((run.allowed for run in runs), default=RELATIVE),
         score=max((run.score for run in runs), default=0.0),
+        taken_back=any(run.taken_back for run in runs),
     )

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from trueport.attention import reference, visible_keys
 from trueport.graphs.repair.builder import Builder
-from trueport.graphs.repair.probe import Probe, detached
-from trueport.graphs.repair.terms import HIDDEN, aligned, bound_factors, condition
+from trueport.graphs.repair.probe import Probe, detached, weakest
+from trueport.graphs.repair.terms import aligned, bound_factors, condition, hidden
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.sites import Site
@@ -46,7 +46,16 @@ def mend_attention(view: View, site: Site, rows: str, precision: str) -> Probe |
     node.replace_input_with(MASK, build.op("Where", seen, mask, build.const(-np.inf, np.float32)))
     terms = tuple((term.value.name or "", None) for term in site.terms)
     output = node.outputs[0].name or ""
-    return Probe(node.name or output, view.module(node), original, tuple(names), output, terms, constants=constants)
+    return Probe(
+        node.name or output,
+        view.module(node),
+        original,
+        tuple(names),
+        output,
+        terms,
+        constants=constants,
+        fill=weakest(site),
+    )
 
 
 def _obstacle(view: View, site: Site, rows: str, precision: str) -> str:
@@ -79,8 +88,7 @@ def expected(probe: Probe, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray
     batch, queries, keys = len(q), q.shape[2], k.shape[2]
     before = keys - queries if read.get(PAST) is not None else 0
     seen = visible_keys(batch, queries, keys, causal=bool(probe.attribute("is_causal", 0)), past=before)
-    for name, _ in probe.terms:
-        seen = seen & ~(np.abs(values[name].astype(np.float64)) >= -HIDDEN)
+    seen = seen & ~hidden(probe.terms, values)
     bias = np.where(seen, np.asarray(read[MASK], dtype=np.float64), 0.0)
     scale = float(probe.attribute("scale", 0.0)) or None
     out = reference(q, k, v, mask=seen, bias=bias, scale=scale, rows="zeros")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.terms import MASK_FILL_FROM
 from trueport.graphs.repair.builder import Builder
-from trueport.graphs.repair.probe import Probe, detached
+from trueport.graphs.repair.probe import Probe, detached, weakest
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.sites import Site
@@ -22,6 +22,8 @@ KEEPS_LAYOUT = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Max", 
 """Operators on the way to the softmax that leave every score at its place."""
 HIDDEN = MASK_FILL_FROM / 2
 """A mask term is 0 or at most ``MASK_FILL_FROM``: what lies below this hides."""
+WHERE = 9
+"""The first opset with Where."""
 
 
 def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
@@ -44,6 +46,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     assert scores is not None
     if not site.terms:
         return "no mask terms were found"
+    if (view.model.opset_imports.get("") or 0) < WHERE:
+        return f"the graph's opset is older than {WHERE}, which has no Where"
     if site.replaced:
         return "plain numbers take the place of some of its scores"
     if any(not aligned(term.node.outputs[0], scores) for term in site.terms):
@@ -70,7 +74,7 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
     terms = tuple((term.value.name or "", term.hides if term.chosen else None) for term in site.terms)
     return Probe(
         softmax.name or softmax.outputs[0].name or "", view.module(softmax), original, (scores.name or "",),
-        output.name or "", terms,
+        output.name or "", terms, fill=weakest(site),
     )  # fmt: skip
 
 
@@ -88,6 +92,15 @@ def condition(build: Builder, term: Term) -> ir.Value:
     if term.node.op_type == "Sub" and term.value is term.node.inputs[1]:
         return build.op("Less", value, build.const(-HIDDEN, np.float32))
     return build.op("Greater", value, build.const(HIDDEN, np.float32))
+
+
+def hidden(terms: Sequence[tuple[str, bool | None]], values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which keys the masks hide, as ``condition`` has it: bool, broadcast to all masks."""
+    found = np.zeros((), dtype=bool)
+    for name, hides in terms:
+        value = values[name]
+        found = found | (np.abs(value.astype(np.float64)) >= -HIDDEN if hides is None else value.astype(bool) == hides)
+    return found
 
 
 def bound_factors(view: View, site: Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ SHOWN = 8
 """Tokens of the input that overflows that are shown; proof.json has all."""
 FILLS = torch.finfo(torch.float32).min / 2
 """What lies below hides a key from a softmax: a fill value in the dtype's own limits, no activation."""
+TAKEN = 8192
+"""Rows of a table of embeddings that are looked at at once."""
 SCORES = "scores"
 """What queries and keys give inside PyTorch's attention, which keeps it in float32 and ONNX's operator does not."""
 Place = tuple[str, str, int]
@@ -76,10 +78,34 @@ def ask(asked: Asked) -> list[Case]:
 
 
 def _batches(asked: Asked) -> list[Batch]:
-    """The extremes that ``finite`` asks, and a padded batch of ordinary tokens."""
+    """The extremes that ``finite`` asks, a padded batch of ordinary tokens, and the tokens that lie furthest out."""
     length = asked.inputs.fits(24)
     pads = [0, min(5, length - 1) if asked.masked else 0]
-    return [asked.inputs.draw("range", left(length, pads), target=12), *(batch for _, batch in extremes(asked))]
+    ordinary = asked.inputs.draw("range", left(length, pads), target=12)
+    return [ordinary, *(batch for _, batch in extremes(asked)), *_outlying(asked, length)]
+
+
+def _outlying(asked: Asked, length: int) -> Iterator[Batch]:
+    """A row of the tokens with the largest numbers in their embeddings, those with a meaning first; a drawn one misses them.
+
+    A decoder behind an encoder reads them too.
+    """
+    assert asked.own is not None
+    model, inputs = asked.own.model, asked.inputs
+    try:
+        table: Any = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    except (AttributeError, NotImplementedError, TypeError):  # another model than transformers', or one without tokens
+        return
+    if inputs.features is not None or table.ndim != 2 or len(table) < inputs.vocabulary:
+        return
+    sizes = torch.cat([part.detach().abs().amax(1).float() for part in table[: inputs.vocabulary].split(TAKEN)])
+    special = [token for token in sorted(inputs.special) if 0 <= token < inputs.vocabulary]
+    ordered = dict.fromkeys([*special, *sizes.argsort(descending=True)[:length].tolist()])
+    tokens = np.array(list(ordered), dtype=np.int64)[:length]
+    batch = inputs.told("range outlying", [tokens.tolist()], left, length, target=12)
+    if batch.target is not None:
+        batch = replace(batch, target=np.resize(tokens, batch.target.shape))
+    yield batch
 
 
 def _narrow(own: Reference, batch: Batch, dtype: torch.dtype) -> set[Place]:

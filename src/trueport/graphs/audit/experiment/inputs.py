@@ -104,10 +104,11 @@ def batch_axes(view: View) -> frozenset[str]:
     others: set[str] = set()
     for value in taken(view):
         names = [None if str(size).isdecimal() else str(size) for size in value.shape or ()]
+        # Some operators' past has two parts in front, keys and values, and the batch behind them.
+        place = 1 if len(names) == 5 and str(value.shape[0] if value.shape else "") == "2" else 0
         if len(names) > 1:
-            front |= {name for name in names[:1] if name is not None}
-        others |= {name for name in names[1:] if name is not None}
-    # Some operators' past has two parts in front, and the batch behind them.
+            front |= {name for name in names[place : place + 1] if name is not None}
+        others |= {name for name in names[place + 1 :] if name is not None}
     return frozenset(name for name in front if name not in others or "batch" in name)
 
 

@@ -17,6 +17,7 @@ from trueport.graphs.audit.rules.missing_window import MISSING_WINDOW
 from trueport.graphs.audit.rules.nan_rows import NAN_ROWS
 from trueport.graphs.audit.rules.no_mask import NO_MASK
 from trueport.graphs.audit.rules.positions_ignore_mask import POSITIONS_IGNORE_MASK
+from trueport.graphs.audit.rules.quantised_mask import QUANTISED_MASK
 from trueport.graphs.audit.rules.reachable_fill import REACHABLE_FILL
 from trueport.graphs.audit.rules.right_padding_only import RIGHT_PADDING_ONLY
 from trueport.graphs.audit.rules.summed_masks import SUMMED_MASKS
@@ -34,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     POSITIONS_IGNORE_MASK,
     RIGHT_PADDING_ONLY,
     MISSING_WINDOW,
+    QUANTISED_MASK,
     MULTIPLIED_MASK,
     INVERTED_MASK,
     QUERY_AXIS_MASK,

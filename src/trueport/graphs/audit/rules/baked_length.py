@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from trueport.graphs.audit.bodies import inner_graphs
 from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.judge import lengths
 from trueport.graphs.audit.rule import Rule
@@ -31,6 +32,7 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     if not any(isinstance(size, str) for value in view.model.graph.inputs for size in view.shape(value) or ()):
         return
     walks = lengths(view)
+    stored = _without_inputs(view)
     for node in view.nodes:
         words = ""
         if node.op_type == "Reshape":
@@ -40,7 +42,9 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
         elif node.op_type == "Slice":
             words = _slice(view, node)
         elif node.op_type in MEETS:
-            words = _meets(view, node)
+            words = _meets(view, node, stored, walks)
+        elif node.op_type == "Gather":
+            words = _picks(view, node)
         if words:
             yield rule.finding(view, node, words)
 
@@ -121,18 +125,51 @@ def _slice(view: View, node: ir.Node) -> str:
     return ""
 
 
-def _meets(view: View, node: ir.Node) -> str:
+def _picks(view: View, node: ir.Node) -> str:
+    """Stored places, more than one, out of a mask's axis of any length."""
+    places, given = view.array(node.inputs[1]), view.shape(node.inputs[0])
+    axis = node.attributes.get("axis")
+    at = 0 if axis is None else int(axis.value)
+    if places is None or places.size < 2 or given is None or id(node.inputs[0]) not in view.masked:
+        return ""
+    free = -len(given) <= at < len(given) and isinstance(given[at], str) and at not in (0, -len(given))
+    return f"Gather takes {places.size} stored places of a mask's axis {given[at]}" if free else ""
+
+
+def _without_inputs(view: View) -> set[int]:
+    """Ids of what is computed from stored numbers alone, of the sizes of no input either: folded by no exporter yet."""
+    found: set[int] = set()
+    for node in view.nodes:
+        known = [value is None or id(value) in found or view.array(value) is not None for value in node.inputs]
+        if node.inputs and all(known) and not inner_graphs(node) and not node.op_type.startswith("Random"):
+            found.update(map(id, node.outputs))
+    return found
+
+
+def _stored(view: View, value: ir.Value | None, stored: set[int], walks: Walks) -> np.ndarray | None:
+    """What a graph stores, or computes from what it stores."""
+    if value is None or id(value) not in stored:
+        return view.array(value)
+    try:
+        return walks[0][0].of(value).array if walks else None
+    except (UnknownError, *MISFITS):
+        return None
+
+
+def _meets(view: View, node: ir.Node, stored: set[int], walks: Walks) -> str:
     """A stored mask with fixed lengths over values whose axes are free, or a stored triangle over anything computed."""
     shapes = [view.shape(value) for value in node.inputs]
-    for value, own in zip(node.inputs, shapes, strict=True):
-        array = view.array(value)
+    for index, value in enumerate(node.inputs):
+        array = _stored(view, value, stored, walks)
+        shapes[index] = own = shapes[index] if array is None else tuple(array.shape)
         if array is None or own is None or len(own) < 2:
             continue
         others = [shape for shape in shapes if shape is not None and shape is not own and len(shape) >= 2]
         for size, free in ((own[axis], other[axis]) for other in others for axis in (-1, -2)):
             if isinstance(size, int) and size > 1 and isinstance(free, str):
                 return f"a stored mask of shape {list(own)} meets the axis {free} of any length"
-        if _triangle(array) and any(view.array(other) is None for other in node.inputs):
+        computed = any(view.array(other) is None and id(other) not in stored for other in node.inputs)
+        if _triangle(array) and computed:
             return f"a causal mask of shape {list(own)} is stored, for sequences of {own[-1]} tokens alone"
     return ""
 

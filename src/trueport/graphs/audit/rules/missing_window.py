@@ -13,21 +13,43 @@ if TYPE_CHECKING:
     from trueport.graphs.audit.sites import Site
     from trueport.graphs.audit.view import View
 
+OTHERS = {"local_attention": ("sliding_attention", 2), "attention_chunk_size": ("chunked_attention", 1)}
+"""Further names of a window: the kind of its layers, and how many sides it is the sum of."""
+
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Every layer that should slide has the window's number in its mask, or as its operator's attribute."""
-    window = sliding_window(view.config)
-    if window is None or not view.sites:
-        return
     kinds = view.config.get("layer_types")
-    for index, site in enumerate(view.sites):
-        layer = _layer(view, site, index)
-        if isinstance(kinds, list) and not (layer < len(kinds) and kinds[layer] == "sliding_attention"):
+    for window, kind, sides in _windows(view.config):
+        for index, site in enumerate(view.sites):
+            layer = _layer(view, site, index)
+            if isinstance(kinds, list) and not (layer < len(kinds) and kinds[layer] == kind):
+                continue
+            if not _has(view, site, window // sides):
+                yield rule.finding(
+                    view,
+                    site.node,
+                    f"config.json gives layer {layer} a window of {window} tokens, and its mask has none",
+                )
+
+
+def _windows(config: dict[str, Any]) -> Iterator[tuple[int, str, int]]:
+    """Windows in tokens, the kind of their layers, and their sides."""
+    window = sliding_window(config)
+    if window is not None:
+        yield window, "sliding_attention", 1
+    limit = config.get("max_position_embeddings")
+    for name, (kind, sides) in OTHERS.items():
+        other = config.get(name)
+        if (
+            not isinstance(other, int)
+            or isinstance(other, bool)
+            or other < 1
+            or not isinstance(config.get("layer_types"), list)
+        ):
             continue
-        if not _has(view, site, window):
-            yield rule.finding(
-                view, site.node, f"config.json gives layer {layer} a window of {window} tokens, and its mask has none"
-            )
+        if not (isinstance(limit, int) and limit <= other):
+            yield other, kind, sides
 
 
 def sliding_window(config: dict[str, Any]) -> int | None:

@@ -26,7 +26,7 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     """-inf at layers whose masks depend on the input, unguarded; and products with -inf."""
     for site in view.sites:
         if _vanishes(view, site):
-            words = "a row in which all keys are hidden has only exponentials of 0, and is divided by their sum"
+            words = "a row in which all keys are hidden has only weights of 0, and is divided by their sum"
             yield rule.finding(view, site.node, words)
             continue
         if not _fills_with_inf(site) or _guarded(view, site) or not _from_input(view, site):
@@ -40,11 +40,18 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
 
 
 def _vanishes(view: View, site: Site) -> bool:
-    """Whether a softmax is written out so that it divides 0 by 0: no maximum is taken off, nothing is added to the sum."""
-    written = site.spelled
-    if written is None or written.shifted or written.guarded or _guarded(view, site):
+    """Whether a softmax is written out so that it divides 0 by 0, or its weights are: nothing is added to the sum.
+
+    So it is where a mask multiplies what is summed, and where no maximum is taken off before the exponential.
+    """
+    behind, written = site.behind, site.spelled
+    if behind is not None and not behind.guarded and id(behind.factor) in view.masked:
+        return True
+    if written is None or written.guarded or _guarded(view, site):
         return False
-    return any(term.fill <= VANISHES and id(term.value) in view.masked for term in site.terms)
+    if written.factor is not None and id(written.factor) in view.masked:
+        return True
+    return not written.shifted and any(term.fill <= VANISHES and id(term.value) in view.masked for term in site.terms)
 
 
 def _fills_with_inf(site: Site) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from trueport.graphs.audit.rule import Rule
-from trueport.graphs.audit.view import EMBED_MASK, uncast
+from trueport.graphs.audit.view import EMBED_MASK, EMBEDS, uncast
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.report import Finding
@@ -76,7 +76,7 @@ def counted(view: View, mask: ir.Value) -> ir.Value | None:
         node = value.producer() if value is not None else None
         if node is None:
             return None
-        if node.op_type == "EmbedLayerNormalization":
+        if node.op_type in EMBEDS:
             return node.inputs[EMBED_MASK] if len(node.inputs) > EMBED_MASK and value is node.outputs[1] else None
         if node.op_type in COUNTS and node.inputs[0] is not None:
             return uncast(node.inputs[0])

@@ -1,0 +1,67 @@
+"""Graphs whose masks do not mean what their fills say: a mend that takes them at their word would be wrong in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.graphs.audit.test_hidden_keys import IDS, REAL, operator
+from tests.graphs.audit.test_rules import END, SCORES, graph
+from tests.graphs.repair.test_repair import run, saved
+from trueport.errors import ProofError
+from trueport.graphs.repair import repair
+
+STORED = (
+    "float zero = {0.0}, float fill = {-10000.0}, float up = {10000.0}, float minus = {-1.0}, float eighth = {0.125}, "
+    "int64[2] keys = {1, 2}"
+)
+GIVEN = f"{IDS}, bool[1, 1, length, length] global, bool[1, 1, length, length] near"
+MASKS = REAL + "p = Where (row, zero, fill)\nw = Where (near, zero, fill)\nboth = Add (p, w)\n"
+SUM = MASKS + SCORES + "sum = Add (scores, both)\n"
+
+
+def softmax(masking: str) -> str:
+    return graph(SUM + masking + END, GIVEN, STORED)
+
+
+MISREAD = {
+    "global tokens get it back": softmax("back = Where (global, up, zero)\nmasked = Add (sum, back)\n"),
+    "global tokens get it back, in the bias": graph(
+        MASKS + "back = Where (global, up, zero)\nbias = Add (both, back)\n" + SCORES
+        + "masked = Add (scores, bias)\n" + END, GIVEN, STORED,
+    ),
+    "set to 0": softmax("others = Not (global)\nfactor = Cast <to = 1> (others)\nmasked = Mul (sum, factor)\n"),
+    "turned round": softmax("masked = Mul (sum, minus)\n"),
+    "one hides all, and another gives it back": softmax(
+        "never = And (near, global)\nnone = Not (never)\nboth2 = And (none, never)\n"
+        "x = Where (both2, zero, fill)\ny0 = Where (near, up, fill)\nm = Add (sum, x)\nmasked = Add (m, y0)\n"
+    ),
+    "an operator's bias": operator(
+        MASKS + "back = Where (global, up, zero)\nbias = Add (both, back)\n"
+        'y = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v, "", "", bias)', GIVEN,
+    ).replace("float eps", "float up = {10000.0}, float eps"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_a_mask_that_is_taken_back_is_not_enforced(name: str, tmp_path: Path) -> None:
+    """Of a window that global tokens are let out of, the sum shows keys that one of its terms hides."""
+    path = saved(MISREAD[name], tmp_path)
+    with pytest.raises(ProofError, match="seem to hide, the graph shows"):
+        repair(path, tmp_path / "fixed.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
+
+
+def test_a_sum_that_is_scaled_is_mended(tmp_path: Path) -> None:
+    """As BERT of some exporters: scores and masks are divided together."""
+    path = saved(softmax("masked = Mul (sum, eighth)\n"), tmp_path)
+    done = repair(path, tmp_path / "fixed.onnx")
+    assert done.proof is not None and done.proof.proven and done.mended
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((2, 2, 7, 4)).astype(np.float32) for name in "qkv"}
+    feeds["attention_mask"] = np.array([[0, 1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
+    feeds["global"] = np.zeros((1, 1, 7, 7), dtype=bool)
+    feeds["near"] = np.abs(np.arange(7)[:, None] - np.arange(7))[None, None] <= 2
+    np.testing.assert_allclose(run(tmp_path / "fixed.onnx", **feeds), run(path, **feeds), atol=1e-6)
