@@ -186,6 +186,18 @@ def test_an_index_cannot_leave_its_folder(tmp_path, shard):
     assert "not a safetensors file beside it" in _weights_refused(tmp_path)
 
 
+def test_a_weight_that_two_shards_hold(tmp_path):
+    """With the same values it does not matter which counts; with others, readers disagree."""
+    folder = _sharded(tmp_path)
+    rival = folder / "two.safetensors"
+    save_file({name: TENSORS[name] for name in ("a", "b", "c")}, rival)
+    assert len(check_weights(folder, {})) == 2
+    for values in (TENSORS["a"] + 1, TENSORS["a"].double(), TENSORS["a"][:1].clone()):
+        save_file({"a": values, "b": TENSORS["b"], "c": TENSORS["c"]}, rival)
+        with pytest.raises(SourceError, match=r"one\.safetensors and two\.safetensors both hold a, with other values"):
+            check_weights(folder, {})
+
+
 def test_an_index_that_promises_too_much(tmp_path):
     index = json.loads((_sharded(tmp_path) / INDEX).read_text())
     index["weight_map"]["d"] = "one.safetensors"

@@ -19,6 +19,7 @@ from trueport.interface import DTYPES, Interface, Tensor, terms
 from trueport.patches import exportable
 from trueport.quiet import silent
 from trueport.rewrite.idle import drop_idle_slices
+from trueport.rewrite.pairs import split_complex
 from trueport.rewrite.source import original_place
 from trueport.roles.component import Component, sample
 from trueport.weights.lazy import LazyTensor
@@ -127,6 +128,7 @@ def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
         except Exception as error:
             raise _explain(component, error, seen) from error
     drop_idle_slices(program)
+    split_complex(program)
     guards = _refuse_constants(component, program, seen)
     interface = interface.with_outputs(_output_tensors(interface, program))
     return Captured(

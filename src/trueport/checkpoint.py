@@ -24,6 +24,8 @@ NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.
 """Pickles that a trainer leaves beside a checkpoint; they are never read."""
 MAX_HEADER = 32_000_000
 """Bytes: room for 200,000 tensors in one file. The library reads 100 MB, which as JSON of brackets alone take 2.5 GB."""
+PIECE = 1 << 22
+"""Bytes of two files that are held against each other at a time."""
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -135,11 +137,42 @@ def _check_shards(index: Path) -> list[Path]:
         refuse(
             f"{index.parent} lacks {count_words(len(missing), 'shard')} of {len(shards)}: {listed(missing[:3])}", AGAIN
         )
-    held = {shard: check_safetensors(index.parent / shard) for shard in shards}
+    paths = [index.parent / shard for shard in shards]
+    held = {path.name: read_safetensors(path) for path in paths}
     for weight, shard in places.items():
-        if weight not in held[shard]:
+        if weight not in held[shard][0]:
             refuse(f"{index.parent / shard} lacks {weight}, which {index.name} says it holds", AGAIN)
-    return [index.parent / shard for shard in shards]
+    _refuse_rivals(index.parent, held)
+    return paths
+
+
+def _refuse_rivals(folder: Path, held: Mapping[str, tuple[Mapping[str, Stored], int]]) -> None:
+    """Refuse a weight that two shards hold with other values: some ask the index which counts, others take the last."""
+    first: dict[str, str] = {}
+    for shard, (tensors, _) in held.items():
+        for name in tensors:
+            other = first.setdefault(name, shard)
+            if other != shard and not _is_equal(
+                *((folder / file, held[file][0][name], held[file][1]) for file in (other, shard))
+            ):
+                problem = f"{folder / other} and {shard} both hold {name}, with other values"
+                refuse(problem, "Save the model again with save_pretrained.")
+
+
+def _is_equal(one: tuple[Path, Stored, int], other: tuple[Path, Stored, int]) -> bool:
+    """Whether two places in files, of which the tensors begin so many bytes on, hold the same tensor."""
+    if (one[1].dtype, one[1].shape) != (other[1].dtype, other[1].shape):
+        return False
+    left = one[1].end - one[1].begin
+    with one[0].open("rb") as file, other[0].open("rb") as second:
+        for stream, (_, stored, start) in ((file, one), (second, other)):
+            stream.seek(start + stored.begin)
+        while left:
+            count = min(left, PIECE)
+            if file.read(count) != second.read(count):
+                return False
+            left -= count
+    return True
 
 
 @dataclass(frozen=True)

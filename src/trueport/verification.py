@@ -17,12 +17,14 @@ from trueport.graphs.shapes import count_nodes
 from trueport.interface import Interface, float_dtype_of
 from trueport.proof.calibration import Prompts, judging, prompts_of
 from trueport.proof.folder import assets_clause, excused, files_clause
-from trueport.proof.memory import Memory, plan
+from trueport.proof.memory import ANSWERS, Memory, plan
 from trueport.proof.quantised import GATE, Quantised, quantised_of
 from trueport.proof.reference import widened
 from trueport.proof.result import FAIL, PASS, Proof
 from trueport.proof.run import SEED, prove
+from trueport.resident import mapped_as
 from trueport.targets import find_target
+from trueport.weights.held import hold
 from trueport.weights.mapped import Maps
 
 if TYPE_CHECKING:
@@ -128,12 +130,20 @@ def original_within(
         module: a module of any kind.
         folder: the artefact.
         scratch: where weights that no file holds as they are may be written.
+
+    Raises:
+        TrueportError: the original's weights are not where they were thought to be.
     """
     if source is None:
         return module, plan(limit, module, folder)
     memory = plan(limit, source.model, folder, loaded=getattr(source, "loaded", True))
     if memory.streamed and not getattr(source, "loaded", True):
-        return source.mapped(Maps(scratch, places=memory.places)), memory
+        maps = Maps(scratch, places=memory.places)
+        original = source.mapped(maps)
+        maps.places |= {mapped_as(file.path) for file in source.checkpoint.files}
+        with maps.given_back():
+            memory.unheld = hold(original, source.model, memory.limit * ANSWERS)
+        return original, memory
     return source.original, memory
 
 

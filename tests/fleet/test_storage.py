@@ -131,6 +131,15 @@ def test_a_connection_that_was_silent_is_opened_anew(store: Store, monkeypatch: 
     assert store.read("one", "trueport.json") == {} and store._system is not opened
 
 
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "memory://", "file://", "://", "reference:///"])
+def test_a_url_without_a_place_is_no_folder_here(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``s3://$BUCKET`` is where the variable is not set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=r"names no place behind its ://"):
+        Store(url)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_option_that_nobody_knows_is_told(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"'server'.*Correct \[storage\] in the plan"):
         Store(f"quota://{tmp_path}", {"auto_mkdir": True, "server": 1})

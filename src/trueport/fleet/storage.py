@@ -51,6 +51,8 @@ class Store:
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
+        if "://" in url and "://" not in self.url:  # s3://$BUCKET without a bucket: else a folder "s3:" here
+            raise StorageError(f"{url} names no place behind its ://", "Give the whole URL of a folder.")
         self.told = PASSWORD.sub(r"\1@", self.url)
         self.options = dict(options or {})
         self._system, self.root = self._open()

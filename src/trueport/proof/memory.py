@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from trueport.errors import TrueportError
 from trueport.resident import mapped_as, release, resident, watched
-from trueport.words import size_words
+from trueport.words import count_words, size_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +63,7 @@ class Memory:
         wide: those of the copy alone.
         files: whose mapped pages may be given back.
         copied: why a copy was made after all; empty where none was.
+        unheld: weights of the original that were not held against the checkpoint by other means.
         peak: the most that was seen while ``kept``.
         peak_anonymous: the same without mapped pages.
     """
@@ -73,6 +74,7 @@ class Memory:
     files: list[Path] = field(default_factory=list)
     places: set[str] = field(default_factory=set)
     copied: str = ""
+    unheld: list[str] = field(default_factory=list)
     peak: int = 0
     peak_anonymous: int = 0
 
@@ -118,6 +120,12 @@ class Memory:
             "The artefact was opened with memory='map'; how a runtime computes that folds and prepacks its weights under "
             "memory='fast', as ONNX Runtime does, was not asked",
         ]
+        if self.unheld:
+            found.append(
+                "Original and artefact read the checkpoint by the same means; "
+                f"{count_words(len(self.unheld), 'weight')} that transformers makes of several tensors, such as "
+                f"{self.unheld[0]}, were too large to be held against what safetensors and torch make of them"
+            )
         if self.peak > self.limit:
             found.append(
                 f"It took {size_words(self.peak)} at most, more than it may: {size_words(self.peak_anonymous)} of it "

@@ -7,7 +7,7 @@ does so without a byte read: each parameter comes out as its recipe, and most re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,13 +38,14 @@ PIECE = 2**24
 
 @dataclass(frozen=True)
 class Span:
-    """The bytes of one contiguous tensor in a file."""
+    """The bytes of one contiguous tensor in a file; ``name`` is what the file calls it, where it is a whole one of its."""
 
     path: Path
     offset: int
     nbytes: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    name: str = field(default="", compare=False)
 
     def read(self) -> torch.Tensor:
         """The values; the file is read, not mapped, so that nothing of it stays in memory.

@@ -96,7 +96,7 @@ def open_checkpoint(paths: Sequence[Path]) -> Checkpoint:
             if entry.dtype not in TORCH_DTYPES:
                 raise UnlinkableError(f"{path} holds {name} as {entry.dtype}")
             dtype, size = TORCH_DTYPES[entry.dtype], entry.end - entry.begin
-            tensors[name] = leaf(Span(identity.path, start + entry.begin, size, dtype, entry.shape))
+            tensors[name] = leaf(Span(identity.path, start + entry.begin, size, dtype, entry.shape, name))
     return Checkpoint(tuple(files), tensors)
 
 
