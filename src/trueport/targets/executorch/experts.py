@@ -86,7 +86,8 @@ def _product_transposed(
 ) -> torch.Tensor:
     matrix = torch.index_select(matrices, 0, expert.reshape(1))
     columns = torch.index_select(rows, 0, chosen).t().unsqueeze(0)
-    return torch.bmm(matrix, columns).squeeze(0).t().contiguous()
+    # A plain `contiguous` would be left out where the trace has one row.
+    return torch.bmm(matrix, columns).squeeze(0).t().clone(memory_format=torch.contiguous_format)
 
 
 def _blocks(call: Call, rows: Any, ends: Any) -> Blocks:

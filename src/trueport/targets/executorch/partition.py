@@ -83,6 +83,17 @@ class UpsampleBilinear2dConfig(generic_node_configs.UpsampleBilinear2dConfig):  
         return all(size * factor == wanted for size, factor, wanted in sizes)
 
 
+class MaxDimConfig(node_configs.MaxDimConfig):  # type: ignore[misc]
+    """A largest along an axis becomes a pooling, whose window has one size, along one of the last two of four axes."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        given, axis, *kept = node.args
+        shape = given.meta["val"].shape  # type: ignore[union-attr]
+        pooled = len(shape) == 4 and axis in (2, 3) and kept == [True] and isinstance(shape[axis], int)  # type: ignore[index]
+        return pooled and bool(super().check_constraints(node, ep))
+
+
 MENDED = {
     entry.__name__: entry
     for entry in (
@@ -92,6 +103,7 @@ MENDED = {
         ConstantPadConfig,
         CloneDimOrderConfig,
         UpsampleBilinear2dConfig,
+        MaxDimConfig,
     )
 }
 """Configurations that take nodes which XNNPACK's own passes then refuse, or change (executorch 1.4.1), asking in time."""
