@@ -94,7 +94,7 @@ def _blocks(call: Call, rows: Any, ends: Any) -> Blocks:
     """A place p of expert e holds row p - shift[e]: each expert's rows lie together, each begins at a block of its own."""
     experts = ends.meta["val"].shape[0]
     count = call(aten.sym_size.int, rows, 0)
-    size = call(operator.add, call(operator.floordiv, count, FINER * experts), 1)
+    size = call(operator.add, call(operator.floordiv, count, FINER * experts), 2)
     number = call(aten.arange.default, (1 + FINER) * experts, dtype=torch.int64)
     lane, row = (call(aten.arange.default, length, dtype=torch.int64) for length in (size, count))
     wide = call(aten.add.Scalar, call(aten.slice.Tensor, lane, 0, -1), 1)  # the size as a tensor, (1)
