@@ -1,8 +1,8 @@
 """Products with experts, each row's matrix chosen by its expert, as one loop over blocks of rows.
 
-ExecuTorch 1.4.1 has no kernel for a grouped product, and its sizes cannot depend on values: how many rows an expert has is
-one. So the rows of each expert are cut into blocks of one size, which the number of rows tells, and the loop's body reads one
-expert's matrix for one block. A block that no expert needs is jumped over, so that one token costs what its own experts do.
+ExecuTorch 1.4.1 has no kernel for a grouped product, and its sizes cannot depend on values, as how many rows an expert has
+does. So the rows of each expert are cut into blocks of one size, which the number of rows tells, and the loop's body reads
+one expert's matrix for one block. A block that no expert needs is jumped over: one token costs what its own experts do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from trueport.targets.executorch.formulas import Call, replace
 
 aten = torch.ops.aten
 FINER = 2
-"""Blocks are this much shorter than an expert's mean number of rows: more copies of matrices, less padding and memory."""
+"""Blocks are this much shorter than an expert's mean number of rows: more copies of matrices, less padding and memory.
+
+They have two rows at least: where the trace has one, torch takes that for all sizes.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _loop(
 
 def _body(product: Callable[..., torch.Tensor], none: Any, *token: Any) -> tuple[torch.fx.GraphModule, torch.Tensor]:
     """One block: its product, or zeros where no expert needs it; and what comes out, (size, out)."""
-    chosen, expert, used, rows, matrices = token
+    chosen, expert, _, rows, matrices = token
     operands = (rows, matrices, chosen, expert)
     made = make_fx(product)(*operands)
     result: torch.Tensor = made.graph.output_node().args[0].meta["val"]  # type: ignore[union-attr]
