@@ -58,6 +58,15 @@ class Largest(nn.Module):
         return *(part.max(dim=-1, keepdim=True).values for part in (several, whole)), several.max(2, keepdim=True)[0]
 
 
+class Filled(nn.Module):
+    """Memory that is made first and written to then."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        longer, same = x.new_empty(x.shape[0], CHANNELS + 1, x.shape[2]), torch.empty(x.shape)
+        longer[:, :CHANNELS], longer[:, CHANNELS:] = x, x[:, :1]
+        return longer, same.copy_(x * 2), y + 1
+
+
 class Chosen(nn.Module):
     """Rows times the matrix of each one's expert: experts without rows, and one that has most."""
 
@@ -105,7 +114,7 @@ def inputs(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("backend", ["xnnpack", "portable"])
-@pytest.mark.parametrize("kind", [Repeated, Smaller, Longer, Largest, Chosen, Scanned])
+@pytest.mark.parametrize("kind", [Repeated, Smaller, Longer, Largest, Filled, Chosen, Scanned])
 def test_every_size_is_the_modules(kind: Callable[[], nn.Module], backend: str, tmp_path: Path):
     from executorch.runtime import Runtime
 

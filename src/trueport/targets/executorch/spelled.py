@@ -156,9 +156,15 @@ def _rounded(call: Call, *, self: Any, decimals: int) -> Any:
     return call(back, call(aten.round.default, call(there, self, scale)), scale)
 
 
-def _empty(call: Call, *, self: Any, dtype: Any = None, **_: Any) -> Any:
+def _empty_like(call: Call, *, self: Any, dtype: Any = None, **_: Any) -> Any:
     """Its own form is torch's alone."""
     return call(aten.full_like.default, self, 0, dtype=dtype or _value(self).dtype)
+
+
+def _empty(call: Call, *, size: Any, dtype: Any = None, self: Any = None, **_: Any) -> Any:
+    """ExecuTorch's own form takes whatever length the trace has."""
+    dtype = dtype or (torch.get_default_dtype() if self is None else _value(self).dtype)
+    return call(aten.full.default, list(size), 0, dtype=dtype)
 
 
 def _power_of_two(call: Call, *, self: Any) -> Any:
@@ -229,7 +235,9 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.fmax.default: _known_end(aten.maximum.default),
     aten.fmin.default: _known_end(aten.minimum.default),
     aten.round.decimals: _rounded,
-    aten.empty_like.default: _empty,
+    aten.empty_like.default: _empty_like,
+    aten.empty.memory_format: _empty,
+    aten.new_empty.default: _empty,
     aten.exp2.default: _power_of_two,
     **{getattr(aten, name).Tensor: _levelled(getattr(aten, name).Tensor) for name in ("add", "sub", "mul", "div")},
 }
