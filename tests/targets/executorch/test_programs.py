@@ -18,7 +18,7 @@ ROLES = {entry.name: entry.role for entry in zoo.ENTRIES}
 NAMES = (
     "bert", "modernbert", "distilbert", "mpnet", "vit",
     "llama", "qwen3", "gpt2", "gemma3_text", "mistral",
-    "mixtral", "gpt_oss", "qwen3_next", "lfm2", "mamba", "mamba2", "falcon_h1", "nemotron_h", "qwen3_5",
+    "mixtral", "gpt_oss", "jamba", "lfm2", "mamba", "mamba2", "falcon_h1", "nemotron_h", "qwen3_5",
     "t5", "mt5", "bart", "marian", "whisper",
 )  # fmt: skip
 
