@@ -48,7 +48,12 @@ def turns(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rotary positions in complex numbers."""
     turned = torch.polar(torch.ones_like(b), b) * 1.5
     one, other = torch.view_as_complex(a.reshape(3, 2, 2)), torch.view_as_complex(b.reshape(3, 2, 2))
-    products = one * other, other.unsqueeze(-1) * one.unsqueeze(1), turned * a, turned.unsqueeze(0) * turned
+    products = (
+        one * other,
+        other.unsqueeze(-1) * one.unsqueeze(1),
+        turned * a,
+        turned[:, None, :2] * turned[None, 0:3, 0:2].to(a.device),
+    )
     return *map(torch.view_as_real, products), torch.view_as_real(one) + a.reshape(3, 2, 2), a * 2
 
 

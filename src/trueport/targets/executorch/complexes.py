@@ -17,7 +17,7 @@ Pairs = Set[torch.fx.Node]
 def spell_complexes(graph: torch.fx.Graph) -> None:
     """Write them in place, where all that is done to them has a form here; else all stays."""
     touched = [node for node in graph.nodes if any(map(_is_complex, (node, *node.all_input_nodes)))]
-    if any(node.target not in FORMS for node in touched):
+    if not all(map(_has_form, touched)):
         return
     pairs: set[torch.fx.Node] = set()
     for node in touched:
@@ -34,6 +34,12 @@ def spell_complexes(graph: torch.fx.Graph) -> None:
         pairs.update(made if gives else ())
 
 
+def _has_form(node: torch.fx.Node) -> bool:
+    """Whether it can be spelled; a conversion only to what it is already."""
+    converts = getattr(node.target, "overloadpacket", None) is aten.to
+    return node.target in FORMS and not (converts and not all(map(_is_complex, (node, *node.all_input_nodes))))
+
+
 def _is_complex(node: torch.fx.Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_complex()
@@ -44,7 +50,7 @@ def _polar(call: Call, pairs: Pairs, size: Any, angle: Any) -> Any:
     return call(aten.stack.default, parts, -1)
 
 
-def _seen(call: Call, pairs: Pairs, x: Any) -> Any:
+def _seen(call: Call, pairs: Pairs, x: Any, *_: Any) -> Any:
     """A node of its own, which others may read as what it is."""
     return call(aten.clone.default, x)
 
@@ -61,8 +67,11 @@ def _product(call: Call, pairs: Pairs, x: Any, y: Any) -> Any:
     return call(aten.stack.default, [real, other], -1)
 
 
-def _unsqueezed(call: Call, pairs: Pairs, x: Any, axis: int) -> Any:
-    return call(aten.unsqueeze.default, x, axis if axis >= 0 else axis - 1)
+def _along(target: Any) -> Callable[..., Any]:
+    def form(call: Call, pairs: Pairs, x: Any, axis: int = 0, *rest: Any) -> Any:
+        return call(target, x, axis if axis >= 0 else axis - 1, *rest)
+
+    return form
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
@@ -70,6 +79,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.view_as_complex.default: _seen,
     aten.view_as_real.default: _seen,
     aten.mul.Tensor: _product,
-    aten.unsqueeze.default: _unsqueezed,
+    **{target: _along(target) for target in (aten.unsqueeze.default, aten.slice.Tensor)},
+    **{getattr(aten.to, name): _seen for name in ("dtype_layout", "dtype", "device")},
 }
 """By operator: what spells it, with the nodes that stand for complex numbers."""
