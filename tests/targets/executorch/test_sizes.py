@@ -136,3 +136,12 @@ def test_every_size_is_the_modules(kind: Callable[[], nn.Module], backend: str, 
 def test_only_what_may_outgrow_an_operand_is_left_to_others(kind: Callable[[], nn.Module], left: list[str]):
     nodes = program(kind(), "xnnpack").exported_program("forward").graph.nodes
     assert [str(n.target).split(".")[1] for n in nodes if "aten." in str(n.target)] == left
+
+
+def test_xnnpack_takes_the_products_of_experts():
+    """Within a branch within a loop."""
+    module = program(Chosen(), "xnnpack").exported_program("forward").graph_module
+    inner = [graph for graph in module.modules() if isinstance(graph, torch.fx.GraphModule) and graph is not module]
+    called = [str(node.target) for graph in inner for node in graph.graph.nodes]
+    assert not [name for name in called if "bmm" in name]
+    assert called.count("executorch_call_delegate") == 3
