@@ -171,6 +171,39 @@ def test_what_has_to_be_seen_whole_is_left_to_torch(name: str) -> None:
     assert before.graph_module.code == code
 
 
+def _turned(m: Own, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A loop over rows with a branch within, composites in both."""
+    from torch._higher_order_ops.cond import cond_op
+    from torch._higher_order_ops.scan import scan_op
+
+    def either(row: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        above, below = lambda r, s: (r.softmax(-1) * s,), lambda r, s: (nn.functional.softplus(r) - s,)
+        return nn.functional.layer_norm(cond_op(row.sum() > 0, above, below, (row, scale))[0], (4,))
+
+    def step(kept: torch.Tensor, row: torch.Tensor, scale: torch.Tensor) -> list[torch.Tensor]:
+        return [nn.functional.softplus(kept) + row, either(row, scale)]
+
+    last, rows = scan_op(step, [x[0] * 0], [x], (m.scale,))
+    return last.softmax(-1), rows.t()
+
+
+def test_branches_and_loops_are_broken_up_apart() -> None:
+    from trueport.targets.pieces import bodies, decomposed
+
+    module, x = Own(_turned), torch.tensor([[1.0, 2, 3, -1], [-1, -2, 0, 1], [0, 1, 2, -2]])
+    found, wanted = decomposed(program(module, x), table(), within=True), program(module, x).run_decompositions(table())
+    assert found is not None and decomposed(program(module, x), table()) is None
+
+    def counted(made: ExportedProgram) -> list[list[str]]:
+        graphs = made.graph_module, *bodies(made.graph_module)
+        return [sorted(str(n.target) for n in each.graph.nodes if n.op == "call_function") for each in graphs]
+
+    assert len(counted(found)) == 4
+    assert counted(found) == counted(wanted)
+    for given in (x, -x, x.roll(1, 0)):
+        torch.testing.assert_close(found.module()(given), module(given))
+
+
 def test_weights_that_are_several_tensors_are_left_to_torch() -> None:
     """Int8 in a class of torchao's: as it is, no kernel runs it."""
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_

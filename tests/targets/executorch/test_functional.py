@@ -126,7 +126,7 @@ def test_the_bytes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
     short = written()
     monkeypatch.setattr(functional, "functional", lambda _: None)
-    monkeypatch.setattr(functional, "decomposed", lambda *_: None)
+    monkeypatch.setattr(functional, "decomposed", lambda *_, **__: None)
     monkeypatch.setattr(passes, "SHAPES", [])
     monkeypatch.setattr(grouping, "PATCHES", ())
     assert written() == short

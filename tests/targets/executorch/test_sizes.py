@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.integrations.moe  # noqa: F401  (registers its operators)
 from torch import nn
 
 from trueport.patches import recurrences  # noqa: F401  (registers its operators)
@@ -48,6 +49,41 @@ class Longer(nn.Module):
         return x.exp(), *ends, z * self.middle
 
 
+class Largest(nn.Module):
+    """The largest along an axis that stays open, which XNNPACK would take from windows of one size."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        several = x.unflatten(1, (4, 16)).exp()
+        whole = several.transpose(1, 2)
+        return *(part.max(dim=-1, keepdim=True).values for part in (several, whole)), several.max(2, keepdim=True)[0]
+
+
+class Filled(nn.Module):
+    """Memory that is made first and written to then."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        longer, same = x.new_empty(x.shape[0], CHANNELS + 1, x.shape[2]), torch.empty(x.shape)
+        longer[:, :CHANNELS], longer[:, CHANNELS:] = x, x[:, :1]
+        return longer, same.copy_(x * 2), y + 1
+
+
+class Chosen(nn.Module):
+    """Rows times the matrix of each one's expert: experts without rows, and one that has most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(5, CHANNELS, 6))
+        self.register_buffer("turned", torch.randn(5, 7, CHANNELS))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = x.transpose(1, 2).flatten(0, 1)
+        experts, order = rows[:, 0].mul(4).long().clamp(0, 4).sort(stable=True)
+        ends = (experts[None] <= torch.arange(5)[:, None]).sum(1).int()
+        grouped = torch.ops.transformers.grouped_mm_fallback
+        products = grouped(rows[order], self.weight, ends), grouped(rows[order], self.turned.transpose(1, 2), ends)
+        return *products, grouped(products[0] @ self.weight[0].T, self.weight, ends.long()), y + 1
+
+
 class Scanned(nn.Module):
     """Every recurrence, over (batch, length, 4 heads, 8 channels)."""
 
@@ -78,7 +114,7 @@ def inputs(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("backend", ["xnnpack", "portable"])
-@pytest.mark.parametrize("kind", [Repeated, Smaller, Longer, Scanned])
+@pytest.mark.parametrize("kind", [Repeated, Smaller, Longer, Largest, Filled, Chosen, Scanned])
 def test_every_size_is_the_modules(kind: Callable[[], nn.Module], backend: str, tmp_path: Path):
     from executorch.runtime import Runtime
 
@@ -100,3 +136,12 @@ def test_every_size_is_the_modules(kind: Callable[[], nn.Module], backend: str, 
 def test_only_what_may_outgrow_an_operand_is_left_to_others(kind: Callable[[], nn.Module], left: list[str]):
     nodes = program(kind(), "xnnpack").exported_program("forward").graph.nodes
     assert [str(n.target).split(".")[1] for n in nodes if "aten." in str(n.target)] == left
+
+
+def test_xnnpack_takes_the_products_of_experts():
+    """Within a branch within a loop."""
+    module = program(Chosen(), "xnnpack").exported_program("forward").graph_module
+    inner = [graph for graph in module.modules() if isinstance(graph, torch.fx.GraphModule) and graph is not module]
+    called = [str(node.target) for graph in inner for node in graph.graph.nodes]
+    assert not [name for name in called if "bmm" in name]
+    assert called.count("executorch_call_delegate") == 3

@@ -39,6 +39,24 @@ def searches(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.bucketize(x, line), torch.bucketize(x, line, right=True, out_int32=True), *several
 
 
+def bins(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    ends = torch.histc((a * 2).round(), 5, -2, 2), torch.histc(a, bins=3, min=-0.7, max=0.9)
+    return *ends, torch.histc((b.abs() * 9).long().float(), 7, 0, 6), torch.empty_like(b.t()).fill_(3)
+
+
+def turns(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rotary positions in complex numbers."""
+    turned = torch.polar(torch.ones_like(b), b) * 1.5
+    one, other = torch.view_as_complex(a.reshape(3, 2, 2)), torch.view_as_complex(b.reshape(3, 2, 2))
+    products = (
+        one * other,
+        other.unsqueeze(-1) * one.unsqueeze(1),
+        turned * a,
+        turned[:, None, :2] * turned[None, 0:3, 0:2].to(a.device),
+    )
+    return *map(torch.view_as_real, products), torch.view_as_real(one) + a.reshape(3, 2, 2), a * 2
+
+
 def signs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     zeros = a * 0
     known = a.masked_fill(b > 0, torch.nan)
@@ -54,7 +72,7 @@ def pads(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", [whole, orders, searches, signs, pads])
+@pytest.mark.parametrize("of", [whole, orders, searches, bins, turns, signs, pads])
 @pytest.mark.parametrize("dynamic", [None, {"a": (), "b": ()}], ids=["dynamic", "static"])
 def test_they_are_torchs(of: Callable[..., object], dynamic: object, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -18,19 +18,19 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 from trueport.patches.context import applied_where_there
 from trueport.patches.patch import Patch
 from trueport.targets.onnx.decompose import IN_PLACE, is_unshared, keeps_dtype
-from trueport.targets.pieces import decomposed, named
+from trueport.targets.pieces import bodies, decomposed, named
 
 
 def functional(program: ExportedProgram) -> ExportedProgram | None:
     """The program with each write as the operator that gives a new value; None where torch has to find them."""
-    if sum(1 for _ in program.graph_module.modules()) > 1:
+    if any(_is_mutable(node) for body in bodies(program.graph_module) for node in body.graph.nodes):
         return None
     buffers = {
         spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.kind is InputKind.BUFFER
     }
     written: dict[str, torch.fx.Node] = {}
     for node in program.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        if not _is_mutable(node):
             continue
         if node.target not in IN_PLACE or not keeps_dtype(node):
             return None
@@ -41,6 +41,10 @@ def functional(program: ExportedProgram) -> ExportedProgram | None:
             return None
     _rename(program)
     return _given_out(program, written, buffers)
+
+
+def _is_mutable(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _is_own(buffer: torch.fx.Node, user: torch.fx.Node, program: ExportedProgram) -> bool:
@@ -88,7 +92,7 @@ def _quick(original: Callable[..., ExportedProgram]) -> Callable[..., ExportedPr
     def run(program: ExportedProgram, table: Any = None, *args: Any, **kwargs: Any) -> ExportedProgram:
         found = None
         if table is not None:
-            found = decomposed(program, table) if table else functional(program)
+            found = decomposed(program, table, within=True) if table else functional(program)
         return original(program, table, *args, **kwargs) if found is None else found
 
     return run

@@ -16,6 +16,7 @@ from executorch.backends.xnnpack.partition.config import (
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.utils.utils import is_param_node
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
+from executorch.exir.graph_module import get_control_flow_submodules
 from torch.fx.passes.infra.partitioner import Partition
 
 
@@ -83,6 +84,17 @@ class UpsampleBilinear2dConfig(generic_node_configs.UpsampleBilinear2dConfig):  
         return all(size * factor == wanted for size, factor, wanted in sizes)
 
 
+class MaxDimConfig(node_configs.MaxDimConfig):  # type: ignore[misc]
+    """A largest along an axis becomes a pooling, whose window has one size, along one of the last two of four axes."""
+
+    def check_constraints(self, node: torch.fx.Node, ep: torch.export.ExportedProgram) -> bool:
+        """Whether XNNPACK takes the node."""
+        given, axis, *kept = node.args
+        shape = given.meta["val"].shape  # type: ignore[union-attr]
+        pooled = len(shape) == 4 and axis in (2, 3) and kept == [True] and isinstance(shape[axis], int)  # type: ignore[index]
+        return pooled and bool(super().check_constraints(node, ep))
+
+
 MENDED = {
     entry.__name__: entry
     for entry in (
@@ -92,6 +104,7 @@ MENDED = {
         ConstantPadConfig,
         CloneDimOrderConfig,
         UpsampleBilinear2dConfig,
+        MaxDimConfig,
     )
 }
 """Configurations that take nodes which XNNPACK's own passes then refuse, or change (executorch 1.4.1), asking in time."""
@@ -157,6 +170,11 @@ def _packs(node: torch.fx.Node) -> bool:
     return len(node.all_input_nodes) == 1 and bool(node.users) and all(map(_packs, node.users))
 
 
+def _is_single(node: torch.fx.Node) -> bool:
+    """Whether a product is of one matrix with one other, not of many small ones."""
+    return all(given.meta["val"].shape[0] == 1 for given in node.all_input_nodes)
+
+
 KERNELS = {
     entry.__name__.removesuffix("Config"): _apart(MENDED.get(entry.__name__, entry))
     for entry in ALL_PARTITIONER_CONFIGS
@@ -182,11 +200,23 @@ class Partitioner(XnnpackPartitioner):
     def generate_partitions(self, ep: torch.export.ExportedProgram) -> list[Partition]:
         """Groups of nodes that XNNPACK runs as one."""
         partitions: list[Partition] = super().generate_partitions(ep)
+        partitions += self._products(ep, ep.graph_module, len(partitions))
         called: list[Any] = [n.target for part in partitions for n in part.nodes if n.op == "call_function"]
         for target in {format_target_name(operator.__name__) for operator in called}:
             if target in self.target_partitioner_configs:
                 self.taken.add(type(self.target_partitioner_configs[target]).__name__.removesuffix("Config"))
         return partitions
+
+    def _products(self, ep: torch.export.ExportedProgram, module: torch.fx.GraphModule, first: int) -> list[Partition]:
+        """Products of matrices in loops and branches, each a group of its own; the rest of a body is small."""
+        found: list[Partition] = []
+        for _, body, _ in get_control_flow_submodules(module):
+            for node in body.graph.nodes:
+                config = self.target_partitioner_configs.get(format_target_name(getattr(node.target, "__name__", "")))
+                if isinstance(config, KERNELS["BMM"]) and _is_single(node) and config.check_constraints(node, ep):
+                    found.append(Partition(id=first + len(found), nodes=[node]))
+            found += self._products(ep, body, first + len(found))
+        return found
 
     def ops_to_not_decompose(
         self, ep: torch.export.ExportedProgram

@@ -101,6 +101,21 @@ def _searched(
     return _counted(call, self, sorted_sequence, right or side == "right", out_int32)
 
 
+def _binned(call: Call, *, self: Any, bins: int, min: Any, max: Any) -> Any:
+    """How many numbers lie in each of as many bins between two numbers, as wide as each other, the last with its end."""
+    if min == max:  # the data's own ends
+        return None
+    x = call(aten.flatten.using_ints, self, 0, -1)
+    within = call(aten.logical_and.default, call(aten.ge.Scalar, x, min), call(aten.le.Scalar, x, max))
+    place = call(aten.mul.Tensor, call(aten.sub.Tensor, x, min), bins)
+    place = call(aten.floor.default, call(aten.div.Tensor, place, max - min))
+    place = call(aten.minimum.default, place, call(aten.full_like.default, place, bins - 1))
+    place = call(aten.where.self, within, place, call(aten.full_like.default, place, -1))
+    numbers = call(aten.arange.default, bins, dtype=_value(self).dtype)
+    same = call(aten.eq.Tensor, call(aten.unsqueeze.default, place, 1), call(aten.unsqueeze.default, numbers, 0))
+    return call(aten._to_copy.default, call(aten.sum.dim_IntList, same, [0]), dtype=_value(self).dtype)
+
+
 def _is_negative(call: Call, *, self: Any) -> Any:
     """A zero's sign shows in its reciprocal."""
     below = call(aten.lt.Scalar, self, 0)
@@ -139,6 +154,17 @@ def _rounded(call: Call, *, self: Any, decimals: int) -> Any:
     scale = float(10 ** abs(decimals))
     there, back = (aten.mul.Tensor, aten.div.Tensor) if decimals > 0 else (aten.div.Tensor, aten.mul.Tensor)
     return call(back, call(aten.round.default, call(there, self, scale)), scale)
+
+
+def _empty_like(call: Call, *, self: Any, dtype: Any = None, **_: Any) -> Any:
+    """Its own form is torch's alone."""
+    return call(aten.full_like.default, self, 0, dtype=dtype or _value(self).dtype)
+
+
+def _empty(call: Call, *, size: Any, dtype: Any = None, self: Any = None, **_: Any) -> Any:
+    """ExecuTorch's own form takes whatever length the trace has."""
+    dtype = dtype or (torch.get_default_dtype() if self is None else _value(self).dtype)
+    return call(aten.full.default, list(size), 0, dtype=dtype)
 
 
 def _power_of_two(call: Call, *, self: Any) -> Any:
@@ -202,12 +228,16 @@ FORMS: dict[Any, Callable[..., Any]] = {
     aten.argsort.stable: _argsorted,
     aten.bucketize.Tensor: _bucketed,
     aten.searchsorted.Tensor: _searched,
+    aten.histc.default: _binned,
     aten.signbit.default: _is_negative,
     aten.copysign.Tensor: _with_sign,
     aten.copysign.Scalar: _with_sign,
     aten.fmax.default: _known_end(aten.maximum.default),
     aten.fmin.default: _known_end(aten.minimum.default),
     aten.round.decimals: _rounded,
+    aten.empty_like.default: _empty_like,
+    aten.empty.memory_format: _empty,
+    aten.new_empty.default: _empty,
     aten.exp2.default: _power_of_two,
     **{getattr(aten, name).Tensor: _levelled(getattr(aten, name).Tensor) for name in ("add", "sub", "mul", "div")},
 }
