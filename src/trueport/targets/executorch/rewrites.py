@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from trueport.targets.executorch.complexes import spell_complexes
 from trueport.targets.executorch.experts import write_experts
 from trueport.targets.executorch.formulas import replace
 from trueport.targets.executorch.recurrences import write_recurrences
@@ -34,7 +33,6 @@ def prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
     for module in program.graph_module.modules():  # branches and the bodies of loops among them
         if isinstance(module, torch.fx.GraphModule):
             drop_assertions(module.graph)
-            spell_complexes(module.graph)
             _spell_masks(module.graph)
             _spell_gelu(module.graph)
             spell(module.graph)
