@@ -389,3 +389,9 @@ def test_a_batch_of_one_that_joins_all_rows(batch: int, found: list[str], tmp_pa
         "t = Transpose <perm = [0, 2, 1, 3]> (m)\ny = Reshape (t, whole)\n}"
     )
     assert [finding.rule for finding in audited(text, tmp_path).errors] == found
+
+
+def test_scores_that_are_rounded_before_the_mask_comes(tmp_path: Path) -> None:
+    """Coarse steps of large scores are the quantisation's own affair."""
+    text = blocks("quantised-mask")[1].replace("step = {0.05}", "step = {1.5}")
+    assert audited(text, tmp_path).findings == ()
