@@ -373,3 +373,25 @@ def test_lengths_that_a_mask_is_computed_from(masking: str, inputs: str, constan
 def test_a_length_that_is_computed_is_none_of_the_samples(tmp_path: Path) -> None:
     free = "size = Shape <start = 2, end = 3> (q)\nlength = Squeeze (size)\n" + PLACES % "length" + CHOSEN_BY
     assert audited(graph(free, MASK, f"{LOW}, {SEVEN}"), tmp_path).findings == ()
+
+
+@pytest.mark.parametrize(("batch", "found"), [(1, ["baked-length"]), (0, [])])
+def test_a_batch_of_one_that_joins_all_rows(batch: int, found: list[str], tmp_path: Path) -> None:
+    """Heads of all rows' tokens one behind the other: each row attends the others, and nothing fails."""
+    text = (
+        f"{HEAD}g (float[batch, length, 8] x, int64[batch, length] attention_mask) => (float[rows, all, 8] y)\n"
+        f"<{LOW}, int64[4] cut = {{{batch}, -1, 2, 4}}, int64[4] keys = {{{batch}, 1, 1, -1}}, "
+        f"int64[3] whole = {{{batch}, -1, 8}}>\n{{\n"
+        "heads = Reshape (x, cut)\nq = Transpose <perm = [0, 2, 1, 3]> (heads)\n"
+        "kt = Transpose <perm = [0, 2, 3, 1]> (heads)\n"
+        "real = Cast <to = 9> (attention_mask)\nseen = Reshape (real, keys)\nscores = MatMul (q, kt)\n"
+        "masked = Where (seen, scores, low)\nw = Softmax <axis = -1> (masked)\nm = MatMul (w, q)\n"
+        "t = Transpose <perm = [0, 2, 1, 3]> (m)\ny = Reshape (t, whole)\n}"
+    )
+    assert [finding.rule for finding in audited(text, tmp_path).errors] == found
+
+
+def test_scores_that_are_rounded_before_the_mask_comes(tmp_path: Path) -> None:
+    """Coarse steps of large scores are the quantisation's own affair."""
+    text = blocks("quantised-mask")[1].replace("step = {0.05}", "step = {1.5}")
+    assert audited(text, tmp_path).findings == ()

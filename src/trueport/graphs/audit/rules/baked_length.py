@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
 from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
+from trueport.graphs.audit.experiment.inputs import batch_axes
 from trueport.graphs.audit.experiment.judge import lengths
 from trueport.graphs.audit.rule import Rule
 
@@ -25,6 +26,11 @@ OPEN = (1 << 31) - 1
 """Ends from here on mean "to the end"."""
 MEETS = {"Add", "Sub", "Mul", "Where", "And", "Or"}
 """Operators in which a mask of the sample's length meets values of any length."""
+
+ON_THE_WAY = {"Transpose", "Reshape", "Cast", "Identity", "Mul", "Div", "Add", "Split", "Slice", "Concat", "Neg"}
+"""Operators between the axes of heads and the product of queries and keys, rotary embedding included."""
+FAR = 12
+"""How many of them."""
 
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
@@ -57,6 +63,8 @@ def _reshape(view: View, node: ir.Node) -> str:
     sizes = [int(size) for size in target.flat]
     if 0 in sizes:
         return ""  # copied axes may be dynamic themselves
+    if _joins_rows(view, node, sizes, given):
+        return f"Reshape of {_words(given)} to {sizes} joins all rows to one, which attend each other"
     wanted = math.prod(size for size in sizes if size > 0)
     static = math.prod(size for size in given if isinstance(size, int))
     if any(size is None for size in given) or (-1 in sizes and static % wanted == 0):
@@ -64,6 +72,21 @@ def _reshape(view: View, node: ir.Node) -> str:
     if -1 not in sizes or wanted > static:
         return f"Reshape to {sizes} fixes an axis of its input {_words(given)}"
     return ""
+
+
+def _joins_rows(view: View, node: ir.Node, sizes: list[int], given: Shape) -> bool:
+    """A batch of 1 in front of what queries and keys are made of, and -1 for all rows' tokens."""
+    free = [size for size in given if isinstance(size, str)]
+    if sizes[:1] != [1] or -1 not in sizes or len(free) < 2 or given[0] not in batch_axes(view):
+        return False
+    products = {id(site.node if site.scores is None else site.scores) for site in view.sites}
+    level = list(node.outputs)
+    for _ in range(FAR):
+        users = {id(use.node): use.node for value in level for use in value.uses()}
+        if users.keys() & products:
+            return True
+        level = [value for user in users.values() if user.op_type in ON_THE_WAY for value in user.outputs]
+    return False
 
 
 def _part(view: View, node: ir.Node, walks: Walks) -> str:

@@ -28,21 +28,22 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Every rounding of scores between the product and the softmax; and softmaxes of integers that a mask reaches."""
     for site in view.sites:
         for node in _roundings(view, site):
-            yield from _judged(rule, view, node, joined=_joined(view, site, node))
+            if _joined(view, site, node):
+                yield from _judged(rule, view, node)
     for node in view.nodes:
         if node.op_type == "QLinearSoftmax" and id(node.inputs[0]) in view.masked:
-            yield from _judged(rule, view, node, joined=True)
+            yield from _judged(rule, view, node)
 
 
-def _judged(rule: Rule, view: View, node: ir.Node, *, joined: bool) -> Iterator[Finding]:
-    """A node whose second input is the step of its scores; ``joined``: whether a mask is in them."""
+def _judged(rule: Rule, view: View, node: ir.Node) -> Iterator[Finding]:
+    """A node whose second input is the step of its masked scores."""
     step, steps = _grid(view, node)
     if step is None:
         return
     if step >= COARSE:
         words = f"scores are rounded to multiples of {number(step)}: the softmax sees the masks and little else"
         yield rule.finding(view, node, words)
-    elif joined and steps * step < -MASK_FILL_FROM:
+    elif steps * step < -MASK_FILL_FROM:
         words = f"masked scores are cut off: a hidden key lies at most {number(steps * step)} below a visible one"
         yield rule.finding(view, node, words, severity="warning")
 
