@@ -110,6 +110,15 @@ def test_an_export_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.proven and found.notes[:2] == tuple(told[:2])
 
 
+def test_weights_that_were_not_held_are_said() -> None:
+    told = Memory(limit=1, needed=2, unheld=["layers.0.experts.up_proj", "layers.1.experts.up_proj"]).words()
+    assert any(
+        "2 weights that transformers makes of several tensors, such as layers.0.experts.up_proj" in line
+        for line in told
+    )
+    assert not any("of several tensors" in line for line in Memory(limit=1, needed=2).words())
+
+
 @pytest.mark.slow
 def test_what_was_left_out_is_said_and_not_counted(exported: Exported) -> None:
     folder, model = exported("mistral"), zoo.build("mistral")
