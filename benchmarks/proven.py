@@ -12,8 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,27 +19,11 @@ from typing import Any
 from benchmarks import checkpoints, peaks
 
 SHAPE = "llama-3.2-1b"
-SECONDS = 0.02
-"""Between two looks at anonymous memory, for which the kernel keeps no mark."""
-
-
-class Sampled(peaks.Peaks):
-    """Peaks of all memory, which the kernel marks, and of anonymous memory, which is looked at now and then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.anonymous: dict[str, float] = {}
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def _look(self) -> None:
-        while True:
-            self.anonymous[self.name] = max(self.anonymous.get(self.name, 0.0), peaks.anonymous())
-            time.sleep(SECONDS)
 
 
 def export(source: str, out: str, dtype: str | None, memory: str | None) -> dict[str, Any]:
     """One export with its proof, in this process."""
-    sampled = Sampled()
+    sampled = peaks.Peaks()
     import torch
     import transformers  # noqa: F401
 
@@ -53,9 +35,8 @@ def export(source: str, out: str, dtype: str | None, memory: str | None) -> dict
         progress=sampled,
     )  # fmt: skip
     sampled("done")
-    phases = {name: (peak, sampled.anonymous.get(name, 0.0), spent) for name, (peak, spent) in sampled.phases.items()}
     assert artifact.proof is not None
-    return {"verdict": artifact.verdict, "notes": artifact.proof["notes"], "phases": phases}
+    return {"verdict": artifact.verdict, "notes": artifact.proof["notes"], "phases": sampled.phases}
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import onnxruntime
 import pytest
 
 from benchmarks import bound, large, measure, plot, tables, watched, worker
+from tests import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -214,3 +216,15 @@ def test_a_fault_changes_one_node(mutants: ModuleType, tmp_path: Path) -> None:
         (0, "bypass"): 0.0, (0, "operator"): -1.5, (0, "constant 1"): pytest.approx(3.3), (1, "operator"): 9.0,
         (1, "inputs"): -3.0,
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_proof_in_little_memory_runs(tmp_path: Path) -> None:
+    model = zoo.build("llama")
+    model.save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "benchmarks.proven", "--memory", "1GB", "--worker"]
+    command += [str(tmp_path / "model"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["verdict"] == "proven"
+    assert all(len(entry) == 3 for entry in found["phases"].values()) and "prove shapes" in found["phases"]
