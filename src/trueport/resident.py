@@ -46,19 +46,40 @@ def mapped_as(file: int | Path) -> str:
     return ""
 
 
-def release(places: Iterable[str]) -> None:
-    """Give back the mapped pages of files, named by ``mapped_as``, that nobody wrote to."""
-    wanted = set(places) - {""}
-    span = ""
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, *rest = line.split(maxsplit=5)
-        if not name.endswith(":"):  # a mapping: its addresses, rights, offset, device, inode and file
-            span = name if " ".join(rest[2:4]) in wanted else ""
+Mapping = tuple[str, str]
+"""Addresses as the system lists them, and the file as ``mapped_as`` names it."""
+
+
+def release(places: Iterable[str], unwritten: set[Mapping] | None = None) -> None:
+    """Give back the mapped pages of files, named by ``mapped_as``, that nobody wrote to.
+
+    Args:
+        places: the files.
+        unwritten: mappings in which a former call found no page that was written to, and where this call adds more. They
+            are not looked at again: the system takes 50 times as long to tell what was written as to give it back, and
+            meanwhile others read on.
+    """
+    wanted, known = set(places) - {""}, set() if unwritten is None else unwritten
+    mappings = {mapping for mapping, _ in _listed("maps", wanted)}
+    if not mappings <= known:
         # A private page that was written to is anonymous by now, and is nowhere else. ONNX Runtime maps weights so that
         # it could write to them, and does not.
-        elif span and name == "Anonymous:" and rest[0] == "0":
-            start, end = (int(address, 16) for address in span.split("-"))
-            advise(start, end - start, DONTNEED)
+        told = _listed("smaps", wanted)
+        known |= {mapping for mapping, line in told if line.split()[:2] == ["Anonymous:", "0"]}
+    for span, _ in mappings & known:
+        start, end = (int(address, 16) for address in span.split("-"))
+        advise(start, end - start, DONTNEED)
+
+
+def _listed(name: str, wanted: set[str]) -> Iterator[tuple[Mapping, str]]:
+    """The lines of a list of this process's mappings that are about those files."""
+    mapping = ("", "")
+    for line in Path("/proc/self", name).read_text().splitlines():
+        first, *rest = line.split(maxsplit=5)
+        if not first.endswith(":"):  # a mapping: its addresses, rights, offset, device, inode and file
+            mapping = (first, " ".join(rest[2:4]))
+        if mapping[1] in wanted:
+            yield mapping, line
 
 
 def advise(start: int, size: int, advice: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trueport.errors import TrueportError
-from trueport.resident import mapped_as, release, resident, watched
+from trueport.resident import Mapping, mapped_as, release, resident, watched
 from trueport.words import count_words, size_words
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Memory:
         needed: bytes that the proof would take with a float64 copy of the original, and the artefact opened fast.
         wide: those of the copy alone.
         files: whose mapped pages may be given back.
+        places: the same, as ``mapped_as`` names them.
+        unwritten: those of their mappings in which nothing was written, as ``release`` takes them.
         copied: why a copy was made after all; empty where none was.
         unheld: weights of the original that were not held against the checkpoint by other means.
         peak: the most that was seen while ``kept``.
@@ -73,6 +75,7 @@ class Memory:
     wide: int = 0
     files: list[Path] = field(default_factory=list)
     places: set[str] = field(default_factory=set)
+    unwritten: set[Mapping] = field(default_factory=set)
     copied: str = ""
     unheld: list[str] = field(default_factory=list)
     peak: int = 0
@@ -146,7 +149,7 @@ class Memory:
     def _look(self, total: int, shared: int) -> None:
         self.peak, self.peak_anonymous = max(self.peak, total), max(self.peak_anonymous, total - shared)
         if total > self.limit * RELEASED and shared > self.limit * FEW:
-            release(self.places)
+            release(self.places, self.unwritten)
 
 
 ANY = Memory(2**63)
