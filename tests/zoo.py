@@ -308,14 +308,17 @@ def class_name(name: str, head: str | None = None) -> str:
     return base if head is None else re.sub(r"(Encoder|LMHead|MT)?Model$|For[A-Z]\w*$", "", base) + "For" + head
 
 
-def build(name: str, *, seed: int = 0, amplify: float | None = GAIN, head: str | None = None) -> PreTrainedModel:
+def build(
+    name: str, *, seed: int = 0, amplify: float | None = GAIN, head: str | None = None, **sizes: object
+) -> PreTrainedModel:
     """The model ``name`` in eval mode and float32; the same seed gives the same weights.
 
     ``amplify`` is the gain of the weights, ``None`` keeps transformers' own initialisation. ``head`` picks another
-    class of the family: ``build("bert", head="SequenceClassification")`` is a BertForSequenceClassification.
+    class of the family: ``build("bert", head="SequenceClassification")`` is a BertForSequenceClassification. ``sizes``
+    replace attributes of the config.
     """
     entry = _BY_NAME[name]
-    config = getattr(transformers, entry.config_class)(**copy.deepcopy(dict(entry.config)))
+    config = getattr(transformers, entry.config_class)(**copy.deepcopy({**entry.config, **sizes}))
     with torch.random.fork_rng(devices=[]):  # the caller's random state is not ours to move
         torch.manual_seed(seed)
         model = getattr(transformers, class_name(name, head))(config).float().eval()

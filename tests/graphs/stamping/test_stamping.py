@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 import trueport
@@ -25,7 +23,6 @@ from trueport.targets.onnx import lower as lowering
 from trueport.targets.onnx.lower import Graph, lower
 
 S, F = "sliding_attention", "full_attention"
-BY_NAME = {entry.name: entry for entry in zoo.ENTRIES}
 DEEP: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 6},
     "gpt2": {"n_layer": 4},
@@ -43,15 +40,6 @@ DEEP: dict[str, dict[str, Any]] = {
     "vit": {"num_hidden_layers": 4},
 }
 """Enough layers for a stamped repetition, by the zoo's names."""
-
-
-def build(name: str, **sizes: Any) -> Any:
-    entry = BY_NAME[name]
-    own = copy.deepcopy(dict(entry.config)) | (sizes or DEEP[name])
-    config = getattr(transformers, entry.config_class)(**own)
-    torch.manual_seed(0)
-    with quiet():
-        return getattr(transformers, zoo.class_name(name))(config).float().eval()
 
 
 def lowered(parts: list[Component], config: Any, *, stamp: bool) -> tuple[list[Graph], list[str]]:
@@ -89,7 +77,7 @@ def eager_to_stamp(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DEEP))
 def test_a_stamped_graph_is_the_plain_one(name: str, eager_to_stamp: list[int]) -> None:
-    model = build(name)
+    model = zoo.build(name, amplify=None, **DEEP[name])
     with quiet():
         parts = components(model)
     plain, _ = lowered(parts, model.config, stamp=False)
@@ -107,7 +95,7 @@ def test_the_folder_is_the_same_whichever_way(
     tmp_path: Path, eager_to_stamp: list[int], dtype: str, out: str | None
 ) -> None:
     """From a checkpoint: weights linked, widened by a cast in the graph, fused, or written anew; here with a proof."""
-    model = build("mixtral", num_hidden_layers=5).to(getattr(torch, dtype))
+    model = zoo.build("mixtral", amplify=None, num_hidden_layers=5).to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "model", max_shard_size="40KB")
     for stamp in (True, False):
         trueport.export(
@@ -138,7 +126,7 @@ def test_few_layers_are_traced(tmp_path: Path) -> None:
 )
 def test_periods_are_found(monkeypatch: pytest.MonkeyPatch, name: str, first: int, period: int, repeats: int) -> None:
     monkeypatch.setattr(stacks, "WORTH", 1)
-    model = build(name)
+    model = zoo.build(name, amplify=None, **DEEP[name])
     for stack in stacks.stacks_of(model, model.config):
         assert (stack.first, stack.period, stack.repeats) == (first, period, repeats)
 
