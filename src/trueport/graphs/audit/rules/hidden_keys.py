@@ -45,7 +45,8 @@ def _checks(kind: str) -> Callable[[Rule, View], Iterator[Finding]]:
 
 def _found(rule: Rule, view: View, leaks: Iterable[Leak]) -> Iterator[Finding]:
     """One finding for each layer; those that are given lengths are another rule's."""
-    known = {finding.node for finding in RIGHT_PADDING_ONLY.check(RIGHT_PADDING_ONLY, view)}
+    leaks = list(leaks)
+    known = {finding.node for finding in RIGHT_PADDING_ONLY.check(RIGHT_PADDING_ONLY, view)} if leaks else set()
     for leak in leaks:
         severity = "error" if leak.certain else "warning"
         finding = rule.finding(view, leak.site.node, _words(leak), severity=severity)
