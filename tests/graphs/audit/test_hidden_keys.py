@@ -236,3 +236,10 @@ RIGHT = {
 def test_right_masks_are_not(name: str, tmp_path: Path) -> None:
     report = audited(RIGHT[name], tmp_path)
     assert report.findings == () and report.attentions == 1, report.text()
+
+
+def test_a_softmax_along_the_queries_is_named(tmp_path: Path) -> None:
+    """TorchScript's exporter loses count of Cohere 2's axes and writes 2 for the last one: the mask is where it belongs."""
+    text = plain(REAL + "seen = And (row, causal)\n" + CHOSEN, f"{IDS}, {CAUSAL}").replace("axis = -1", "axis = 2")
+    (finding,) = audited(text, tmp_path).findings
+    assert finding.rule == "query-axis-mask" and "softmax goes along axis 2" in finding.message
