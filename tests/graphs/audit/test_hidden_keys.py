@@ -180,6 +180,34 @@ WRONG = {
                      + "masked = Where (row, scores, low)\n", "l = LogSoftmax <axis = -1> (masked)\nweights = Exp (l)\n"),
     ),
 }  # fmt: skip
+FACTORS = FLOATS + "no = Sub (one, ones)\nnc = Not (causal)\nafter = Cast <to = 1> (nc)\n"
+SUMMED = {
+    "each with a factor, then counted": FACTORS + "f = Cast <to = 1> (local)\na = Mul (no, f)\nb = Mul (after, f)\n"
+    "n = Add (a, b)\nbias = Mul (n, fill)\n",
+    "each with a factor": FACTORS + "f = Cast <to = 1> (local)\na0 = Mul (no, fill)\nb0 = Mul (after, fill)\n"
+    "a = Mul (a0, f)\nb = Mul (b0, f)\nbias = Add (a, b)\n",
+    "stacked, and reduced": REAL + "size = Shape (causal)\na0 = Where (row, zero, fill)\na = Expand (a0, size)\n"
+    "b0 = Where (causal, zero, fill)\nb = Add (b0, zero)\nrows = Shape (a)\nb2 = Expand (b, rows)\na4 = Unsqueeze (a, i1)\n"
+    "b4 = Unsqueeze (b2, i1)\nboth = Concat <axis = 0> (a4, b4)\nbias = ReduceSum <keepdims = 0> (both, i1)\n",
+    "what both show, less two": FLOATS + "c = Cast <to = 1> (causal)\nn = Add (ones, c)\nless = Sub (n, two)\n"
+    "bias = Mul (less, up)\n",
+    "counted, and negated": FACTORS + "n = Add (no, after)\nm = Neg (n)\nbias = Mul (m, up)\n",
+}  # fmt: skip
+MORE = "float two = {2.0}, float up = {10000.0}, bool yes"
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_sums_in_any_spelling_are_found(name: str, tmp_path: Path) -> None:
+    """By what a row without keys sees: it prefers those that one mask hides to those that both do."""
+    text = plain(SUMMED[name] + ADDED, f"{IDS}, {CAUSAL}, bool local").replace("bool yes", MORE)
+    report = audited(text, tmp_path)
+    assert [(finding.rule, finding.severity) for finding in report.findings] == [("summed-masks", "error")]
+
+
+def test_masks_that_are_multiplied_are_no_sum(tmp_path: Path) -> None:
+    body = FLOATS + "c = Cast <to = 1> (causal)\nn = Mul (ones, c)\nless = Sub (n, one)\nbias = Mul (less, up)\n"
+    text = plain(body + ADDED, f"{IDS}, {CAUSAL}").replace("bool yes", MORE)
+    assert audited(text, tmp_path).findings == ()
 
 
 @pytest.mark.parametrize("name", WRONG)

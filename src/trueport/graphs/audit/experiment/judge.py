@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -54,12 +55,14 @@ class Verdict:
         leaks: every layer and mask that shows padding.
         hiding: every layer and mask that hides tokens, and no padding is seen.
         misplaced: layers whose masks hide padding, and of other keys those that a causal mask shows.
+        spreads: layers whose masks hide padding, and of a query that sees no key, what its best and its worst one get.
         unknown: softmaxes and attention operators that a mask reaches, and of which nothing can be said.
     """
 
     leaks: tuple[Leak, ...]
     hiding: tuple[Leak, ...]
     misplaced: tuple[Site, ...]
+    spreads: tuple[tuple[Site, float, float], ...]
     unknown: tuple[ir.Node, ...]
 
 
@@ -68,6 +71,7 @@ def judge(view: View) -> Verdict:
     leaks: list[Leak] = []
     hiding: list[Leak] = []
     turned: dict[int, Site] = {}
+    spreads: list[tuple[Site, float, float]] = []
     unknown: dict[int, ir.Node] = {}
     known = {id(site.node) for site in view.sites}
     keys: dict[int, set[str]] = {}
@@ -90,11 +94,13 @@ def judge(view: View) -> Verdict:
                 unknown[id(site.node)] = site.node
             elif why:
                 hiding.append(one.hidden(site, why))
+            if wrong is False and (spread := one.spread(site)) is not None:
+                spreads.append((site, *spread))
         leaks += one.through_scores(lone=not direct)
         unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
     # Of a decoder that reads a source, one mask may say which queries are padding, and another which keys.
     leaks = [leak for leak in leaks if leak.kind != QUERY_AXIS or keys.get(id(leak.site.node), set()) <= {leak.axis}]
-    return Verdict(tuple(leaks), tuple(hiding), tuple(turned.values()), tuple(unknown.values()))
+    return Verdict(tuple(leaks), tuple(hiding), tuple(turned.values()), tuple(spreads), tuple(unknown.values()))
 
 
 def lengths(view: View) -> list[tuple[Evaluator, set[int]]]:
@@ -176,6 +182,19 @@ class _Judge:
     def _right(self, site: Site) -> list[Encoding]:
         """How the mask may be written so that the layer hides all padding."""
         return [encoding for encoding in self.encodings if encoding.expected and self._leaks(site, encoding) is False]
+
+    def spread(self, site: Site) -> tuple[float, float] | None:
+        """The best and the worst score of a query that sees no key, where they differ at every length; None elsewhere."""
+        for encoding in self._right(site):
+            for group in self._watched(encoding):
+                found: dict[int, tuple[float, float] | None] = {}
+                with suppress(UnknownError, *MISFITS):
+                    for watcher in group:
+                        for seen in watcher.readings(site):
+                            found[watcher.trial.mask.shape[1]] = found.get(watcher.trial.mask.shape[1]) or seen.spread
+                    if found and None not in found.values():
+                        return next(iter(found.values()))
+        return None
 
     def hides_tokens(self, site: Site) -> str | None:
         """Why a layer that hides padding hides tokens too, however the mask may be written; empty where it does not.

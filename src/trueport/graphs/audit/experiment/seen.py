@@ -31,10 +31,13 @@ class Seen:
     Attributes:
         keys: bool (rows, heads, queries, keys), heads or queries 1 where all are alike.
         blind: bool (rows, heads, queries), whether a query's keys are hidden as others' are, all of them.
+        spread: what a query all of whose keys are hidden sees as the best and the worst of them, where that makes a
+            difference; None without such a query.
     """
 
     keys: Any
     blind: Any
+    spread: tuple[float, float] | None = None
 
 
 class Watcher:
@@ -166,7 +169,17 @@ def _seen(arrays: list[Any], *, zeros: bool) -> Seen:
             keys = [seen & (array > -np.inf) for seen, array in zip(keys, arrays, strict=True)]
         most = [array.max(axis=(1, 2, 3), keepdims=True) for array in arrays]
         blind = [(array < top - FAINT).all(axis=-1) for array, top in zip(arrays, most, strict=True)]
-    return Seen(keys[0] | keys[1], blind[0] & blind[1])
+    spreads = [_spread(array, none) for array, none in zip(arrays, blind, strict=True)]
+    return Seen(keys[0] | keys[1], blind[0] & blind[1], None if None in spreads or zeros else spreads[0])
+
+
+def _spread(array: Any, blind: Any) -> tuple[float, float] | None:
+    """The best and the worst key of the first query that has none, and prefers some all the same."""
+    rows = np.broadcast_to(array, (*blind.shape, array.shape[-1]))[blind]
+    with np.errstate(invalid="ignore"):
+        uneven = (rows.max(axis=-1) - rows.min(axis=-1) > FAINT) & (rows.max(axis=-1) > -np.inf)
+    found = rows[uneven]
+    return (float(found[0].max()), float(found[0].min())) if len(found) else None
 
 
 def leaks(seen: Seen, mask: Any, past: int, hidden: Any = None) -> bool:

@@ -20,7 +20,11 @@ ADDING = ("Attention", "QAttention", "MultiHeadAttention", "DecoderMaskedMultiHe
 
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
-    """Two or more fills at one layer, or a padding mask beside ``unidirectional`` in ONNX Runtime's own operators."""
+    """Two or more fills at one layer, or a padding mask beside ``unidirectional`` in ONNX Runtime's own operators.
+
+    Where no terms tell, numbers do: of a query that sees no key, some get more than others.
+    """
+    known: set[int] = set()
     for site in view.sites:
         fills = [term.fill for term in site.terms for _ in range(term.times)]
         own = own_fills(site)
@@ -29,6 +33,7 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
         if not own and (site.clamped or all(term.chosen for term in site.terms)):
             continue  # a Where replaces the fill of another, it adds nothing
         fills += own
+        known.add(id(site.node))
         total = sum(fills)
         words = " and ".join(number(fill) for fill in fills)
         if all(fill <= ABSORBS for fill in fills):
@@ -41,6 +46,17 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
                 view, site.node,
                 f"masks of {words} are added up to {number(total)} instead of combined: a query without keys attends "
                 "padding or the future",
+            )  # fmt: skip
+
+    for site, best, worst in view.experiment.spreads:
+        chosen = bool(site.terms) and all(term.chosen for term in site.terms)
+        if id(site.node) not in known and not chosen:
+            known.add(id(site.node))
+            yield rule.finding(
+                view, site.node,
+                f"masks are not combined: of the keys of a query that sees none, some get {number(best)} and others "
+                f"{number(worst)}: it attends those that only one mask hides",
+                severity="note" if best <= ABSORBS else "error",
             )  # fmt: skip
 
 
