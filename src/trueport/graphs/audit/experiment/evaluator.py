@@ -69,11 +69,15 @@ class Evaluator:
         shapes: those of the inputs, by name.
         score: the number that hidden states, scores among them, count as.
         budget: what may be computed.
+        taken: the branch of an If that hidden states decide about.
+
+    Attributes:
+        guessed: whether there was such an If.
     """
 
     def __init__(
         self, view: View, given: Mapping[int, Known], axes: Mapping[str, int],
-        shapes: Mapping[str, tuple[int, ...]], score: float, budget: Budget,
+        shapes: Mapping[str, tuple[int, ...]], score: float, budget: Budget, *, taken: bool = True,
     ) -> None:  # fmt: skip
         self.view = view
         self.axes = axes
@@ -81,6 +85,8 @@ class Evaluator:
         self.score = Known(np.float32(score), True)
         self._known: dict[int, Known | None] = dict(given)
         self.budget = budget
+        self.taken = taken
+        self.guessed = False
         self._moved_sizes: dict[int, list[int] | None] = {}
 
     def within(self, body: ir.Graph, entering: Mapping[int, Known]) -> Evaluator:
@@ -91,7 +97,8 @@ class Evaluator:
         self.budget.spend(10 * (len(nodes) + len(self._known)))
         outside = {key: known for key, known in self._known.items() if known is not None and key not in own}
         known = {**outside, **entering}
-        return Evaluator(self.view, known, self.axes, self.shapes, float(self.score.array), self.budget)
+        score = float(self.score.array)
+        return Evaluator(self.view, known, self.axes, self.shapes, score, self.budget, taken=self.taken)
 
     def of(self, value: ir.Value) -> Known:
         """What a value is.
@@ -246,12 +253,25 @@ class Evaluator:
         place = list(node.outputs).index(value)
         branches = {name: node.attributes[f"{name}_branch"].as_graph().outputs[place] for name in ("then", "else")}
         condition = self._known.get(id(node.inputs[0]))
-        if condition is None or condition.score:
-            raise UnknownError
-        found = self._known.get(id(branches["then" if np.asarray(condition.array).all() else "else"]))
+        unknown = condition is None or condition.score
+        self.guessed |= unknown
+        taken = self.taken if condition is None or unknown else bool(np.asarray(condition.array).all())
+        found = self._known.get(id(branches["then" if taken else "else"]))
         if found is None:
             raise UnknownError
         return found
+
+    def taken_by(self, node: ir.Node) -> ir.Graph:
+        """The branch that an If takes.
+
+        Raises:
+            UnknownError: hidden states decide about it, or something that cannot be worked out.
+        """
+        assert node.inputs[0] is not None
+        condition = self.of(node.inputs[0])
+        if condition.score:
+            raise UnknownError
+        return node.attributes["then_branch" if np.asarray(condition.array).all() else "else_branch"].as_graph()
 
     def _entering(self, value: ir.Value, outer: ir.Value) -> Known:
         """An input of a body in its first turn."""

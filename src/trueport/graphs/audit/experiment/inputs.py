@@ -187,6 +187,11 @@ def _is_open(value: ir.Value) -> bool:
     return kind == "b" or (kind in "iu" and bool(MASK_NAME.search(name)) and len(value.shape or ()) > 1)
 
 
+def has_flags(view: View) -> bool:
+    """Whether an input is one yes or no, and nothing tells what it means."""
+    return any(_is_open(value) and all(str(size) == "1" for size in value.shape or ()) for value in taken(view))
+
+
 def _trial(
     view: View, mask: ir.Value, encoding: Encoding, length: int, past: int, answer: bool, *, padded: bool
 ) -> Trial:

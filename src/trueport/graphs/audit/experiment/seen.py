@@ -39,6 +39,10 @@ class Seen:
     blind: Any
     spread: tuple[float, float] | None = None
 
+    def equals(self, other: Seen) -> bool:
+        """Whether the same keys are seen, by the same queries."""
+        return np.array_equal(self.keys, other.keys) and np.array_equal(self.blind, other.blind)
+
 
 class Watcher:
     """Looks at the layers of one graph under one filling of its inputs.
@@ -52,23 +56,40 @@ class Watcher:
     def __init__(self, view: View, trial: Trial, budget: Budget) -> None:
         self.view = view
         self.trial = trial
-        products = [site.scores for site in view.sites if site.scores is not None]
         self.budget = budget
-        self.walks = []
-        budget.spend(100 * len(products))
+        self.walks = self._set_out(taken=True)
+        self._others: list[Evaluator] = []
+
+    def _set_out(self, *, taken: bool) -> list[Evaluator]:
+        """A walk for each score, that takes these branches where hidden states decide."""
+        products = [site.scores for site in self.view.sites if site.scores is not None]
+        trial = self.trial
+        walks = []
+        self.budget.spend(100 * len(products))
         for score in SCORES:
-            known = {id(node.outputs[0]): Known(np.float32(score), True) for node in products}
-            self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, trial.shapes, score, budget))
+            known = trial.given | {id(node.outputs[0]): Known(np.float32(score), True) for node in products}
+            walks.append(Evaluator(self.view, known, trial.axes, trial.shapes, score, self.budget, taken=taken))
+        return walks
 
     def readings(self, site: Site) -> list[Seen]:
         """What may be seen: more than one reading where heads and rows share an axis, and nothing tells their order.
 
         Raises:
-            UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys).
+            UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys); or hidden
+                states decide which of two there are.
         """
+        found = self._read(site, self.walks)
+        if any(walk.guessed for walk in self.walks):
+            self._others = self._others or self._set_out(taken=False)
+            others = self._read(site, self._others)
+            if len(found) != len(others) or not all(map(Seen.equals, found, others)):
+                raise UnknownError
+        return found
+
+    def _read(self, site: Site, walks: list[Evaluator]) -> list[Seen]:
         self.budget.spend(self.trial.mask.size)
-        walks = [list(self._layouts(site, walk)) for walk in self.walks]
-        return [_seen(list(arrays), zeros=site.zeros) for arrays in zip(*walks, strict=True)]
+        layouts = [list(self._layouts(site, walk)) for walk in walks]
+        return [_seen(list(arrays), zeros=site.zeros) for arrays in zip(*layouts, strict=True)]
 
     def _layouts(self, site: Site, walk: Evaluator) -> Iterator[Any]:
         """The numbers in front of the softmax, (rows, heads, queries, keys)."""
