@@ -65,3 +65,25 @@ def test_a_sum_that_is_scaled_is_mended(tmp_path: Path) -> None:
     feeds["global"] = np.zeros((1, 1, 7, 7), dtype=bool)
     feeds["near"] = np.abs(np.arange(7)[:, None] - np.arange(7))[None, None] <= 2
     np.testing.assert_allclose(run(tmp_path / "fixed.onnx", **feeds), run(path, **feeds), atol=1e-6)
+
+
+def test_other_layers_are_mended(tmp_path: Path) -> None:
+    """A layer whose global tokens are let out of a window kept all others from being mended."""
+    first = SUM + "back = Where (global, up, zero)\nmasked = Add (sum, back)\n" + END.replace("y = ", "h = ")
+    second = (
+        "ht = Transpose <perm = [0, 1, 3, 2]> (h)\nscores2 = MatMul (q, ht)\nsum2 = Add (scores2, both)\n"
+        "weights2 = Softmax <axis = -1> (sum2)\ny = MatMul (weights2, h)\n"
+    )
+    path = saved(graph(first + second, GIVEN, STORED), tmp_path)
+    done = repair(path, tmp_path / "fixed.onnx")
+    assert done.proof is not None and done.proof.proven and [layer.node for layer in done.proof.layers] == ["weights2"]
+    assert [finding.node for finding in done.mended] == ["weights2"]
+    assert list(done.left) == ["weights"] and "takes them back" in done.left["weights"]
+    assert "left weights: the graph shows what its masks seem to hide" in done.text()
+    assert done.after is not None and [finding.node for finding in done.after.errors] == ["weights"]
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal((2, 2, 7, 4)).astype(np.float32) for name in "qkv"}
+    feeds["attention_mask"] = np.array([[0, 1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
+    feeds["global"] = np.eye(7, dtype=bool)[None, None]
+    feeds["near"] = np.abs(np.arange(7)[:, None] - np.arange(7))[None, None] <= 2
+    np.testing.assert_allclose(run(tmp_path / "fixed.onnx", **feeds), run(path, **feeds), atol=1e-5)
