@@ -112,15 +112,20 @@ def batch_axes(view: View) -> frozenset[str]:
     return frozenset(name for name in front if name not in others or "batch" in name)
 
 
-def axis_size(size: object, index: int, name: str, batches: frozenset[str], length: int, past: int) -> int:
-    """A number for an axis of the input ``name``; ``length`` for one of any length."""
+def axis_size(
+    size: object, index: int, name: str, batches: frozenset[str], length: int, past: int, keys: str = ""
+) -> int:
+    """A number for an axis of the input ``name``; ``length`` for one of any length.
+
+    ``keys``: the name of the mask's last axis; a past that has it holds as many tokens, as a source's does.
+    """
     text = str(size)
     if isinstance(size, int) or text.isdecimal():  # some exporters write sizes as names
         return int(text)
     if text in batches or (index == 0 and text in UNNAMED):
         return ROWS
     if "past" in name and "capacity" not in text:
-        return past
+        return past + length if text == keys and text not in UNNAMED else past
     whole = "capacity" in text or "+" in text or "total" in text or ("past" in text and "seq" in text)
     return past + length if whole or (past and MASK_NAME.search(name)) else length
 
@@ -200,9 +205,10 @@ def _trial(
     axes: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     seen = np.ones((1, 1), dtype=bool)
+    keys = str(mask.shape[-1]) if mask.shape else ""
     for value in taken(view):
         name = value.name or ""
-        shape = [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
+        shape = [axis_size(s, index, name, batches, length, past, keys) for index, s in enumerate(value.shape or ())]
         shapes[name] = tuple(shape)
         axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not str(size).isdecimal()}
         if value is mask:
