@@ -174,6 +174,24 @@ WRONG = {
         exponentials(REAL + "n = Not (row)\n" + SCORES + "masked = Where (n, scores, low)\n",
                      SHIFTED.replace("Exp (less)", "Pow (two, less)")).replace("bool yes", "float two = {2.0}, bool yes"),
     ),
+    "inverted, by classes": (
+        "inverted-mask",
+        plain("hot = OneHot <axis = -1> (attention_mask, turns, onoff)\nnone = Gather <axis = -1> (hot, i0)\n"
+              "w = Unsqueeze (none, keys)\nless = Sub (one, w)\nbias = Mul (less, low)\n" + ADDED
+              ).replace("bool yes", "float[2] onoff = {0.0, 1.0}, bool yes"),
+    ),
+    "sorted": (
+        "leaking-mask",
+        plain("size = Shape <start = 1, end = 2> (attention_mask)\nfirst, places = TopK <axis = 1> (attention_mask, size)\n"
+              "real = Cast <to = 9> (first)\nseen = Unsqueeze (real, keys)\n" + CHOSEN),
+    ),
+    "all up to the last token": (
+        "leaking-mask",
+        plain("place = ArgMax <axis = 1, select_last_index = 1> (attention_mask)\nsize = Shape <start = 1, end = 2> "
+              "(attention_mask)\nlength = Squeeze (size)\ncounted = Range (i0, length, step)\n"
+              "real = LessOrEqual (counted, place)\nseen = Unsqueeze (real, keys)\n" + CHOSEN
+              ).replace("bool yes", "int64 step = {1}, bool yes"),
+    ),
     "by the logarithm, on the queries": (
         "query-axis-mask",
         exponentials("real = Cast <to = 9> (attention_mask)\nrow = Unsqueeze (real, queries)\n" + SCORES

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import RunError
-from trueport.graphs.audit.experiment.arithmetic import MISFITS
 from trueport.graphs.audit.experiment.inputs import runs
+from trueport.graphs.audit.experiment.known import MISFITS
 from trueport.graphs.repair.expected import expected
 from trueport.graphs.repair.families import FAMILIES, feeds, folds
 from trueport.graphs.repair.probe import Probe

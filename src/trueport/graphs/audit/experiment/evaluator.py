@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, Known, UnknownError, attribute, bounded, compute
+from trueport.graphs.audit.experiment.arithmetic import compute
+from trueport.graphs.audit.experiment.known import MISFITS, Known, UnknownError, attribute, bounded
 from trueport.graphs.audit.experiment.loops import first_turn, outcomes
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ MOST_AXES = 4
 """Axes of scores: batch, heads, queries, keys. A mask that has them all needs no more."""
 QUANTISES = {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"}
 """Operators that write hidden states and scores in another way."""
-JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor", "ArgMax", "ArgMin"}
+JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor", "ArgMax", "ArgMin", "TopK",
+          "NonZero", "OneHot", "Compress"}  # fmt: skip
 """Operators whose result depends on which hidden state it is."""
 
 

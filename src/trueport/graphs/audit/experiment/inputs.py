@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError, bounded
+from trueport.graphs.audit.experiment.known import Known, UnknownError, bounded
 from trueport.graphs.audit.view import MASK_NAME
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
 from trueport.graphs.audit.experiment.hiding import by_other_rows, hidden_tokens, some_hide_themselves, with_some_keys
 from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, has_flags, padding_masks, trials
+from trueport.graphs.audit.experiment.known import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.seen import SCORES, Seen, Watcher, leaks, misplaced, multiplied, own_queries
 from trueport.graphs.audit.view import ATTENTION
 

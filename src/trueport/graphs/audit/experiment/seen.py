@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
 from trueport.graphs.audit.experiment.folded import heads_first
+from trueport.graphs.audit.experiment.known import Known, UnknownError
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.inputs import Trial

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.inputs import batch_axes
 from trueport.graphs.audit.experiment.judge import lengths
+from trueport.graphs.audit.experiment.known import MISFITS, UnknownError
 from trueport.graphs.audit.rule import Rule
 
 if TYPE_CHECKING:
