@@ -38,6 +38,15 @@ MISREAD = {
         "never = And (near, global)\nnone = Not (never)\nboth2 = And (none, never)\n"
         "x = Where (both2, zero, fill)\ny0 = Where (near, up, fill)\nm = Add (sum, x)\nmasked = Add (m, y0)\n"
     ),
+    "a gate of queries": softmax("gate = Where (chosen, zero, fill)\nmasked = Add (sum, gate)\n").replace(
+        "bool[1, 1, length, length] global", "bool[batch, 1, length, 1] chosen"
+    ),
+    "a gate of heads": softmax("gate = Where (chosen, zero, fill)\nmasked = Add (sum, gate)\n").replace(
+        "bool[1, 1, length, length] global", "bool[1, 2, 1, 1] chosen"
+    ),
+    "a gate of rows, in all axes": softmax(
+        "size = Shape (w)\ngate0 = Where (chosen, zero, fill)\ngate = Expand (gate0, size)\nmasked = Add (sum, gate)\n"
+    ).replace("bool[1, 1, length, length] global", "bool[batch, 1, 1, 1] chosen"),
     "an operator's bias": operator(
         MASKS + "back = Where (global, up, zero)\nbias = Add (both, back)\n"
         'y = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v, "", "", bias)', GIVEN,
@@ -52,6 +61,19 @@ def test_a_mask_that_is_taken_back_is_not_enforced(name: str, tmp_path: Path) ->
     with pytest.raises(ProofError, match="seem to hide, the graph shows"):
         repair(path, tmp_path / "fixed.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"]
+
+
+def test_queries_of_padding_are_no_gate(tmp_path: Path) -> None:
+    """A mask (queries, keys) of the padding mask alone: what its padding attends, the policy says."""
+    body = (
+        "real = Cast <to = 1> (attention_mask)\ncolumn = Unsqueeze (real, queries)\nrow = Unsqueeze (real, keys)\n"
+        "both = Mul (column, row)\nyes = Cast <to = 9> (both)\np = Where (yes, zero, fill)\nw = Where (near, zero, fill)\n"
+        + SCORES + "one = Add (scores, p)\nmasked = Add (one, w)\n" + END
+    )  # fmt: skip
+    stored = STORED.replace("int64[2] keys", "int64[2] queries = {1, 3}, int64[2] keys")
+    path = saved(graph(body, GIVEN.replace("bool[1, 1, length, length] global, ", ""), stored), tmp_path)
+    done = repair(path, tmp_path / "fixed.onnx")
+    assert done.proof is not None and done.proof.proven and done.mended and not done.left
 
 
 def test_a_sum_that_is_scaled_is_mended(tmp_path: Path) -> None:
@@ -78,7 +100,7 @@ def test_other_layers_are_mended(tmp_path: Path) -> None:
     done = repair(path, tmp_path / "fixed.onnx")
     assert done.proof is not None and done.proof.proven and [layer.node for layer in done.proof.layers] == ["weights2"]
     assert [finding.node for finding in done.mended] == ["weights2"]
-    assert list(done.left) == ["weights"] and "takes them back" in done.left["weights"]
+    assert list(done.left) == ["weights"] and "takes it back" in done.left["weights"]
     assert "left weights: the graph shows what its masks seem to hide" in done.text()
     assert done.after is not None and [finding.node for finding in done.after.errors] == ["weights"]
     rng = np.random.default_rng(0)

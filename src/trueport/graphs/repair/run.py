@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("uniform", "zeros")
 """What a row that sees no key gives after a repair: as lowest-float fills have it, or as torch's sdpa has it."""
-TAKEN_BACK = "the graph shows what its masks seem to hide, as another term takes them back"
+TAKEN_BACK = "the graph shows what its masks seem to hide: another term, or the softmax, takes it back"
 """Why a layer is left that the proof found to mean something else than its terms say."""
 PRECISIONS = ("auto", "float32", "float64")
 
