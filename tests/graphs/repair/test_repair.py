@@ -398,3 +398,16 @@ def test_a_flag_that_is_called_a_mask(tmp_path: Path) -> None:
     )  # fmt: skip
     done = repair(saved(text, tmp_path), tmp_path / "fixed.onnx")
     assert done.proof is not None and done.proof.proven and [f.rule for f in done.mended] == ["summed-masks"]
+
+
+def test_a_mask_with_queries_beside_a_past(tmp_path: Path) -> None:
+    """The proof made up as many queries as keys, which the mended graph refused."""
+    past = "float[2, batch, 2, past_length, 4] past"
+    text = (
+        f"{HEAD}g (float[batch, length, 8] x, int32[batch, length, total] attention_mask, {past}) "
+        "=> (float[batch, length, 8] y, float[2, batch, 2, total, 4] present)\n"
+        f"<float[8, 24] w = {{{', '.join(f'{(i * 7 % 11 - 5) / 10}' for i in range(192))}}}, "
+        f"float[24] b = {{{', '.join(['0.1'] * 24)}}}>\n"
+        "{ y, present = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, b, attention_mask, past) }"
+    )
+    assert {finding.rule for finding in mended(saved(text, tmp_path)).mended} == {"summed-masks"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.inputs import ROWS, axis_size, batch_axes, padding_masks, taken
+from trueport.graphs.audit.experiment.inputs import ROWS, batch_axes, padding_masks, sizes_of, taken
 from trueport.graphs.audit.view import MASK_NAME
 from trueport.graphs.loading import GraphError
 
@@ -103,7 +103,7 @@ def _sizes(value: ir.Value, batches: frozenset[str], length: int, past: int) -> 
         GraphError: nobody could fill it.
     """
     name = value.name or ""
-    sizes = [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
+    sizes = sizes_of(value, batches, length, past)
     if math.prod(sizes) > MOST_ELEMENTS:
         raise GraphError(
             f"the input {name} has {math.prod(sizes):,} elements, too many to make them up for the proof",

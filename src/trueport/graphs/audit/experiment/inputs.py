@@ -130,6 +130,17 @@ def axis_size(
     return past + length if whole or (past and MASK_NAME.search(name)) else length
 
 
+def sizes_of(value: ir.Value, batches: frozenset[str], length: int, past: int, keys: str = "") -> list[int]:
+    """Numbers for all axes of an input, see ``axis_size``; a mask's queries are new tokens, where its keys are all."""
+    axes, name = list(value.shape or ()), value.name or ""
+    found = []
+    for index, size in enumerate(axes):
+        alike = str(size) == str(axes[-1]) and str(size) not in UNNAMED
+        queries = len(axes) > 2 and index == len(axes) - 2 and not alike and MASK_NAME.search(name)
+        found.append(axis_size(size, index, name, batches, length, 0 if queries else past, keys))
+    return found
+
+
 def padding_masks(view: View) -> list[ir.Value]:
     """The mask inputs that say which keys are padding: (batch, keys), or with axes of heads and queries between.
 
@@ -208,7 +219,7 @@ def _trial(
     keys = str(mask.shape[-1]) if mask.shape else ""
     for value in taken(view):
         name = value.name or ""
-        shape = [axis_size(s, index, name, batches, length, past, keys) for index, s in enumerate(value.shape or ())]
+        shape = sizes_of(value, batches, length, past, keys)
         shapes[name] = tuple(shape)
         axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not str(size).isdecimal()}
         if value is mask:
