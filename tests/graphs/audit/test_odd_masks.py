@@ -303,6 +303,7 @@ COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
     "a source's keys": CROSS.replace("(seen, scores, low)", "(row, scores, low)"),
+    "a sum of one": plain(REAL + SCORES + "m = Where (row, scores, low)\nmasked = Sum (m)\n" + END),
     "a past of any length": ONE_PAST % "past",
     "places are the sums of the mask": COUNTED % (
         "sums = CumSum (attention_mask, one64)\nless = Sub (sums, one64)\nplaces = Max (less, i0)\n"

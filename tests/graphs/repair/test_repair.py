@@ -389,12 +389,13 @@ def test_layers_that_share_a_mask(tmp_path: Path) -> None:
     assert done.proof is not None and len(done.proof.layers) == 2
 
 
-def test_a_flag_that_is_called_a_mask(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["use_attention_mask", "use_causal_mask"])
+def test_a_flag_that_is_called_a_mask(flag: str, tmp_path: Path) -> None:
     """An input without axes was a traceback."""
     text = graph(
-        "a0 = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\na = Where (use_attention_mask, a0, zero)\n"
+        f"a0 = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\na = Where ({flag}, a0, zero)\n"
         + SCORES + "one = Add (scores, a)\nmasked = Add (one, m)\n" + END,
-        f"{MASK}, {CAUSAL}, bool use_attention_mask",
+        f"{MASK}, {CAUSAL}, bool {flag}",
     )  # fmt: skip
     done = repair(saved(text, tmp_path), tmp_path / "fixed.onnx")
     assert done.proof is not None and done.proof.proven and [f.rule for f in done.mended] == ["summed-masks"]

@@ -263,14 +263,14 @@ def _uncovered(terms: list[Term]) -> tuple[Term, ...]:
 
 def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Value | None:
     """The operand that holds the scores; mask terms in the other one are noted."""
+    if node.op_type == "Sum":
+        return _summed(view, fills, node, terms)
     first, second = node.inputs[:2]
     if node.op_type == "Sub":
         fill = fills.positive(second)
         if fill is not None and second is not None:
             terms.append(Term(node, second, fill))
         return second if carries_scores(view, second) and not carries_scores(view, first) else first
-    if node.op_type == "Sum":
-        return _summed(view, fills, node, terms)
     if node.op_type == "Add":
         for operand, other in ((first, second), (second, first)):
             fill = fills.of(operand)

@@ -128,7 +128,7 @@ def _fill(
         shape[0] *= folded
     if MASK_NAME.search(name):
         return _shaped(mask, shape, past).astype(dtype)
-    if name == "causal" or "causal_mask" in name:
+    if len(shape) > 1 and (name == "causal" or "causal_mask" in name):
         return np.broadcast_to(np.tril(np.ones(shape[-2:], bool), past), shape).astype(dtype)
     if "position" in name and len(shape) == 2:
         return np.broadcast_to(past + np.arange(shape[1]), shape).astype(dtype)
