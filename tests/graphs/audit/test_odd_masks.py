@@ -256,6 +256,9 @@ MORE_WRONG = {
         "leaking-mask", "error",
         plain(FLOATS + "bias = CumSum (ones, three)\n" + ADDED).replace("bool yes", "int64 three = {3}, bool yes"),
     ),
+    "the logarithm of what is never 0": (
+        "leaking-mask", "error", plain(FLOATS + "s = Sigmoid (ones)\nbias = Log (s)\n" + ADDED),
+    ),
     "too little to hide": (
         "leaking-mask", "error",
         plain(REAL + "bias = Where (row, zero, tiny)\n" + ADDED).replace("bool yes", "float tiny = {-5.0}, bool yes"),
