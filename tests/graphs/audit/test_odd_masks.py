@@ -307,6 +307,11 @@ DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w
 MORE_RIGHT = {
     "a source's keys": CROSS.replace("(seen, scores, low)", "(row, scores, low)"),
     "a sum of one": plain(REAL + SCORES + "m = Where (row, scores, low)\nmasked = Sum (m)\n" + END),
+    "a sum that a Clip without limits leaves as it is": plain(
+        REAL + SCORES + "masked = Where (row, scores, low)\ntop = ReduceMax <keepdims = 1> (masked, last)\n"
+        "less = Sub (masked, top)\ne = Exp (less)\nsum = ReduceSum <keepdims = 1> (e, last)\nsame = Clip (sum)\n"
+        "weights = Div (e, same)\ny = MatMul (weights, v)\n"
+    ),
     "a past of any length": ONE_PAST % "past",
     "places are the sums of the mask": COUNTED % (
         "sums = CumSum (attention_mask, one64)\nless = Sub (sums, one64)\nplaces = Max (less, i0)\n"

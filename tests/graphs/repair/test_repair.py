@@ -412,3 +412,14 @@ def test_a_mask_with_queries_beside_a_past(tmp_path: Path) -> None:
         "{ y, present = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, b, attention_mask, past) }"
     )
     assert {finding.rule for finding in mended(saved(text, tmp_path)).mended} == {"summed-masks"}
+
+
+def test_strings_are_not_made_up(tmp_path: Path) -> None:
+    text = graph(
+        "a = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\nsum = Add (a, m)\n" + SCORES
+        + "masked = Add (scores, sum)\n" + END, f"{MASK}, {CAUSAL}, string[batch] names",
+    )  # fmt: skip
+    path = saved(text, tmp_path)
+    with pytest.raises(TrueportError, match="names is of strings"):
+        repair(path, tmp_path / "fixed.onnx")
+    assert repair(path, tmp_path / "fixed.onnx", proof=False).mended

@@ -134,6 +134,8 @@ def _fill(
         return np.broadcast_to(past + np.arange(shape[1]), shape).astype(dtype)
     if dtype.kind == "b":
         return rng.random(shape) < 0.5
+    if value.dtype == ir.DataType.STRING:
+        raise GraphError(f"the input {name} is of strings, which cannot be made up for the proof", "Give --no-proof.")
     if dtype.kind in "iu":
         low, high = _range(view, value, dtype)
         return rng.integers(low, high, shape).astype(dtype)
