@@ -89,7 +89,8 @@ def test_a_sum_that_is_scaled_is_mended(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(tmp_path / "fixed.onnx", **feeds), run(path, **feeds), atol=1e-6)
 
 
-def test_other_layers_are_mended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", ["uniform", "zeros"])
+def test_other_layers_are_mended(rows: str, tmp_path: Path) -> None:
     """A layer whose global tokens are let out of a window kept all others from being mended."""
     first = SUM + "back = Where (global, up, zero)\nmasked = Add (sum, back)\n" + END.replace("y = ", "h = ")
     second = (
@@ -97,7 +98,7 @@ def test_other_layers_are_mended(tmp_path: Path) -> None:
         "weights2 = Softmax <axis = -1> (sum2)\ny = MatMul (weights2, h)\n"
     )
     path = saved(graph(first + second, GIVEN, STORED), tmp_path)
-    done = repair(path, tmp_path / "fixed.onnx")
+    done = repair(path, tmp_path / "fixed.onnx", rows=rows)
     assert done.proof is not None and done.proof.proven and [layer.node for layer in done.proof.layers] == ["weights2"]
     assert [finding.node for finding in done.mended] == ["weights2"]
     assert list(done.left) == ["weights"] and "takes it back" in done.left["weights"]
@@ -109,3 +110,15 @@ def test_other_layers_are_mended(tmp_path: Path) -> None:
     feeds["global"] = np.eye(7, dtype=bool)[None, None]
     feeds["near"] = np.abs(np.arange(7)[:, None] - np.arange(7))[None, None] <= 2
     np.testing.assert_allclose(run(tmp_path / "fixed.onnx", **feeds), run(path, **feeds), atol=1e-5)
+
+
+def test_an_operator_beside_others_is_left(tmp_path: Path) -> None:
+    """Its node has no name: it goes by what it gives."""
+    call = 'com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v, "", "", %s)\n'
+    text = operator(
+        MASKS + "back = Where (global, up, zero)\nbias = Add (both, back)\nh = " + call % "bias" + "g = " + call % "both"
+        + "y = Add (h, g)\n", GIVEN,
+    ).replace("float eps", "float up = {10000.0}, float eps")  # fmt: skip
+    done = repair(saved(text, tmp_path), tmp_path / "fixed.onnx")
+    assert list(done.left) == ["h"] and [finding.node for finding in done.mended] == ["g"]
+    assert done.proof is not None and done.proof.proven

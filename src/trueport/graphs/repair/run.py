@@ -140,7 +140,7 @@ def _attempt(
     with beside(out) as staging:
         found = _write(view, probes, path, staging / out.name, rows, proof)
         misread = {layer.node for layer in found.layers if layer.taken_back} if found is not None else set()
-        if misread and any(probe.name not in misread for probe in probes):
+        if misread - left.keys() and any(probe.name not in misread for probe in probes):
             left.update(dict.fromkeys(misread, TAKEN_BACK))
             return None
         after = audit(staging / out.name)
