@@ -222,6 +222,23 @@ def test_sums_in_any_spelling_are_found(name: str, tmp_path: Path) -> None:
     assert [(finding.rule, finding.severity) for finding in report.findings] == [("summed-masks", "error")]
 
 
+@pytest.mark.parametrize(
+    ("factors", "found"),
+    [
+        ("f = Cast <to = 1> (local)\ng = Sub (one, f)\n", []),
+        ("other = Not (local)\nf = Cast <to = 1> (local)\ng = Cast <to = 1> (other)\n", []),
+        ("f = Cast <to = 1> (local)\ng = Sub (two, f)\n", ["summed-masks"]),
+    ],
+)
+def test_masks_of_which_one_is_taken_are_no_sum(factors: str, found: list[str], tmp_path: Path) -> None:
+    """A switch between a window and none, written as f * a + (1 - f) * b, both of which hide padding."""
+    masks = REAL + "both = And (row, causal)\na0 = Where (row, zero, fill)\nb0 = Where (both, zero, fill)\n" + factors
+    text = plain(
+        masks + "a = Mul (a0, f)\nb = Mul (g, b0)\nbias = Add (a, b)\n" + ADDED, f"{IDS}, {CAUSAL}, bool local"
+    ).replace("bool yes", MORE)
+    assert [finding.rule for finding in audited(text, tmp_path).findings] == found
+
+
 def test_masks_that_are_multiplied_are_no_sum(tmp_path: Path) -> None:
     body = FLOATS + "c = Cast <to = 1> (causal)\nn = Mul (ones, c)\nless = Sub (n, one)\nbias = Mul (less, up)\n"
     text = plain(body + ADDED, f"{IDS}, {CAUSAL}").replace("bool yes", MORE)
