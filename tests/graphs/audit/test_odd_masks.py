@@ -256,6 +256,17 @@ MORE_WRONG = {
         "leaking-mask", "error",
         plain(FLOATS + "bias = CumSum (ones, three)\n" + ADDED).replace("bool yes", "int64 three = {3}, bool yes"),
     ),
+    "one head's": (
+        "leaking-mask", "error",
+        plain(REAL + SCORES + "m = Where (row, scores, low)\na = Slice (m, i1, i2, i2)\nb = Slice (scores, i2, end, i2)\n"
+              "masked = Concat <axis = 1> (a, b)\n" + END).replace("bool yes", "int64[1] end = {2}, bool yes"),
+    ),
+    "one query's": (
+        "leaking-mask", "error",
+        plain(REAL + SCORES + "m = Where (row, scores, low)\na = Slice (m, i1, i2, axis)\n"
+              "size = Shape <start = 2, end = 3> (q)\nb = Slice (scores, i2, size, axis)\n"
+              "masked = Concat <axis = 2> (a, b)\n" + END).replace("bool yes", "int64[1] axis = {2}, bool yes"),
+    ),
     "the logarithm of what is never 0": (
         "leaking-mask", "error", plain(FLOATS + "s = Sigmoid (ones)\nbias = Log (s)\n" + ADDED),
     ),
@@ -306,6 +317,10 @@ COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
     "a source's keys": CROSS.replace("(seen, scores, low)", "(row, scores, low)"),
+    "head by head": plain(
+        REAL + SCORES + "m = Where (row, scores, low)\na, b = Split <axis = 1, num_outputs = 2> (m)\n"
+        "masked = Concat <axis = 1> (b, a)\n" + END
+    ),
     "a sum of one": plain(REAL + SCORES + "m = Where (row, scores, low)\nmasked = Sum (m)\n" + END),
     "a sum that a Clip without limits leaves as it is": plain(
         REAL + SCORES + "masked = Where (row, scores, low)\ntop = ReduceMax <keepdims = 1> (masked, last)\n"

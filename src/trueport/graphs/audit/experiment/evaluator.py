@@ -201,13 +201,18 @@ class Evaluator:
         return found
 
     def _moved(self, node: ir.Node, score: Known, arrays: list[Any]) -> list[Known]:
-        """Scores in another layout; only their mask's axes matter, which stay where heads alone are moved."""
+        """Scores in another layout, of which only their mask's axes matter; those that are cut have all their axes."""
         if np.ndim(score.array) == 1 and node.op_type in LAYOUT:
             return [self.score] * len(node.outputs)  # a bias or a scale of hidden states: a mask has more axes
         if np.ndim(score.array) and node.op_type not in MOVES_LITTLE:
-            if node.op_type != "Transpose":
-                raise UnknownError
-            return [Known(compute(node, [self._full(node.inputs[0], arrays[0])])[0], True)]
+            whole = self._full(node.inputs[0], arrays[0])
+            if node.op_type != "Transpose":  # which moves axes of one entry as well as those of all
+                shape = self.shape(node.inputs[0])
+                if shape is None or len(shape) != np.ndim(whole):
+                    raise UnknownError
+                bounded(*shape)
+                whole = np.broadcast_to(whole, shape)
+            return [Known(array, True) for array in self._computed(node, [whole, *arrays[1:]])]
         return [score] * len(node.outputs)
 
     def _full(self, value: ir.Value | None, array: Any) -> Any:
