@@ -37,22 +37,27 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
     own = [name for name in view.masks if "encoder" not in name or "decoder" in name]
     if not own or any("position" in name for name in names) or "encoder_hidden_states" in names:
         return  # a decoder with a source counts its own tokens, which start at its left edge
+    found = [(node, words) for node in view.nodes if (words := _counted(view, node))]
+    if not found:
+        return
     masked = set().union(*(view.masks[name] for name in own))
     past = any(name.startswith("past") for name in names)
     sites = [site for site in view.sites if any(id(value) in masked for value in site.mask_values())]
     causal = {id(site.node): site for site in sites if past or _causal(view, site)}
-    if not causal:
-        return
-    for node in view.nodes:
-        if node.op_type in EMBEDS and _embeds_counted(node):
-            words = f"{node.op_type} counts positions from the left edge, padding included"
-        elif not _reads_counted(view, node) or not _is_added(view, node.outputs[0]):
-            continue
-        else:
-            what = "angles" if node.op_type in ("Cos", "Sin") else "positions"
-            words = f"{what} are counted from the left edge, padding included, and added to tokens"
-        if _reaches(view, node, causal):
+    for node, words in found:
+        if causal and _reaches(view, node, causal):
             yield rule.finding(view, node, words, severity="warning")
+
+
+def _counted(view: View, node: ir.Node) -> str:
+    """What is wrong with a node that adds counted positions to tokens; empty for others."""
+    if node.op_type in EMBEDS:
+        counts = _embeds_counted(node)
+        return f"{node.op_type} counts positions from the left edge, padding included" if counts else ""
+    if not _reads_counted(view, node) or not _is_added(view, node.outputs[0]):
+        return ""
+    what = "angles" if node.op_type in ("Cos", "Sin") else "positions"
+    return f"{what} are counted from the left edge, padding included, and added to tokens"
 
 
 def _reads_counted(view: View, node: ir.Node) -> bool:
