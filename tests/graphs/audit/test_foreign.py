@@ -74,6 +74,50 @@ def test_optimum_is_clean(name: str, tmp_path: Path) -> None:
         assert audit(path).clean, audit(path).text()
 
 
+class Positional(torch.nn.Module):
+    """A decoder's logits of ids and mask alone, as a plain export has them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.model = zoo.build(name)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+
+def plain(name: str, path: Path, *, dynamo: bool) -> Path:
+    """``torch.onnx.export`` of a decoder, as its guide shows."""
+    axes = {0: "batch", 1: "sequence"}
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    ways = {"dynamic_shapes": (free, free)} if dynamo else {"dynamic_axes": {"input_ids": axes, "attention_mask": axes}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Positional(name), (torch.full_like(MASKS, 7), MASKS), str(path), dynamo=dynamo, verbose=False,
+            input_names=["input_ids", "attention_mask"], output_names=["logits"], **ways,
+        )  # fmt: skip
+    return path
+
+
+def by_left_padding(path: Path) -> float:
+    """How far a left-padded row is from the row alone, relative to the largest logit."""
+    session = onnxruntime.InferenceSession(str(path))
+    ids = np.random.default_rng(0).integers(5, 95, MASKS.shape)
+    padded = session.run(None, {"input_ids": ids, "attention_mask": MASKS.numpy()})[0][1, 3:]
+    alone = session.run(None, {"input_ids": ids[1:2, 3:], "attention_mask": MASKS.numpy()[1:2, 3:]})[0][0]
+    return float(np.abs(padded - alone).max() / np.abs(alone).max())
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["script", "dynamo"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "bloom", "gptj", "gpt2"])
+def test_positions_are_warned_of_where_they_are_wrong(name: str, dynamo: bool, tmp_path: Path) -> None:
+    """Rotary angles count padding and are right; GPT-2's table is not."""
+    path = plain(name, tmp_path / "plain.onnx", dynamo=dynamo)
+    wrong = by_left_padding(path) > 1e-5
+    assert [finding.rule for finding in audit(path).findings] == ["positions-ignore-mask"] * wrong
+    assert wrong == (name == "gpt2")
+
+
 @pytest.fixture(scope="module")
 def fused_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The classic: TorchScript export, then onnxruntime's optimizer, which makes lengths of the mask."""

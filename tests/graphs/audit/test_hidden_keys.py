@@ -174,12 +174,75 @@ WRONG = {
         exponentials(REAL + "n = Not (row)\n" + SCORES + "masked = Where (n, scores, low)\n",
                      SHIFTED.replace("Exp (less)", "Pow (two, less)")).replace("bool yes", "float two = {2.0}, bool yes"),
     ),
+    "inverted, by classes": (
+        "inverted-mask",
+        plain("hot = OneHot <axis = -1> (attention_mask, turns, onoff)\nnone = Gather <axis = -1> (hot, i0)\n"
+              "w = Unsqueeze (none, keys)\nless = Sub (one, w)\nbias = Mul (less, low)\n" + ADDED
+              ).replace("bool yes", "float[2] onoff = {0.0, 1.0}, bool yes"),
+    ),
+    "sorted": (
+        "leaking-mask",
+        plain("size = Shape <start = 1, end = 2> (attention_mask)\nfirst, places = TopK <axis = 1> (attention_mask, size)\n"
+              "real = Cast <to = 9> (first)\nseen = Unsqueeze (real, keys)\n" + CHOSEN),
+    ),
+    "all up to the last token": (
+        "leaking-mask",
+        plain("place = ArgMax <axis = 1, select_last_index = 1> (attention_mask)\nsize = Shape <start = 1, end = 2> "
+              "(attention_mask)\nlength = Squeeze (size)\ncounted = Range (i0, length, step)\n"
+              "real = LessOrEqual (counted, place)\nseen = Unsqueeze (real, keys)\n" + CHOSEN
+              ).replace("bool yes", "int64 step = {1}, bool yes"),
+    ),
     "by the logarithm, on the queries": (
         "query-axis-mask",
         exponentials("real = Cast <to = 9> (attention_mask)\nrow = Unsqueeze (real, queries)\n" + SCORES
                      + "masked = Where (row, scores, low)\n", "l = LogSoftmax <axis = -1> (masked)\nweights = Exp (l)\n"),
     ),
 }  # fmt: skip
+FACTORS = FLOATS + "no = Sub (one, ones)\nnc = Not (causal)\nafter = Cast <to = 1> (nc)\n"
+SUMMED = {
+    "each with a factor, then counted": FACTORS + "f = Cast <to = 1> (local)\na = Mul (no, f)\nb = Mul (after, f)\n"
+    "n = Add (a, b)\nbias = Mul (n, fill)\n",
+    "each with a factor": FACTORS + "f = Cast <to = 1> (local)\na0 = Mul (no, fill)\nb0 = Mul (after, fill)\n"
+    "a = Mul (a0, f)\nb = Mul (b0, f)\nbias = Add (a, b)\n",
+    "stacked, and reduced": REAL + "size = Shape (causal)\na0 = Where (row, zero, fill)\na = Expand (a0, size)\n"
+    "b0 = Where (causal, zero, fill)\nb = Add (b0, zero)\nrows = Shape (a)\nb2 = Expand (b, rows)\na4 = Unsqueeze (a, i1)\n"
+    "b4 = Unsqueeze (b2, i1)\nboth = Concat <axis = 0> (a4, b4)\nbias = ReduceSum <keepdims = 0> (both, i1)\n",
+    "what both show, less two": FLOATS + "c = Cast <to = 1> (causal)\nn = Add (ones, c)\nless = Sub (n, two)\n"
+    "bias = Mul (less, up)\n",
+    "counted, and negated": FACTORS + "n = Add (no, after)\nm = Neg (n)\nbias = Mul (m, up)\n",
+}  # fmt: skip
+MORE = "float two = {2.0}, float up = {10000.0}, bool yes"
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_sums_in_any_spelling_are_found(name: str, tmp_path: Path) -> None:
+    """By what a row without keys sees: it prefers those that one mask hides to those that both do."""
+    text = plain(SUMMED[name] + ADDED, f"{IDS}, {CAUSAL}, bool local").replace("bool yes", MORE)
+    report = audited(text, tmp_path)
+    assert [(finding.rule, finding.severity) for finding in report.findings] == [("summed-masks", "error")]
+
+
+@pytest.mark.parametrize(
+    ("factors", "found"),
+    [
+        ("f = Cast <to = 1> (local)\ng = Sub (one, f)\n", []),
+        ("other = Not (local)\nf = Cast <to = 1> (local)\ng = Cast <to = 1> (other)\n", []),
+        ("f = Cast <to = 1> (local)\ng = Sub (two, f)\n", ["summed-masks"]),
+    ],
+)
+def test_masks_of_which_one_is_taken_are_no_sum(factors: str, found: list[str], tmp_path: Path) -> None:
+    """A switch between a window and none, written as f * a + (1 - f) * b, both of which hide padding."""
+    masks = REAL + "both = And (row, causal)\na0 = Where (row, zero, fill)\nb0 = Where (both, zero, fill)\n" + factors
+    text = plain(
+        masks + "a = Mul (a0, f)\nb = Mul (g, b0)\nbias = Add (a, b)\n" + ADDED, f"{IDS}, {CAUSAL}, bool local"
+    ).replace("bool yes", MORE)
+    assert [finding.rule for finding in audited(text, tmp_path).findings] == found
+
+
+def test_masks_that_are_multiplied_are_no_sum(tmp_path: Path) -> None:
+    body = FLOATS + "c = Cast <to = 1> (causal)\nn = Mul (ones, c)\nless = Sub (n, one)\nbias = Mul (less, up)\n"
+    text = plain(body + ADDED, f"{IDS}, {CAUSAL}").replace("bool yes", MORE)
+    assert audited(text, tmp_path).findings == ()
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -236,3 +299,10 @@ RIGHT = {
 def test_right_masks_are_not(name: str, tmp_path: Path) -> None:
     report = audited(RIGHT[name], tmp_path)
     assert report.findings == () and report.attentions == 1, report.text()
+
+
+def test_a_softmax_along_the_queries_is_named(tmp_path: Path) -> None:
+    """TorchScript's exporter loses count of Cohere 2's axes and writes 2 for the last one: the mask is where it belongs."""
+    text = plain(REAL + "seen = And (row, causal)\n" + CHOSEN, f"{IDS}, {CAUSAL}").replace("axis = -1", "axis = 2")
+    (finding,) = audited(text, tmp_path).findings
+    assert finding.rule == "query-axis-mask" and "softmax goes along axis 2" in finding.message

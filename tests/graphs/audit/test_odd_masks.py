@@ -96,6 +96,18 @@ STEP = (
     f"<{STORED}>\n{{\n{REAL}k = Concat <axis = 2> (past_k, new)\nsize = Shape <start = 2, end = 3> (k)\n"
     "seen = Slice (row, i1, size, last)\n" + CHOSEN.replace("(weights, v)", "(weights, k)") + "}"
 )
+CROSS = (
+    f"{HEAD}g (int64[rows, source] attention_mask, int64[batch, 1] decoder_input_ids, float[batch, 2, 1, 4] q, "
+    "float[batch, 2, source, 4] cross_past_k)\n=> (float[batch, 2, 1, 4] y)\n"
+    f"<{STORED}>\n{{\n{REAL}" + CHOSEN.replace("(k)", "(cross_past_k)").replace("(weights, v)", "(weights, cross_past_k)")
+    + "}"
+)  # fmt: skip
+ONE_PAST = (
+    f"{HEAD}g ({QKV}, int64[batch, total] attention_mask, float[batch, 2, %s, 4] past_k)\n"
+    f"=> (float[batch, 2, length, 4] y, float[batch, 2, all, 4] keys0)\n<{STORED}>\n{{\n{REAL}"
+    "keys0 = Concat <axis = 2> (past_k, k)\n" + CHOSEN.replace("(k)", "(keys0)").replace("(weights, v)", "(weights, keys0)")
+    + "}"
+).replace("seen, scores", "row, scores")  # fmt: skip
 UNKNOWN = {
     "an operator that no score goes through": plain(
         REAL + SCORES + "s = Erf (scores)\nmasked = Where (row, s, low)\n" + END
@@ -173,6 +185,8 @@ MORE_WRONG = {
         plain(REAL + "f = Where (row, zero, inf)\nbias = Mul (f, one)\n" + ADDED
               ).replace("bool yes", "float inf = {-inf}, bool yes"),
     ),
+    "a source's keys, inverted": ("inverted-mask", "error", CROSS.replace("(seen, scores, low)", "(row, low, scores)")),
+    "a past of one token": ("baked-length", "error", ONE_PAST % "1"),
     "a causal mask that forgets the past": ("leaking-mask", "error", CACHED % "i1"),
     "others than itself": (
         "misplaced-causal", "warning",
@@ -242,6 +256,20 @@ MORE_WRONG = {
         "leaking-mask", "error",
         plain(FLOATS + "bias = CumSum (ones, three)\n" + ADDED).replace("bool yes", "int64 three = {3}, bool yes"),
     ),
+    "one head's": (
+        "leaking-mask", "error",
+        plain(REAL + SCORES + "m = Where (row, scores, low)\na = Slice (m, i1, i2, i2)\nb = Slice (scores, i2, end, i2)\n"
+              "masked = Concat <axis = 1> (a, b)\n" + END).replace("bool yes", "int64[1] end = {2}, bool yes"),
+    ),
+    "one query's": (
+        "leaking-mask", "error",
+        plain(REAL + SCORES + "m = Where (row, scores, low)\na = Slice (m, i1, i2, axis)\n"
+              "size = Shape <start = 2, end = 3> (q)\nb = Slice (scores, i2, size, axis)\n"
+              "masked = Concat <axis = 2> (a, b)\n" + END).replace("bool yes", "int64[1] axis = {2}, bool yes"),
+    ),
+    "the logarithm of what is never 0": (
+        "leaking-mask", "error", plain(FLOATS + "s = Sigmoid (ones)\nbias = Log (s)\n" + ADDED),
+    ),
     "too little to hide": (
         "leaking-mask", "error",
         plain(REAL + "bias = Where (row, zero, tiny)\n" + ADDED).replace("bool yes", "float tiny = {-5.0}, bool yes"),
@@ -288,6 +316,18 @@ KEYS_FIRST = "qt = Transpose <perm = [0, 1, 3, 2]> (q)\nscores = MatMul (k, qt)\
 COLUMN = "real = Cast <to = 9> (attention_mask)\nseen = Unsqueeze (real, queries)\n"
 DOWN = "w = Softmax <axis = 2> (masked)\nwt = Transpose <perm = [0, 1, 3, 2]> (w)\ny = MatMul (wt, v)\n"
 MORE_RIGHT = {
+    "a source's keys": CROSS.replace("(seen, scores, low)", "(row, scores, low)"),
+    "head by head": plain(
+        REAL + SCORES + "m = Where (row, scores, low)\na, b = Split <axis = 1, num_outputs = 2> (m)\n"
+        "masked = Concat <axis = 1> (b, a)\n" + END
+    ),
+    "a sum of one": plain(REAL + SCORES + "m = Where (row, scores, low)\nmasked = Sum (m)\n" + END),
+    "a sum that a Clip without limits leaves as it is": plain(
+        REAL + SCORES + "masked = Where (row, scores, low)\ntop = ReduceMax <keepdims = 1> (masked, last)\n"
+        "less = Sub (masked, top)\ne = Exp (less)\nsum = ReduceSum <keepdims = 1> (e, last)\nsame = Clip (sum)\n"
+        "weights = Div (e, same)\ny = MatMul (weights, v)\n"
+    ),
+    "a past of any length": ONE_PAST % "past",
     "places are the sums of the mask": COUNTED % (
         "sums = CumSum (attention_mask, one64)\nless = Sub (sums, one64)\nplaces = Max (less, i0)\n"
     ),

@@ -387,3 +387,39 @@ def test_layers_that_share_a_mask(tmp_path: Path) -> None:
     )  # fmt: skip
     done = mended(saved(text, tmp_path))
     assert done.proof is not None and len(done.proof.layers) == 2
+
+
+@pytest.mark.parametrize("flag", ["use_attention_mask", "use_causal_mask"])
+def test_a_flag_that_is_called_a_mask(flag: str, tmp_path: Path) -> None:
+    """An input without axes was a traceback."""
+    text = graph(
+        f"a0 = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\na = Where ({flag}, a0, zero)\n"
+        + SCORES + "one = Add (scores, a)\nmasked = Add (one, m)\n" + END,
+        f"{MASK}, {CAUSAL}, bool {flag}",
+    )  # fmt: skip
+    done = repair(saved(text, tmp_path), tmp_path / "fixed.onnx")
+    assert done.proof is not None and done.proof.proven and [f.rule for f in done.mended] == ["summed-masks"]
+
+
+def test_a_mask_with_queries_beside_a_past(tmp_path: Path) -> None:
+    """The proof made up as many queries as keys, which the mended graph refused."""
+    past = "float[2, batch, 2, past_length, 4] past"
+    text = (
+        f"{HEAD}g (float[batch, length, 8] x, int32[batch, length, total] attention_mask, {past}) "
+        "=> (float[batch, length, 8] y, float[2, batch, 2, total, 4] present)\n"
+        f"<float[8, 24] w = {{{', '.join(f'{(i * 7 % 11 - 5) / 10}' for i in range(192))}}}, "
+        f"float[24] b = {{{', '.join(['0.1'] * 24)}}}>\n"
+        "{ y, present = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (x, w, b, attention_mask, past) }"
+    )
+    assert {finding.rule for finding in mended(saved(text, tmp_path)).mended} == {"summed-masks"}
+
+
+def test_strings_are_not_made_up(tmp_path: Path) -> None:
+    text = graph(
+        "a = Where (causal, zero, fill)\nm = Where (attention_mask, zero, fill)\nsum = Add (a, m)\n" + SCORES
+        + "masked = Add (scores, sum)\n" + END, f"{MASK}, {CAUSAL}, string[batch] names",
+    )  # fmt: skip
+    path = saved(text, tmp_path)
+    with pytest.raises(TrueportError, match="names is of strings"):
+        repair(path, tmp_path / "fixed.onnx")
+    assert repair(path, tmp_path / "fixed.onnx", proof=False).mended

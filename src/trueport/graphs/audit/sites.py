@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from trueport.graphs.audit.bodies import inner_graphs
 from trueport.graphs.audit.softmax import masked_behind, softmax_axis
 from trueport.graphs.audit.terms import Fills, Term
 from trueport.graphs.audit.view import uncast
@@ -34,6 +35,8 @@ PRODUCTS = {"MatMul", "FusedMatMul", "Einsum", "Gemm", "MatMulInteger"}
 
 DEFAULT_FILL = -10000.0
 """``mask_filter_value`` of ONNX Runtime's operators."""
+MOST_BRANCHES = 3
+"""Ifs, one behind or within the other, between a softmax and its scores."""
 MOST_DECIDED = 512
 """Values of one condition that are looked at."""
 DECIDES = {"And", "Not", "Identity", "Cast", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
@@ -140,8 +143,8 @@ def _argument(view: View, node: ir.Node) -> ir.Value | None:
     return view.spelled[id(node)].given if id(node) in view.spelled else None
 
 
-def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> Site | None:
-    """Walk from the softmax of ``given`` up to the product of two computed matrices."""
+def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value, depth: int = 0) -> Site | None:
+    """Walk from the softmax of ``given`` up to the product of two computed matrices, ``depth`` Ifs being behind it."""
     terms: list[Term] = []
     clamped = replaced = guarded = False
     bound: float | None = None
@@ -153,10 +156,12 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
         if node is None:
             return None
         kind, inputs = node.op_type, node.inputs
-        if kind in PRODUCTS:
-            if any(view.is_weight(operand) for operand in inputs):
+        if kind in PRODUCTS or kind == "If":
+            if kind != "If" and any(view.is_weight(operand) for operand in inputs):
                 return None
-            return Site(softmax, node, _uncovered(terms), clamped, bound, given, replaced=replaced, guarded=guarded)
+            end = None if kind == "If" else node
+            site = Site(softmax, end, _uncovered(terms), clamped, bound, given, replaced=replaced, guarded=guarded)
+            return site if end is not None else _in_branches(view, fills, site, node, value, cap, depth)
         if kind == "Where":
             scalars = [view.scalar(branch) for branch in inputs[1:3]]
             filled = [s is not None and s <= fills.limit(inputs[0]) for s in scalars]
@@ -198,6 +203,38 @@ def _decomposed(view: View, fills: Fills, softmax: ir.Node, given: ir.Value) -> 
     return None
 
 
+def _in_branches(
+    view: View, fills: Fills, site: Site, node: ir.Node, value: ir.Value | None, cap: float, depth: int
+) -> Site | None:
+    """A layer whose way leads on in both branches of an If: with the masks of the branch that has more of them.
+
+    Args:
+        view, fills: the graph.
+        site: what lies between the If and the softmax.
+        node, value: the If, and its output.
+        cap: what scores are multiplied by behind it.
+        depth: Ifs so far.
+    """
+    if depth >= MOST_BRANCHES or value is None:
+        return None
+    place = list(node.outputs).index(value)
+    found = [
+        _decomposed(view, fills, site.node, graph.outputs[place], depth + 1)
+        for graph in inner_graphs(node)
+        if len(graph.outputs) > place
+    ]
+    inner = max((one for one in found if one is not None), key=lambda one: len(one.terms), default=None)
+    if inner is None or None in found:
+        return None
+    weakest = -math.inf if site.bound is None else -site.bound
+    terms = [replace(term, fill=max(term.fill, weakest), factor=term.factor * cap) for term in inner.terms]
+    return replace(
+        site, scores=inner.scores, terms=_uncovered([*site.terms, *terms]),
+        clamped=site.clamped or (inner.clamped and not site.terms), bound=inner.bound if site.bound is None else site.bound,
+        replaced=site.replaced or inner.replaced, guarded=site.guarded or inner.guarded,
+    )  # fmt: skip
+
+
 def _factor(view: View, node: ir.Node) -> float:
     """What a Mul or a Div by one number multiplies scores by."""
     if node.op_type not in ("Mul", "Div"):
@@ -226,14 +263,14 @@ def _uncovered(terms: list[Term]) -> tuple[Term, ...]:
 
 def _through(view: View, fills: Fills, node: ir.Node, terms: list[Term]) -> ir.Value | None:
     """The operand that holds the scores; mask terms in the other one are noted."""
+    if node.op_type == "Sum":
+        return _summed(view, fills, node, terms)
     first, second = node.inputs[:2]
     if node.op_type == "Sub":
         fill = fills.positive(second)
         if fill is not None and second is not None:
             terms.append(Term(node, second, fill))
         return second if carries_scores(view, second) and not carries_scores(view, first) else first
-    if node.op_type == "Sum":
-        return _summed(view, fills, node, terms)
     if node.op_type == "Add":
         for operand, other in ((first, second), (second, first)):
             fill = fills.of(operand)
@@ -274,6 +311,7 @@ def carries_scores(view: View, value: ir.Value | None) -> bool:
                 return True
         follow = [n for n in nodes.values() if n.op_type in KEEPS | {"Add", "Sub", "Mul", "Div", "Where", "Max", "Sum"}]
         level = [v for n in follow for v in n.inputs]
+        level += [v for n in nodes.values() if n.op_type == "If" for graph in inner_graphs(n) for v in graph.outputs]
         if not level:
             return False
     return False

@@ -116,7 +116,7 @@ def _unguarded(view: View, value: ir.Value) -> tuple[ir.Value, bool]:
     """A sum without the small number that keeps it from being 0."""
     value = uncast(value)
     node = value.producer()
-    if node is not None and node.op_type in ("Add", "Max", "Clip"):
+    if node is not None and node.op_type in ("Add", "Max", "Clip") and len(node.inputs) > 1:
         for part, other in (node.inputs[:2], node.inputs[1::-1]):
             number = view.scalar(other)
             if part is not None and number is not None and number > 0:

@@ -19,6 +19,8 @@ FILL_FROM = -500.0
 """The weakest number that is taken for a fill; biases of real models are smaller."""
 MASK_FILL_FROM = -20.0
 """The weakest where a mask input decides: exp(-20) is 2e-9."""
+MOST_PRODUCTS = 4
+"""Products within products that are looked into."""
 MOST_TERMS = 16
 """Masks of one layer that are told apart."""
 DECISIONS = {"Not", "And", "Or", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
@@ -121,14 +123,14 @@ class Fills:
         """The weakest number that is a fill where ``decider`` says which keys get it."""
         return MASK_FILL_FROM if id(decider) in self.view.masked else FILL_FROM
 
-    def _logarithm(self, value: ir.Value | None) -> float:
-        """``log(mask)`` is -inf where the mask is 0; ``log(mask + 1e-45)`` is not."""
+    def _logarithm(self, value: ir.Value | None) -> float | None:
+        """``log(mask)`` is -inf where the mask is 0; ``log(mask + 1e-45)`` is not, nor is that of a sigmoid."""
         node = value.producer() if value is not None else None
         if node is not None and node.op_type in ("Add", "Max", "Clip"):
             for number in map(self.view.scalar, node.inputs):
                 if number is not None and 0 < number < 1:
                     return math.log(number)
-        return -math.inf
+        return -math.inf if self._decision(value) else None
 
     def _chosen(self, branches: list[ir.Value | None], limit: float, depth: int) -> float | None:
         """A Where between a fill and zero, or between a fill and another mask term; an If in the same way."""
@@ -210,8 +212,8 @@ class Fills:
                     return len(inner.inputs) if all(map(self._decision, inner.inputs)) else 1
         return 1
 
-    def _decision(self, value: ir.Value | None) -> bool:
-        """Whether a value is 0 or 1: a condition, a mask input, or 1 less one of these."""
+    def _decision(self, value: ir.Value | None, depth: int = 0) -> bool:
+        """Whether a value is 0 or 1: a condition, a mask input, 1 less one of these, or a product of them."""
         for _ in range(8):
             if value is None:
                 return False
@@ -221,6 +223,8 @@ class Fills:
                 return value.is_graph_input() and id(value) in self.view.masked
             if node.op_type in DECISIONS or (node.op_type == "Trilu" and self.view.scalar(node.inputs[0]) == 1):
                 return True
+            if node.op_type in ("Mul", "Min") and depth < MOST_PRODUCTS:
+                return all(self._decision(factor, depth + 1) for factor in node.inputs)
             if node.op_type == "Sub" and self.view.scalar(node.inputs[0]) == 1:
                 value = node.inputs[1]
             elif node.op_type in PASS:

@@ -111,7 +111,7 @@ class View:
                 found[value.name] = self.dependents([value])
         return found
 
-    def _step(self, count: int) -> None:
+    def step(self, count: int) -> None:
         """Refuse a graph that is made to be walked forever."""
         self._steps += count
         if self._steps > PATIENCE:
@@ -140,7 +140,7 @@ class View:
                 continue
             seen.add(id(value))
             uses = value.uses()
-            self._step(1 + len(uses))
+            self.step(1 + len(uses))
             for use in uses:
                 if use.node.op_type in EMBEDS and use.idx == EMBED_MASK:
                     waiting += use.node.outputs[1:2]
@@ -230,7 +230,7 @@ class View:
             if node is None or id(node) in seen:
                 continue
             seen.add(id(node))
-            self._step(1 + len(node.inputs))
+            self.step(1 + len(node.inputs))
             yield node
             if not self.stops(node):
                 waiting += [value for value in node.inputs if value is not None]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.inputs import ROWS, axis_size, batch_axes, taken
+from trueport.graphs.audit.experiment.inputs import ROWS, batch_axes, padding_masks, sizes_of, taken
 from trueport.graphs.audit.view import MASK_NAME
 from trueport.graphs.loading import GraphError
 
@@ -89,6 +89,13 @@ def _mask_sizes(view: View, length: int, past: int) -> tuple[int, int]:
     return first, past + length
 
 
+def padding_of(view: View, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The padding mask among a graph's inputs, bool (rows, keys); None without one that has these two axes."""
+    names = [value.name or "" for value in padding_masks(view)]
+    found = next((inputs[name] for name in names if name in inputs and inputs[name].ndim > 1), None)
+    return None if found is None else found.reshape(len(found), -1, found.shape[-1])[:, 0].astype(bool)
+
+
 def _sizes(value: ir.Value, batches: frozenset[str], length: int, past: int) -> list[int]:
     """Sizes of an input's axes.
 
@@ -96,7 +103,7 @@ def _sizes(value: ir.Value, batches: frozenset[str], length: int, past: int) -> 
         GraphError: nobody could fill it.
     """
     name = value.name or ""
-    sizes = [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
+    sizes = sizes_of(value, batches, length, past)
     if math.prod(sizes) > MOST_ELEMENTS:
         raise GraphError(
             f"the input {name} has {math.prod(sizes):,} elements, too many to make them up for the proof",
@@ -121,12 +128,14 @@ def _fill(
         shape[0] *= folded
     if MASK_NAME.search(name):
         return _shaped(mask, shape, past).astype(dtype)
-    if name == "causal" or "causal_mask" in name:
+    if len(shape) > 1 and (name == "causal" or "causal_mask" in name):
         return np.broadcast_to(np.tril(np.ones(shape[-2:], bool), past), shape).astype(dtype)
     if "position" in name and len(shape) == 2:
         return np.broadcast_to(past + np.arange(shape[1]), shape).astype(dtype)
     if dtype.kind == "b":
         return rng.random(shape) < 0.5
+    if value.dtype == ir.DataType.STRING:
+        raise GraphError(f"the input {name} is of strings, which cannot be made up for the proof", "Give --no-proof.")
     if dtype.kind in "iu":
         low, high = _range(view, value, dtype)
         return rng.integers(low, high, shape).astype(dtype)
@@ -134,7 +143,9 @@ def _fill(
 
 
 def _shaped(mask: np.ndarray, shape: list[int], past: int) -> np.ndarray:
-    """A mask (rows, keys) in the axes that the input has; lengths where it has one."""
+    """A mask (rows, keys) in the axes that the input has; of one axis lengths, of none whether any key is seen."""
+    if not shape:
+        return np.asarray(mask.any())
     if len(shape) == 1:
         ends = np.where(mask.any(axis=1), mask.shape[1] - mask[:, ::-1].argmax(axis=1), 0)
         return np.concatenate([ends, mask.argmax(axis=1)]) if shape[0] == 2 * len(mask) else mask.sum(axis=1)

@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.errors import RunError
-from trueport.graphs.audit.experiment.arithmetic import MISFITS
 from trueport.graphs.audit.experiment.inputs import runs
+from trueport.graphs.audit.experiment.known import MISFITS
 from trueport.graphs.repair.expected import expected
-from trueport.graphs.repair.families import FAMILIES, feeds, folds
+from trueport.graphs.repair.families import FAMILIES, feeds, folds, padding_of
 from trueport.graphs.repair.probe import Probe
 from trueport.graphs.repair.standard import is_standard
-from trueport.graphs.repair.taken_back import taken_back
+from trueport.graphs.repair.taken_back import hides_whole_rows, taken_back
 from trueport.words import count_words, number
 
 if TYPE_CHECKING:
@@ -97,7 +97,10 @@ class RepairProof:
 
     def _misread(self) -> str:
         names = ", ".join(layer.module or layer.node for layer in self.layers if layer.taken_back)
-        return names and f" What the masks of {names} seem to hide, the graph shows: another term takes them back."
+        return (
+            names
+            and f" What the masks of {names} seem to hide, the graph shows: another term, or the softmax, takes them back."
+        )
 
     @property
     def rounded(self) -> float | None:
@@ -132,6 +135,7 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
     lone = [_Lone(probe) for probe in probes]
     seen: list[list[_Compared]] = [[] for _ in probes]
     moved: list[float] = []
+    gates: set[str] = set()
     masks = 0
     stored = _stored(view, probes)
     folded = _folded(view, before)
@@ -141,13 +145,15 @@ def prove(view: View, probes: Sequence[Probe], original: Path, fixed: Path, prob
             values = {**stored, **inputs, **inner.run(inputs)}
             with np.errstate(all="ignore"):  # what overflows is infinite, and counted as wrong
                 found = [_compare(probe, model, values, rows) for probe, model in zip(probes, lone, strict=True)]
+            mask = padding_of(view, inputs)
+            gates |= {p.name for p in probes if hides_whole_rows(p, values, mask, past)}
             for one, compared in zip(seen, found, strict=True):
                 one.append(compared)
             if all((one.before <= one.allowed).all() and not one.loose for one in found):
                 old = before.run(inputs)
                 if not any(np.isnan(array).any() for array in old.values() if array.dtype.kind == "f"):
                     moved.append(_moved(old, after.run(inputs)))
-    layers = tuple(_layer(probe, compared) for probe, compared in zip(probes, seen, strict=True))
+    layers = tuple(_layer(p, compared, p.name in gates) for p, compared in zip(probes, seen, strict=True))
     allowed = max((layer.allowed for layer in layers), default=RELATIVE)
     unchanged = max(moved, default=None)
     still = unchanged is None or unchanged <= min(100 * allowed, MOST_MOVED)
@@ -277,7 +283,7 @@ def _moved(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) ->
     return max(changes)
 
 
-def _layer(probe: Probe, runs: Sequence[_Compared]) -> Layer:
+def _layer(probe: Probe, runs: Sequence[_Compared], gated: bool) -> Layer:
     return Layer(
         probe.name,
         probe.module,
@@ -288,5 +294,5 @@ def _layer(probe: Probe, runs: Sequence[_Compared]) -> Layer:
         error_after=max((float(run.after.max(initial=0.0)) for run in runs), default=0.0),
         allowed=max((run.allowed for run in runs), default=RELATIVE),
         score=max((run.score for run in runs), default=0.0),
-        taken_back=any(run.taken_back for run in runs),
+        taken_back=gated or any(run.taken_back for run in runs),
     )

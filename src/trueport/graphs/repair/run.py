@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 POLICIES = ("uniform", "zeros")
 """What a row that sees no key gives after a repair: as lowest-float fills have it, or as torch's sdpa has it."""
+TAKEN_BACK = "the graph shows what its masks seem to hide: another term, or the softmax, takes it back"
+"""Why a layer is left that the proof found to mean something else than its terms say."""
 PRECISIONS = ("auto", "float32", "float64")
 
 
@@ -103,31 +105,51 @@ def repair(
         ArtifactError: ``out`` cannot be written, or is one of the files that the graph reads.
         ProofError: a row differs from the reference, or right outputs moved; nothing is written.
     """
-    from trueport.graphs.audit.view import View
-
     path, out = Path(path), Path(out)
     _check_options(path, out, rows, precision, force)
     before = audit(path)
     spare(places(out), files(path))
-    with explained(path):
-        view = View.open(path)
-        probes, left = _mend(view, before, rows, precision)
+    left: dict[str, str] = {}
     try:
-        with beside(out) as staging:
-            found = _write(view, probes, path, staging / out.name, rows, proof)
-            after = audit(staging / out.name)
-            if found is not None and not found.proven:
-                further = "" if found.rounded is None else _too_large(found.rounded)
-                raise ProofError(
-                    f"The repair of {path.name} failed. {found.text()[:-1]}", f"Nothing was written.{further}"
-                )
-            with held():
-                _put_in_place(sorted(staging.iterdir(), reverse=True), out)
+        while (done := _attempt(path, out, before, rows, precision, proof, left)) is None:
+            pass
     except OSError as error:
         raise ArtifactError(f"{out} cannot be written: {error.strerror or error}", "Give another place.") from error
+    after, found = done
     remaining = {(finding.rule, finding.node) for finding in after.findings}
     mended = tuple(f for f in before.findings if f.repairable and (f.rule, f.node) not in remaining)
     return Repair(out.name, rows, mended, left, after, found)
+
+
+def _attempt(
+    path: Path, out: Path, before: Report, rows: str, precision: str, proof: bool, left: dict[str, str]
+) -> tuple[Report, RepairProof | None] | None:
+    """Mend, prove and write; None, and nothing is written, where layers were found that have to stay as they are.
+
+    Args:
+        left: those, and why; what else is found to be left is noted there.
+
+    Raises:
+        ProofError: the proof fails for another reason, or there is no other layer to mend.
+    """
+    from trueport.graphs.audit.view import View
+
+    with explained(path):
+        view = View.open(path)
+        probes = _mend(view, before, rows, precision, left)
+    with beside(out) as staging:
+        found = _write(view, probes, path, staging / out.name, rows, proof)
+        misread = {layer.node for layer in found.layers if layer.taken_back} if found is not None else set()
+        if misread - left.keys() and any(probe.name not in misread for probe in probes):
+            left.update(dict.fromkeys(misread, TAKEN_BACK))
+            return None
+        after = audit(staging / out.name)
+        if found is not None and not found.proven:
+            further = "" if found.rounded is None else _too_large(found.rounded)
+            raise ProofError(f"The repair of {path.name} failed. {found.text()[:-1]}", f"Nothing was written.{further}")
+        with held():
+            _put_in_place(sorted(staging.iterdir(), reverse=True), out)
+    return after, found
 
 
 def _too_large(score: float) -> str:
@@ -161,17 +183,22 @@ def _check_options(path: Path, out: Path, rows: str, precision: str, force: bool
             raise ArtifactError(f"{place} exists", "Give --force to replace it.")
 
 
-def _mend(view: View, report: Report, rows: str, precision: str) -> tuple[list[Probe], dict[str, str]]:
-    """Mend every layer with a repairable finding; what the proof looks at, and why some layers stay as they are."""
+def _mend(view: View, report: Report, rows: str, precision: str, left: dict[str, str]) -> list[Probe]:
+    """Mend every layer with a repairable finding; what the proof looks at.
+
+    Args:
+        left: layers that stay as they are, and why, by the node's name; those that cannot be mended are added.
+    """
     from trueport.graphs.repair.operators import mend_operator
     from trueport.graphs.repair.terms import mend_softmax
 
     wanted = {finding.node for finding in report.findings if finding.repairable}
     sites = [site for site in view.sites if _touched(view, site, wanted)]
     probes: list[Probe] = []
-    left: dict[str, str] = {}
     for site in sites:
         name = site.node.name or site.node.outputs[0].name or site.node.op_type
+        if name in left:
+            continue
         if site.node.graph is not view.model.graph:
             left[name] = "it lies in the branch of an If or the body of a Loop"
             continue
@@ -180,7 +207,7 @@ def _mend(view: View, report: Report, rows: str, precision: str) -> tuple[list[P
             left[name] = done
         else:
             probes.append(done)
-    return probes, left
+    return probes
 
 
 def _touched(view: View, site: Site, wanted: set[str]) -> bool:

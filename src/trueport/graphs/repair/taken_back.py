@@ -1,4 +1,7 @@
-"""Masks that a graph takes back: keys that one of its terms hides, and that the graph shows all the same."""
+"""Masks that a graph takes back: keys that one of its terms hides, and that the graph shows all the same.
+
+Another term takes them back, or a softmax does: what is added to all of a query's scores alike changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,3 +46,38 @@ def taken_back(probe: Probe, values: Mapping[str, np.ndarray]) -> bool:
     top = np.where(seen, total, -np.inf).max(axis=-1, keepdims=True)
     weighty = total > np.where(np.isneginf(top), -min(reach, fill / 2), top - NEGLIGIBLE)
     return bool((weighty & ~seen).any())
+
+
+def hides_whole_rows(probe: Probe, values: Mapping[str, np.ndarray], mask: np.ndarray | None, past: int) -> bool:
+    """Whether a term that is added hides all keys or none, and all from a query that has some: a gate of queries or heads.
+
+    The softmax does not see it, and the repair would make it hide. Rows all of whose keys are padding are no such ones, nor
+    are the queries of padding.
+
+    Args:
+        probe: the layer.
+        values: what its node read, and its masks, by name.
+        mask: the padding mask, bool (rows, keys), whichever of its two values may be padding; None without one.
+        past: how many keys lie before the first query.
+    """
+    rank = values[probe.inputs[0]].ndim if probe.original.op_type == "Softmax" else 4
+    added = [hidden([term], values) for term in probe.terms if term[1] is None]
+    return any(_whole_rows(found, rank, mask, past) for found in added if found.ndim <= rank in (3, 4))
+
+
+def _whole_rows(found: np.ndarray, rank: int, mask: np.ndarray | None, past: int) -> bool:
+    """The same for one term: what it hides, with as many axes as scores of ``rank`` axes or fewer."""
+    found = found.reshape((1,) * (rank - found.ndim) + found.shape)
+    found = found[:, None] if rank == 3 else found
+    rows, keys = (found.shape[0], found.shape[-1]) if mask is None else mask.shape
+    if found.shape[0] not in (1, rows) or found.shape[-1] not in (1, keys):
+        return False
+    # Of a batch's row with both of a mask's values neither can hide all.
+    mixed = np.ones(rows, dtype=bool) if mask is None else mask.any(axis=1) & ~mask.all(axis=1)
+    if (found.any(axis=-1) != found.all(axis=-1)).any():
+        return False  # it tells keys apart
+    whole = np.broadcast_to(found.all(axis=-1), (rows, *found.shape[1:-1]))[mixed].any(axis=1)
+    own = None if mask is None else mask[mixed, past:]
+    if own is None or (whole.shape[-1] == 1 and own.shape[-1] != 1):
+        return bool(whole.any())
+    return whole.shape == own.shape and bool((whole & own).any() and (whole & ~own).any())

@@ -50,6 +50,8 @@ def mend_softmax(view: View, site: Site, rows: str) -> Probe | str:
         return f"the graph's opset is older than {WHERE}, which has no Where"
     if site.replaced:
         return "plain numbers take the place of some of its scores"
+    if any(term.node.graph is not softmax.graph for term in site.terms):
+        return "its masks lie in the branch of an If, and its softmax does not"
     if any(not aligned(term.node.outputs[0], scores) for term in site.terms):
         return "between mask and softmax the scores change their layout"
     if not _along_keys(view, site, scores):

@@ -6,63 +6,22 @@ No result may be larger than ``LARGEST``: a stranger's graph decides what is com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-LARGEST = 1 << 20
-"""Elements of the largest array; the experiment's masks have some hundred."""
-
-Array = Any
-Operands = Sequence[Any]
-
-
-class UnknownError(Exception):
-    """A value that the experiment cannot work out."""
-
-
-MISFITS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError)
-"""What NumPy and Python say of shapes, attributes and numbers that do not fit each other."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """A value.
-
-    Attributes:
-        array: its numbers; of a hidden state or a score one number, of a masked score those in the mask's shape.
-        score: whether it comes from hidden states.
-    """
-
-    array: Any
-    score: bool = False
-
-
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """An attribute's value."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def bounded(*sizes: int) -> None:
-    """Refuse an array of these axes that is too large.
-
-    Raises:
-        UnknownError: it is.
-    """
-    if any(size < 0 for size in sizes) or math.prod(int(size) for size in sizes) > LARGEST:
-        raise UnknownError
-
-
-def numbers(node: ir.Node, operands: Operands, place: int, name: str) -> list[int] | None:
-    """A list of integers that newer opsets take as an input and older ones as an attribute."""
-    if place < len(operands) and operands[place] is not None:
-        return [int(number) for number in np.asarray(operands[place]).flat]
-    found = attribute(node, name)
-    return None if found is None else [int(number) for number in found]
+from trueport.graphs.audit.experiment import places
+from trueport.graphs.audit.experiment.known import (
+    MISFITS,
+    Array,
+    Operands,
+    UnknownError,
+    attribute,
+    bounded,
+    numbers,
+)  # fmt: skip
 
 
 def compute(node: ir.Node, operands: Operands) -> list[Array]:
@@ -165,7 +124,8 @@ def _transpose(node: ir.Node, operands: Operands) -> Array:
 
 
 def _flatten(node: ir.Node, operands: Operands) -> Array:
-    axis = int(attribute(node, "axis", 1)) % (np.ndim(operands[0]) + 1)
+    axis = int(attribute(node, "axis", 1))
+    axis += np.ndim(operands[0]) if axis < 0 else 0
     return np.reshape(operands[0], (math.prod(np.shape(operands[0])[:axis]), -1))
 
 
@@ -240,21 +200,23 @@ def _triangle(node: ir.Node, operands: Operands) -> Array:
 
 
 def _running(node: ir.Node, operands: Operands) -> Array:
-    if attribute(node, "exclusive", 0) or attribute(node, "reverse", 0):
-        raise UnknownError
-    given = np.asarray(operands[0])
-    return np.cumsum(given, axis=int(np.asarray(operands[1]).item()), dtype=given.dtype)
+    given, axis = np.asarray(operands[0]), int(np.asarray(operands[1]).item())
+    backwards = attribute(node, "reverse", 0)
+    given = np.flip(given, axis) if backwards else given
+    found = np.cumsum(given, axis=axis, dtype=given.dtype)
+    if attribute(node, "exclusive", 0):
+        before = np.take(found, np.arange(found.shape[axis] - 1), axis=axis)
+        found = np.concatenate([np.zeros_like(np.take(found, [0], axis=axis)), before], axis=axis)
+    return np.flip(found, axis) if backwards else found
 
 
 def _reduced(function: Callable[..., Any]) -> Callable[[ir.Node, Operands], Any]:
     def run(node: ir.Node, operands: Operands) -> Any:
         axes = numbers(node, operands, 1, "axes")
-        if axes is None and attribute(node, "noop_with_empty_axes", 0):
+        if not axes and attribute(node, "noop_with_empty_axes", 0):
             return operands[0]
         given = np.asarray(operands[0])
-        found = function(
-            given, axis=None if axes is None else tuple(axes), keepdims=bool(attribute(node, "keepdims", 1))
-        )
+        found = function(given, axis=tuple(axes) if axes else None, keepdims=bool(attribute(node, "keepdims", 1)))
         return np.asarray(found).astype(given.dtype)
 
     return run
@@ -262,14 +224,6 @@ def _reduced(function: Callable[..., Any]) -> Callable[[ir.Node, Operands], Any]
 
 def _absolute_sum(given: Array, **how: Any) -> Array:
     return np.sum(np.abs(given), **how)
-
-
-def _best(function: Callable[..., Any]) -> Callable[[ir.Node, Operands], Any]:
-    def run(node: ir.Node, operands: Operands) -> Any:
-        axis, keeps = int(attribute(node, "axis", 0)), bool(attribute(node, "keepdims", 1))
-        return function(operands[0], axis=axis, keepdims=keeps)
-
-    return run
 
 
 def _pad(node: ir.Node, operands: Operands) -> Array:
@@ -291,8 +245,9 @@ def _pad(node: ir.Node, operands: Operands) -> Array:
 def _split(node: ir.Node, operands: Operands) -> tuple[Array, ...]:
     axis = int(attribute(node, "axis", 0))
     sizes = numbers(node, operands, 1, "split")
-    if sizes is None:
-        return tuple(np.array_split(operands[0], len(node.outputs), axis=axis))
+    if sizes is None:  # alike, the last one perhaps shorter
+        size = -(-np.shape(operands[0])[axis] // len(node.outputs))
+        sizes = [size] * len(node.outputs)
     return tuple(np.split(operands[0], np.cumsum(sizes)[:-1], axis=axis))
 
 
@@ -309,6 +264,16 @@ def _einsum(node: ir.Node, operands: Operands) -> Array:
     return np.einsum(str(attribute(node, "equation")), *operands)
 
 
+def _remainder(node: ir.Node, operands: Operands) -> Array:
+    return _elementwise(np.fmod if attribute(node, "fmod", 0) else np.mod)(node, operands)
+
+
+def _is_infinite(node: ir.Node, operands: Operands) -> Array:
+    above, below = (attribute(node, f"detect_{side}", 1) for side in ("positive", "negative"))
+    given = np.asarray(operands[0])
+    return (np.isposinf(given) & bool(above)) | (np.isneginf(given) & bool(below))
+
+
 def _where(node: ir.Node, operands: Operands) -> Array:
     bounded(*np.broadcast_shapes(*(np.shape(operand) for operand in operands)))
     return np.where(np.asarray(operands[0]).astype(bool), operands[1], operands[2])
@@ -317,12 +282,13 @@ def _where(node: ir.Node, operands: Operands) -> Array:
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Neg": np.negative, "Abs": np.abs, "Not": np.logical_not, "Log": np.log, "Exp": np.exp, "Sqrt": np.sqrt,
     "Reciprocal": np.reciprocal, "Floor": np.floor, "Ceil": np.ceil, "Round": np.round, "Sign": np.sign,
-    "Tanh": np.tanh, "Cos": np.cos, "Sin": np.sin, "IsNaN": np.isnan, "IsInf": np.isinf,
+    "Tanh": np.tanh, "Cos": np.cos, "Sin": np.sin, "IsNaN": np.isnan,
     "Relu": lambda x: np.maximum(x, 0), "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _quotient, "Pow": np.power,
-    "Mod": np.mod, "Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal,
+    "Equal": np.equal, "Less": np.less, "Greater": np.greater, "LessOrEqual": np.less_equal,
     "GreaterOrEqual": np.greater_equal, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
     "BitwiseAnd": np.bitwise_and, "BitwiseOr": np.bitwise_or, "BitwiseNot": np.bitwise_not,
+    "BitwiseXor": np.bitwise_xor,
 }  # fmt: skip
 FOLDED: dict[str, Callable[..., Any]] = {"Min": np.minimum, "Max": np.maximum, "Sum": np.add}
 REDUCED: dict[str, Callable[..., Any]] = {
@@ -333,7 +299,8 @@ OPERATORS: dict[str, Callable[[ir.Node, Operands], Any]] = {
     **{name: _elementwise(function) for name, function in ELEMENTWISE.items()},
     **{name: _folded(function) for name, function in FOLDED.items()},
     **{name: _reduced(function) for name, function in REDUCED.items()},
-    "Where": _where, "ArgMax": _best(np.argmax), "ArgMin": _best(np.argmin),
+    **places.OPERATORS,
+    "Where": _where, "Mod": _remainder, "IsInf": _is_infinite,
     "Identity": lambda node, operands: operands[0], "Dropout": lambda node, operands: operands[0],
     "Cast": _cast, "CastLike": _cast, "Clip": _clip, "Reshape": _reshape, "Expand": _expand, "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze, "Transpose": _transpose, "Flatten": _flatten, "Tile": _tile, "Concat": _concat,

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, Known, UnknownError, attribute, bounded, compute
+from trueport.graphs.audit.experiment.arithmetic import compute
+from trueport.graphs.audit.experiment.known import MISFITS, Known, UnknownError, attribute, bounded
 from trueport.graphs.audit.experiment.loops import first_turn, outcomes
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ MOST_AXES = 4
 """Axes of scores: batch, heads, queries, keys. A mask that has them all needs no more."""
 QUANTISES = {"DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear"}
 """Operators that write hidden states and scores in another way."""
-JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor", "ArgMax", "ArgMin"}
+JUDGES = {"Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or", "Xor", "ArgMax", "ArgMin", "TopK",
+          "NonZero", "OneHot", "Compress"}  # fmt: skip
 """Operators whose result depends on which hidden state it is."""
 
 
@@ -69,11 +71,15 @@ class Evaluator:
         shapes: those of the inputs, by name.
         score: the number that hidden states, scores among them, count as.
         budget: what may be computed.
+        taken: the branch of an If that hidden states decide about.
+
+    Attributes:
+        guessed: whether there was such an If.
     """
 
     def __init__(
         self, view: View, given: Mapping[int, Known], axes: Mapping[str, int],
-        shapes: Mapping[str, tuple[int, ...]], score: float, budget: Budget,
+        shapes: Mapping[str, tuple[int, ...]], score: float, budget: Budget, *, taken: bool = True,
     ) -> None:  # fmt: skip
         self.view = view
         self.axes = axes
@@ -81,6 +87,8 @@ class Evaluator:
         self.score = Known(np.float32(score), True)
         self._known: dict[int, Known | None] = dict(given)
         self.budget = budget
+        self.taken = taken
+        self.guessed = False
         self._moved_sizes: dict[int, list[int] | None] = {}
 
     def within(self, body: ir.Graph, entering: Mapping[int, Known]) -> Evaluator:
@@ -91,7 +99,8 @@ class Evaluator:
         self.budget.spend(10 * (len(nodes) + len(self._known)))
         outside = {key: known for key, known in self._known.items() if known is not None and key not in own}
         known = {**outside, **entering}
-        return Evaluator(self.view, known, self.axes, self.shapes, float(self.score.array), self.budget)
+        score = float(self.score.array)
+        return Evaluator(self.view, known, self.axes, self.shapes, score, self.budget, taken=self.taken)
 
     def of(self, value: ir.Value) -> Known:
         """What a value is.
@@ -192,13 +201,18 @@ class Evaluator:
         return found
 
     def _moved(self, node: ir.Node, score: Known, arrays: list[Any]) -> list[Known]:
-        """Scores in another layout; only their mask's axes matter, which stay where heads alone are moved."""
+        """Scores in another layout, of which only their mask's axes matter; those that are cut have all their axes."""
         if np.ndim(score.array) == 1 and node.op_type in LAYOUT:
             return [self.score] * len(node.outputs)  # a bias or a scale of hidden states: a mask has more axes
         if np.ndim(score.array) and node.op_type not in MOVES_LITTLE:
-            if node.op_type != "Transpose":
-                raise UnknownError
-            return [Known(compute(node, [self._full(node.inputs[0], arrays[0])])[0], True)]
+            whole = self._full(node.inputs[0], arrays[0])
+            if node.op_type != "Transpose":  # which moves axes of one entry as well as those of all
+                shape = self.shape(node.inputs[0])
+                if shape is None or len(shape) != np.ndim(whole):
+                    raise UnknownError
+                bounded(*shape)
+                whole = np.broadcast_to(whole, shape)
+            return [Known(array, True) for array in self._computed(node, [whole, *arrays[1:]])]
         return [score] * len(node.outputs)
 
     def _full(self, value: ir.Value | None, array: Any) -> Any:
@@ -246,12 +260,25 @@ class Evaluator:
         place = list(node.outputs).index(value)
         branches = {name: node.attributes[f"{name}_branch"].as_graph().outputs[place] for name in ("then", "else")}
         condition = self._known.get(id(node.inputs[0]))
-        if condition is None or condition.score:
-            raise UnknownError
-        found = self._known.get(id(branches["then" if np.asarray(condition.array).all() else "else"]))
+        unknown = condition is None or condition.score
+        self.guessed |= unknown
+        taken = self.taken if condition is None or unknown else bool(np.asarray(condition.array).all())
+        found = self._known.get(id(branches["then" if taken else "else"]))
         if found is None:
             raise UnknownError
         return found
+
+    def taken_by(self, node: ir.Node) -> ir.Graph:
+        """The branch that an If takes.
+
+        Raises:
+            UnknownError: hidden states decide about it, or something that cannot be worked out.
+        """
+        assert node.inputs[0] is not None
+        condition = self.of(node.inputs[0])
+        if condition.score:
+            raise UnknownError
+        return node.attributes["then_branch" if np.asarray(condition.array).all() else "else_branch"].as_graph()
 
     def _entering(self, value: ir.Value, outer: ir.Value) -> Known:
         """An input of a body in its first turn."""

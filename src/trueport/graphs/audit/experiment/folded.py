@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError, bounded, compute
+from trueport.graphs.audit.experiment.arithmetic import compute
 from trueport.graphs.audit.experiment.inputs import padding_masks
+from trueport.graphs.audit.experiment.known import MISFITS, UnknownError, bounded
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.evaluator import Evaluator

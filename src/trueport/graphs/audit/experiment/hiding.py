@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueport.graphs.audit.experiment.arithmetic import UnknownError
+from trueport.graphs.audit.experiment.known import UnknownError
 from trueport.graphs.audit.experiment.seen import leaks, own_queries, real_queries
 
 if TYPE_CHECKING:

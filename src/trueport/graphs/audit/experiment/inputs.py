@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError, bounded
+from trueport.graphs.audit.experiment.known import Known, UnknownError, bounded
 from trueport.graphs.audit.view import MASK_NAME
 
 if TYPE_CHECKING:
@@ -112,17 +112,33 @@ def batch_axes(view: View) -> frozenset[str]:
     return frozenset(name for name in front if name not in others or "batch" in name)
 
 
-def axis_size(size: object, index: int, name: str, batches: frozenset[str], length: int, past: int) -> int:
-    """A number for an axis of the input ``name``; ``length`` for one of any length."""
+def axis_size(
+    size: object, index: int, name: str, batches: frozenset[str], length: int, past: int, keys: str = ""
+) -> int:
+    """A number for an axis of the input ``name``; ``length`` for one of any length.
+
+    ``keys``: the name of the mask's last axis; a past that has it holds as many tokens, as a source's does.
+    """
     text = str(size)
     if isinstance(size, int) or text.isdecimal():  # some exporters write sizes as names
         return int(text)
     if text in batches or (index == 0 and text in UNNAMED):
         return ROWS
     if "past" in name and "capacity" not in text:
-        return past
+        return past + length if text == keys and text not in UNNAMED else past
     whole = "capacity" in text or "+" in text or "total" in text or ("past" in text and "seq" in text)
     return past + length if whole or (past and MASK_NAME.search(name)) else length
+
+
+def sizes_of(value: ir.Value, batches: frozenset[str], length: int, past: int, keys: str = "") -> list[int]:
+    """Numbers for all axes of an input, see ``axis_size``; a mask's queries are new tokens, where its keys are all."""
+    axes, name = list(value.shape or ()), value.name or ""
+    found = []
+    for index, size in enumerate(axes):
+        alike = str(size) == str(axes[-1]) and str(size) not in UNNAMED
+        queries = len(axes) > 2 and index == len(axes) - 2 and not alike and MASK_NAME.search(name)
+        found.append(axis_size(size, index, name, batches, length, 0 if queries else past, keys))
+    return found
 
 
 def padding_masks(view: View) -> list[ir.Value]:
@@ -187,6 +203,11 @@ def _is_open(value: ir.Value) -> bool:
     return kind == "b" or (kind in "iu" and bool(MASK_NAME.search(name)) and len(value.shape or ()) > 1)
 
 
+def has_flags(view: View) -> bool:
+    """Whether an input is one yes or no, and nothing tells what it means."""
+    return any(_is_open(value) and all(str(size) == "1" for size in value.shape or ()) for value in taken(view))
+
+
 def _trial(
     view: View, mask: ir.Value, encoding: Encoding, length: int, past: int, answer: bool, *, padded: bool
 ) -> Trial:
@@ -195,9 +216,10 @@ def _trial(
     axes: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     seen = np.ones((1, 1), dtype=bool)
+    keys = str(mask.shape[-1]) if mask.shape else ""
     for value in taken(view):
         name = value.name or ""
-        shape = [axis_size(size, index, name, batches, length, past) for index, size in enumerate(value.shape or ())]
+        shape = sizes_of(value, batches, length, past, keys)
         shapes[name] = tuple(shape)
         axes |= {str(size): shape[i] for i, size in enumerate(value.shape or ()) if not str(size).isdecimal()}
         if value is mask:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
 from trueport.graphs.audit.experiment.hiding import by_other_rows, hidden_tokens, some_hide_themselves, with_some_keys
-from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, padding_masks, trials
+from trueport.graphs.audit.experiment.inputs import SURE, Encoding, Trial, encodings, has_flags, padding_masks, trials
+from trueport.graphs.audit.experiment.known import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.seen import SCORES, Seen, Watcher, leaks, misplaced, multiplied, own_queries
 from trueport.graphs.audit.view import ATTENTION
 
@@ -54,12 +55,16 @@ class Verdict:
         leaks: every layer and mask that shows padding.
         hiding: every layer and mask that hides tokens, and no padding is seen.
         misplaced: layers whose masks hide padding, and of other keys those that a causal mask shows.
+        idle: ids of the nodes of layers in branches that are not taken while there is padding.
+        spreads: layers whose masks hide padding, and of a query that sees no key, what its best and its worst one get.
         unknown: softmaxes and attention operators that a mask reaches, and of which nothing can be said.
     """
 
     leaks: tuple[Leak, ...]
     hiding: tuple[Leak, ...]
     misplaced: tuple[Site, ...]
+    idle: frozenset[int]
+    spreads: tuple[tuple[Site, float, float], ...]
     unknown: tuple[ir.Node, ...]
 
 
@@ -68,6 +73,8 @@ def judge(view: View) -> Verdict:
     leaks: list[Leak] = []
     hiding: list[Leak] = []
     turned: dict[int, Site] = {}
+    spreads: list[tuple[Site, float, float]] = []
+    idle: set[int] = set()
     unknown: dict[int, ir.Node] = {}
     known = {id(site.node) for site in view.sites}
     keys: dict[int, set[str]] = {}
@@ -75,6 +82,7 @@ def judge(view: View) -> Verdict:
     for mask in padding_masks(view):
         one = _Judge(view, mask, budget)
         direct = [site for site in view.sites if one.reaches(site)]
+        idle |= {id(site.node) for site in view.sites if one.rests(site)}
         for site in direct:
             wrong = one.always_leaks(site)
             leak = one.leak(site) if wrong else None
@@ -90,11 +98,15 @@ def judge(view: View) -> Verdict:
                 unknown[id(site.node)] = site.node
             elif why:
                 hiding.append(one.hidden(site, why))
+            if not wrong and (spread := one.spread(site)) is not None:
+                spreads.append((site, *spread))
         leaks += one.through_scores(lone=not direct)
         unknown |= {id(node): node for node in view.nodes if id(node) not in known and one.reaches_layer(node)}
     # Of a decoder that reads a source, one mask may say which queries are padding, and another which keys.
     leaks = [leak for leak in leaks if leak.kind != QUERY_AXIS or keys.get(id(leak.site.node), set()) <= {leak.axis}]
-    return Verdict(tuple(leaks), tuple(hiding), tuple(turned.values()), tuple(unknown.values()))
+    return Verdict(
+        tuple(leaks), tuple(hiding), tuple(turned.values()), frozenset(idle), tuple(spreads), tuple(unknown.values())
+    )
 
 
 def lengths(view: View) -> list[tuple[Evaluator, set[int]]]:
@@ -129,6 +141,19 @@ class _Judge:
     def reaches(self, site: Site) -> bool:
         """Whether a layer's mask depends on this one, other than through queries and keys."""
         return any(id(value) in self.direct for value in site.mask_values())
+
+    def rests(self, site: Site) -> bool:
+        """Whether a layer lies in a branch that is never taken while this mask hides a key."""
+        graph = site.node.graph
+        while graph is not None and id(graph) in self.view.parents:
+            parent = self.view.parents[id(graph)]
+            if parent.op_type == "If" and id(parent.inputs[0]) in self.reached:
+                watchers = [watcher for group in self._watched(self.encodings[0]) for watcher in group]
+                with suppress(UnknownError, *MISFITS):
+                    taken = [watcher.walks[0].taken_by(parent) for watcher in watchers]
+                    return bool(taken) and not any(one is graph for one in taken)
+            graph = parent.graph
+        return False
 
     def reaches_layer(self, node: ir.Node) -> bool:
         """Whether a node is a softmax, or a whole attention, that reads what depends on the mask."""
@@ -176,6 +201,21 @@ class _Judge:
     def _right(self, site: Site) -> list[Encoding]:
         """How the mask may be written so that the layer hides all padding."""
         return [encoding for encoding in self.encodings if encoding.expected and self._leaks(site, encoding) is False]
+
+    def spread(self, site: Site) -> tuple[float, float] | None:
+        """The best and the worst score of a query that sees no key, where they differ at every length; None elsewhere."""
+        for encoding in self.encodings:
+            if not encoding.expected or self._leaks(site, encoding):
+                continue
+            for group in self._watched(encoding):
+                found: dict[int, tuple[float, float] | None] = {}
+                with suppress(UnknownError, *MISFITS):
+                    for watcher in group:
+                        for seen in watcher.readings(site):
+                            found[watcher.trial.mask.shape[1]] = found.get(watcher.trial.mask.shape[1]) or seen.spread
+                    if found and None not in found.values():
+                        return next(iter(found.values()))
+        return None
 
     def hides_tokens(self, site: Site) -> str | None:
         """Why a layer that hides padding hides tokens too, however the mask may be written; empty where it does not.
@@ -258,13 +298,17 @@ class _Judge:
         return any(known) if known else None
 
     def _all_leak(self, site: Site, watchers: Sequence[Watcher]) -> bool | None:
+        """Whether hidden keys are seen under every trial; None where nothing tells, or a flag decides about it."""
+        found: dict[int, set[bool]] = {}
         try:
-            return all(
-                all(self._sees_hidden(site, seen, watcher.trial) for seen in watcher.readings(site))
-                for watcher in watchers
-            )
+            for watcher in watchers:
+                seen = all(self._sees_hidden(site, seen, watcher.trial) for seen in watcher.readings(site))
+                found.setdefault(watcher.trial.mask.shape[1], set()).add(seen)
         except (UnknownError, *MISFITS):
             return None
+        if has_flags(self.view) and any(len(answers) > 1 for answers in found.values()):
+            return None
+        return all(answers == {True} for answers in found.values())
 
     def _sees_hidden(self, site: Site, seen: Seen, trial: Trial) -> bool:
         """Whether a reading is wrong; of a loop's body, which may go row by row, the first turn has the first row."""

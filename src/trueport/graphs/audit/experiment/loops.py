@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError, attribute
+from trueport.graphs.audit.experiment.known import Known, UnknownError, attribute
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.evaluator import Evaluator

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from trueport.graphs.audit.experiment.arithmetic import Known, UnknownError
 from trueport.graphs.audit.experiment.evaluator import Budget, Evaluator
 from trueport.graphs.audit.experiment.folded import heads_first
+from trueport.graphs.audit.experiment.known import Known, UnknownError
 
 if TYPE_CHECKING:
     from trueport.graphs.audit.experiment.inputs import Trial
@@ -31,10 +31,17 @@ class Seen:
     Attributes:
         keys: bool (rows, heads, queries, keys), heads or queries 1 where all are alike.
         blind: bool (rows, heads, queries), whether a query's keys are hidden as others' are, all of them.
+        spread: what a query all of whose keys are hidden sees as the best and the worst of them, where that makes a
+            difference; None without such a query.
     """
 
     keys: Any
     blind: Any
+    spread: tuple[float, float] | None = None
+
+    def equals(self, other: Seen) -> bool:
+        """Whether the same keys are seen, by the same queries."""
+        return np.array_equal(self.keys, other.keys) and np.array_equal(self.blind, other.blind)
 
 
 class Watcher:
@@ -49,23 +56,40 @@ class Watcher:
     def __init__(self, view: View, trial: Trial, budget: Budget) -> None:
         self.view = view
         self.trial = trial
-        products = [site.scores for site in view.sites if site.scores is not None]
         self.budget = budget
-        self.walks = []
-        budget.spend(100 * len(products))
+        self.walks = self._set_out(taken=True)
+        self._others: list[Evaluator] = []
+
+    def _set_out(self, *, taken: bool) -> list[Evaluator]:
+        """A walk for each score, that takes these branches where hidden states decide."""
+        products = [site.scores for site in self.view.sites if site.scores is not None]
+        trial = self.trial
+        walks = []
+        self.budget.spend(100 * len(products))
         for score in SCORES:
-            known = {id(node.outputs[0]): Known(np.float32(score), True) for node in products}
-            self.walks.append(Evaluator(view, {**trial.given, **known}, trial.axes, trial.shapes, score, budget))
+            known = trial.given | {id(node.outputs[0]): Known(np.float32(score), True) for node in products}
+            walks.append(Evaluator(self.view, known, trial.axes, trial.shapes, score, self.budget, taken=taken))
+        return walks
 
     def readings(self, site: Site) -> list[Seen]:
         """What may be seen: more than one reading where heads and rows share an axis, and nothing tells their order.
 
         Raises:
-            UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys).
+            UnknownError: the masks cannot be worked out, or lie in another layout than (..., queries, keys); or hidden
+                states decide which of two there are.
         """
+        found = self._read(site, self.walks)
+        if any(walk.guessed for walk in self.walks):
+            self._others = self._others or self._set_out(taken=False)
+            others = self._read(site, self._others)
+            if len(found) != len(others) or not all(map(Seen.equals, found, others)):
+                raise UnknownError
+        return found
+
+    def _read(self, site: Site, walks: list[Evaluator]) -> list[Seen]:
         self.budget.spend(self.trial.mask.size)
-        walks = [list(self._layouts(site, walk)) for walk in self.walks]
-        return [_seen(list(arrays), zeros=site.zeros) for arrays in zip(*walks, strict=True)]
+        layouts = [list(self._layouts(site, walk)) for walk in walks]
+        return [_seen(list(arrays), zeros=site.zeros) for arrays in zip(*layouts, strict=True)]
 
     def _layouts(self, site: Site, walk: Evaluator) -> Iterator[Any]:
         """The numbers in front of the softmax, (rows, heads, queries, keys)."""
@@ -166,7 +190,17 @@ def _seen(arrays: list[Any], *, zeros: bool) -> Seen:
             keys = [seen & (array > -np.inf) for seen, array in zip(keys, arrays, strict=True)]
         most = [array.max(axis=(1, 2, 3), keepdims=True) for array in arrays]
         blind = [(array < top - FAINT).all(axis=-1) for array, top in zip(arrays, most, strict=True)]
-    return Seen(keys[0] | keys[1], blind[0] & blind[1])
+    spreads = [_spread(array, none) for array, none in zip(arrays, blind, strict=True)]
+    return Seen(keys[0] | keys[1], blind[0] & blind[1], None if None in spreads or zeros else spreads[0])
+
+
+def _spread(array: Any, blind: Any) -> tuple[float, float] | None:
+    """The best and the worst key of the first query that has none, and prefers some all the same."""
+    rows = np.broadcast_to(array, (*blind.shape, array.shape[-1]))[blind]
+    with np.errstate(invalid="ignore"):
+        uneven = (rows.max(axis=-1) - rows.min(axis=-1) > FAINT) & (rows.max(axis=-1) > -np.inf)
+    found = rows[uneven]
+    return (float(found[0].max()), float(found[0].min())) if len(found) else None
 
 
 def leaks(seen: Seen, mask: Any, past: int, hidden: Any = None) -> bool:

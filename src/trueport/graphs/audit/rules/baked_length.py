@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trueport.graphs.audit.bodies import inner_graphs
-from trueport.graphs.audit.experiment.arithmetic import MISFITS, UnknownError
 from trueport.graphs.audit.experiment.inputs import batch_axes
 from trueport.graphs.audit.experiment.judge import lengths
+from trueport.graphs.audit.experiment.known import MISFITS, UnknownError
 from trueport.graphs.audit.rule import Rule
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
             words = _meets(view, node, stored, walks)
         elif node.op_type == "Gather":
             words = _picks(view, node)
+        elif node.op_type == "Concat":
+            words = _grows(view, node)
         if words:
             yield rule.finding(view, node, words)
 
@@ -157,6 +159,22 @@ def _picks(view: View, node: ir.Node) -> str:
         return ""
     free = -len(given) <= at < len(given) and isinstance(given[at], str) and at not in (0, -len(given))
     return f"Gather takes {places.size} stored places of a mask's axis {given[at]}" if free else ""
+
+
+def _grows(view: View, node: ir.Node) -> str:
+    """A past of one token, as the sample's was, that is given back longer: no second step can be made with it.
+
+    Fixed pasts of more tokens are caches that the caller cuts.
+    """
+    axis = node.attributes.get("axis")
+    if axis is None or len(node.inputs) < 2 or not node.outputs[0].is_graph_output():
+        return ""
+    for value in node.inputs:
+        shape = view.shape(value) if value is not None and value.is_graph_input() else None
+        past = value is not None and ("past" in (value.name or "") or "cache" in (value.name or ""))
+        if past and shape is not None and -len(shape) <= axis.as_int() < len(shape) and shape[axis.as_int()] == 1:
+            return f"the past {value.name} is of 1 token alone, and comes back longer" if value is not None else ""
+    return ""
 
 
 def _without_inputs(view: View) -> set[int]:

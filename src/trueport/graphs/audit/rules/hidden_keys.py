@@ -45,17 +45,22 @@ def _checks(kind: str) -> Callable[[Rule, View], Iterator[Finding]]:
 
 def _found(rule: Rule, view: View, leaks: Iterable[Leak]) -> Iterator[Finding]:
     """One finding for each layer; those that are given lengths are another rule's."""
-    known = {finding.node for finding in RIGHT_PADDING_ONLY.check(RIGHT_PADDING_ONLY, view)}
+    leaks = list(leaks)
+    known = {finding.node for finding in RIGHT_PADDING_ONLY.check(RIGHT_PADDING_ONLY, view)} if leaks else set()
     for leak in leaks:
         severity = "error" if leak.certain else "warning"
-        finding = rule.finding(view, leak.site.node, _words(leak), severity=severity)
+        finding = rule.finding(view, leak.site.node, _words(view, leak), severity=severity)
         if finding.node not in known:
             yield finding
 
 
-def _words(leak: Leak) -> str:
+def _words(view: View, leak: Leak) -> str:
     name = "" if leak.node is None else leak.node.name or leak.node.outputs[0].name or leak.node.op_type
     words = WORDS[leak.kind].format(mask=leak.mask, node=name)
+    axis, shape = leak.site.axis(view), view.shape(leak.site.given)
+    last = axis in (None, -1) or (shape is not None and axis == len(shape) - 1)
+    if leak.kind == QUERY_AXIS and not leak.site.fused and not last:
+        words += f", as the softmax goes along axis {axis}"
     return words + (f": {name} joins masks by Or" if leak.kind == OTHER and name else "")
 
 

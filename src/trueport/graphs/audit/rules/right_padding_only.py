@@ -23,6 +23,8 @@ COUNTS = {"ReduceSum", "ReduceMax"}
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
     """Lengths in the place of masks; rotary embedding inside GroupQueryAttention with positions per row."""
+    masks = [value for value in view.model.graph.inputs if value.name in view.masks]
+    uncounted = view.dependents(masks, beyond=frozenset(COUNTS)) if masks else set()
     for site in view.sites:
         node = site.node
         lengths = site.slot("lengths") if node.domain != "com.microsoft" else None
@@ -31,7 +33,7 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
             mend = "Give the operator the mask itself, as attn_mask, and no lengths; `trueport repair` does not."
             yield replace(rule.finding(view, node, words), mend=mend, repairable=False)
         elif not site.fused or node.domain == "":
-            yield from _compared(rule, view, site)
+            yield from _compared(rule, view, site, uncounted)
         if not site.fused or node.domain != "com.microsoft":
             continue
         if node.op_type == "GroupQueryAttention":
@@ -44,12 +46,13 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
             )
 
 
-def _compared(rule: Rule, view: View, site: Site) -> Iterator[Finding]:
-    """A mask of which only the sums along the keys reach the layer, and are compared with counted keys."""
-    inputs = [value for value in view.model.graph.inputs if value.name in view.masks]
-    direct = view.dependents(inputs, beyond=frozenset(COUNTS)) if inputs else set()
+def _compared(rule: Rule, view: View, site: Site, uncounted: set[int]) -> Iterator[Finding]:
+    """A mask of which only the sums along the keys reach the layer, and are compared with counted keys.
+
+    ``uncounted``: ids of what depends on masks in other ways too.
+    """
     reaching = [value for value in site.mask_values() if id(value) in view.masked]
-    if not reaching or any(id(value) in direct for value in reaching):
+    if not reaching or any(id(value) in uncounted for value in reaching):
         return
     for compare in view.backwards(reaching):
         if compare.op_type not in COMPARES or not any(id(value) in view.masked for value in compare.inputs):

@@ -25,7 +25,7 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
             if all(seen) or not any(seen):
                 continue
             for site, sees in zip(sites, seen, strict=True):
-                if not sees:
+                if not sees and id(site.node) not in view.experiment.idle:
                     yield rule.finding(
                         view, site.node,
                         f"the input {name} reaches {sum(seen)} of {len(sites)} layers of this kind and not this one",
