@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ from trueport.roles.component import (
     text_inputs,
     trace_sizes,
 )
-from trueport.roles.probing import itself
+from trueport.roles.ending import ended
+from trueport.roles.probing import FAILURES, itself
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,8 +67,9 @@ def components(model: PreTrainedModel, *, untrained: tuple[str, ...] = ()) -> li
 def _text_interface(model: PreTrainedModel) -> Interface:
     bound, because = position_bound(model)
     inputs = tuple(text_inputs(model.config, signature(model), "sequence_length"))
-    length = Dimension("sequence_length", shortest_length(model, inputs), bound, because)
-    return Interface(inputs, (), (Dimension("batch_size"), length))
+    interface = ended(model, Interface(inputs, (), (Dimension("batch_size"),)), trace_length(model.config))
+    length = Dimension("sequence_length", shortest_length(model, interface), bound, because)
+    return replace(interface, dimensions=(*interface.dimensions, length))
 
 
 def _image_interface(model: PreTrainedModel) -> Interface:
@@ -80,15 +83,14 @@ def trace_length(config: Any) -> int:
     return max([7, *(2 * window + 3 for window in windows(config))])
 
 
-def shortest_length(model: PreTrainedModel, inputs: tuple[Tensor, ...]) -> int:
+def shortest_length(model: PreTrainedModel, interface: Interface) -> int:
     """The length from which on the original itself runs: models that pool or stride refuse shorter inputs."""
-    interface = Interface(inputs, (), ())
 
     def runs(length: int) -> bool:
         try:
             with torch.no_grad():
                 model(**sample(interface, {"batch_size": 1, "sequence_length": length}))
-        except (RuntimeError, ValueError, IndexError):
+        except FAILURES:
             return False
         return True
 
