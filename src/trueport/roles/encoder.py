@@ -77,7 +77,7 @@ def _image_interface(model: PreTrainedModel) -> Interface:
 
 
 def trace_length(config: Any, bound: int | None = None) -> int:
-    """A length that lies past a local attention window, so that blocks are traced as blocks; below ``bound``, where there is one.
+    """A length past a local attention window, so that blocks are traced as blocks; below ``bound``, where there is one.
 
     A length at the bound itself is traced as if no other were asked for.
     """
