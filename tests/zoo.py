@@ -56,7 +56,7 @@ def _entry(
     note: str = "",
     **own: object,
 ) -> Entry:
-    config_class = stem + ("TextConfig" if stem in ("Gemma3", "Qwen3_5") else "Config")
+    config_class = stem + ("TextConfig" if stem in ("Gemma3", "Gemma3n", "Qwen3_5") else "Config")
     return Entry(name, role, stem + suffix, config_class, {**base, **own}, note)
 
 
@@ -208,6 +208,12 @@ ENTRIES: tuple[Entry, ...] = (
     _decoder(
         "gemma3_text", "Gemma3", layer_types=[_SLIDING, _SLIDING, _FULL], num_hidden_layers=3, sliding_window=WINDOW,
         query_pre_attn_scalar=8, **_HEAD_DIM,
+    ),
+    _decoder(
+        "gemma3n", "Gemma3n", layer_types=[_SLIDING, _FULL] * 2, num_hidden_layers=4, sliding_window=WINDOW,
+        num_kv_shared_layers=2, vocab_size_per_layer_input=99, hidden_size_per_layer_input=8, laurel_rank=4,
+        altup_num_inputs=2, activation_sparsity_pattern=[0.9, 0.0, 0.0, 0.0], note="the last layers read others' caches",
+        **_HEAD_DIM,
     ),
     _decoder("phi3", "Phi3", sliding_window=WINDOW, original_max_position_embeddings=512),
     _decoder("falcon", "Falcon", base=_FALCON, note="rotary, one shared key-value head"),

@@ -100,6 +100,8 @@ def _check_types(manifest: Any) -> None:
         raise ValueError(f"source.role is none of {', '.join(ROLES)}")
     if not isinstance(manifest["source"].get("task"), str | None):
         raise ValueError("source.task is no text")
+    if not isinstance(manifest["source"].get("reread_past"), int | None):
+        raise ValueError("source.reread_past is no number")
     if any("\0" in name for name in manifest["files"]):
         raise ValueError("a file's name holds a NUL")
     named = ("components", "files")

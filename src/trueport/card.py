@@ -179,15 +179,16 @@ def _session(name: str, entry: Mapping[str, Any]) -> str:
     return f"{name} = onnxruntime.InferenceSession({_quoted(entry['file'])})"
 
 
-def _tokens(tokenizer: bool) -> list[str]:
-    """``ids`` and ``mask``, (1, length) int64."""
+def _tokens(tokenizer: bool, ending: Iterable[int] = ()) -> list[str]:
+    """``ids`` and ``mask``, (1, length) int64; a tokenizer puts the ending there itself."""
     if tokenizer:
         lines = [
             'tokenizer = AutoTokenizer.from_pretrained(".")',
             'ids = tokenizer(["A text of your own."], return_tensors="np")["input_ids"].astype(np.int64)',
         ]
     else:
-        lines = ["ids = np.array([[5, 6, 7, 8]])  # from your tokenizer"]
+        ids = ", ".join(map(str, (5, 6, 7, 8, *ending)))
+        lines = [f"ids = np.array([[{ids}]])  # from your tokenizer"]
     return [*lines, "mask = np.ones_like(ids)"]
 
 
@@ -224,7 +225,7 @@ def _numpy(dtype: str) -> str:
 def _encoder(entry: Mapping[str, Any], tokenizer: bool) -> str:
     text = any(tensor["name"] == "input_ids" for tensor in entry["inputs"])
     lines = [*_imports(tokenizer and text), _session("session", entry)]
-    lines += _tokens(tokenizer) if text else []
+    lines += _tokens(tokenizer, entry.get("ending", ())) if text else []
     ready = {"input_ids": "ids", "attention_mask": "mask", "position_ids": "mask.cumsum(-1) - 1"} if text else {}
     return "\n".join(
         [

@@ -64,7 +64,8 @@ class StatePair:
 class Interface:
     """Inputs, outputs and state of one component, in the order of the graph's own signature.
 
-    ``kept`` are buffers inside the program that carry state from call to call, unseen by the caller.
+    ``kept`` are buffers inside the program that carry state from call to call, unseen by the caller. ``ending`` are tokens
+    that the model wants each row of ``input_ids`` to end in; almost none wants any.
     """
 
     inputs: tuple[Tensor, ...]
@@ -72,6 +73,7 @@ class Interface:
     dimensions: tuple[Dimension, ...]
     state: tuple[StatePair, ...] = field(default=())
     kept: tuple[Tensor, ...] = field(default=())
+    ending: tuple[int, ...] = field(default=())
 
     def input(self, name: str) -> Tensor:
         """The input called ``name``; KeyError when there is none."""
@@ -168,6 +170,7 @@ class Interface:
 
     def to_json(self) -> dict[str, Any]:
         """The form that the manifest stores."""
+        rest = {"kept": [_tensor_json(tensor) for tensor in self.kept], "ending": list(self.ending)}
         return {
             "inputs": [_tensor_json(tensor) for tensor in self.inputs],
             "outputs": [_tensor_json(tensor) for tensor in self.outputs],
@@ -177,7 +180,7 @@ class Interface:
                 for pair in self.state
             ],
             "dimensions": {dimension.name: [dimension.minimum, dimension.maximum] for dimension in self.dimensions},
-        } | ({"kept": [_tensor_json(tensor) for tensor in self.kept]} if self.kept else {})
+        } | {name: entries for name, entries in rest.items() if entries}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Interface:
@@ -195,6 +198,7 @@ class Interface:
                 for entry in data["state"]
             ),
             kept=tuple(_tensor_from_json(entry) for entry in data.get("kept", ())),
+            ending=tuple(data.get("ending", ())),
         )
         found._check()
         return found
@@ -205,6 +209,8 @@ class Interface:
             bounds = [dimension.minimum] + ([] if dimension.maximum is None else [dimension.maximum])
             if not all(isinstance(bound, int) for bound in bounds):
                 raise ValueError(f"{dimension.name} has no whole numbers as bounds")
+        if not all(_is_length(token) for token in self.ending):
+            raise ValueError("the ending holds something else than tokens")
         tensors = (*self.inputs, *self.outputs, *self.kept)
         if not all(isinstance(name, str) for tensor in tensors for name in (tensor.name, tensor.dtype)):
             raise ValueError("a tensor's name or dtype is no text")

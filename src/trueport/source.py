@@ -102,6 +102,8 @@ class Source:
 
     def describe(self, *, whole: bool = False) -> dict[str, Any]:
         """For the manifest: the same on every machine and at any time; ``whole`` reads weights of any size."""
+        from trueport.roles.rereads import reread_past
+
         facts = {
             "kind": self.kind,
             "name": self.name,
@@ -113,6 +115,7 @@ class Source:
             "dtype": self.dtype,
             "weights_sha256": self._digest(whole),
             "untrained": list(self.untrained),
+            "reread_past": reread_past(self.model) if self.role == "decoder" else None,
         }
         return {key: value for key, value in facts.items() if value is not None}
 

@@ -269,3 +269,13 @@ def test_a_graph_that_cannot_run_is_one_sentence_with_its_node(copied: Exported)
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrueportError, match=r"trueport\.json.*trueport verify"):
         trueport.diagnose(tmp_path, against=zoo.build("bert"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("caches", ["copied", "in-place"])
+def test_a_fused_folder_is_not_accused_of_its_fusions(caches: str, tmp_path: Path) -> None:
+    """It was said to differ from what an export gives; with caches in place the runtime was said not to run it at all."""
+    model = zoo.build("llama")
+    trueport.export(model, tmp_path / "out", tokenizer=None, optimize="cpu", caches=caches)
+    with pytest.raises(TrueportError, match=r"A fused artefact is not what torch\.export captured.*without --optimize"):
+        trueport.diagnose(tmp_path / "out", against=model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,40 @@ def _one_hot_samples() -> list[tuple[Any, ...]]:
     return [(classes, 5), (classes, 9), (classes,), (torch.tensor(3), 4), (torch.zeros(2, 0, dtype=torch.int64), 3)]
 
 
+NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
+        0.246640727, 1.50140941)  # fmt: skip
+FAR = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
+       1.00167406, 2.83297682)  # fmt: skip
+"""Giles, Approximating the erfinv function (GPU Computing Gems 2, 2010), table 5: by powers, the highest first."""
+
+
+def _spelled_erfinv(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``erfinv`` of floats of any shape, which no target has: Giles' polynomials, and a step of Newton's."""
+
+    def polynomial(factors: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
+        total = torch.full_like(x, factors[0])
+        for factor in factors[1:]:
+            total = total * x + factor
+        return total
+
+    def erfinv(x: torch.Tensor) -> torch.Tensor:
+        if not x.is_floating_point():
+            return original(x)
+        inside = torch.where(x.abs() < 1, x, 0.0)
+        width = -torch.log((1 - inside) * (1 + inside))
+        near, far = polynomial(NEAR, width - 2.5), polynomial(FAR, width.clamp(min=5).sqrt() - 3)
+        found = torch.where(width < 5, near, far) * inside
+        found = found - (torch.erf(found) - inside) * (found * found).exp() * (math.pi**0.5 / 2)
+        return torch.where(x.abs() < 1, found, torch.where(x.abs() == 1, x * math.inf, math.nan))
+
+    return erfinv
+
+
+def _erfinv_samples() -> list[tuple[Any, ...]]:
+    edges = torch.tensor([0.0, 1.0, -1.0, 1.5, 0.9999, -0.9999, 1e-7, 0.9899])
+    return [(torch.linspace(-0.999, 0.999, 101),), (edges,), (torch.tensor(0.9),)]
+
+
 def _without_identities(original: Callable[..., None]) -> Callable[..., None]:
     """``DimConstraints.solve`` that does not solve for a length what holds at every length."""
 
@@ -148,6 +183,14 @@ PATCHES: tuple[Patch, ...] = (
         replacement=_compared_one_hot,
         samples=_one_hot_samples,
         model="longt5_global",
+    ),
+    Patch(
+        path="torch.erfinv",
+        symptom="neither ONNX nor ExecuTorch has the operator (Gemma 3n asks for it of a number)",
+        upstream="torch/distributions/normal.py, icdf",
+        replacement=_spelled_erfinv,
+        samples=_erfinv_samples,
+        model="gemma3n",
     ),
     Patch(
         path="torch.fx.experimental.symbolic_shapes.DimConstraints.solve",

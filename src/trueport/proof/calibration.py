@@ -132,7 +132,7 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
     features = tuple(source.shape[1:]) if len(source.shape) > 2 else None
     inputs = Inputs(
         original.config, original.role, SEED, limits, features=features,  # type: ignore[arg-type]
-        typed=first.has_input("token_type_ids"),
+        typed=first.has_input("token_type_ids"), ending=first.ending,
     )  # fmt: skip
     pad = left if original.role == "decoder" else right
     if original.prompts:

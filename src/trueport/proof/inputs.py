@@ -111,6 +111,7 @@ class Inputs:
         limits: bounds on lengths.
         features: (features, frames) where the source is speech, (channels, height, width) where it is an image.
         typed: whether the model reads token types.
+        ending: tokens that each row ends in.
     """
 
     def __init__(
@@ -122,9 +123,10 @@ class Inputs:
         *,
         features: tuple[int, ...] | None = None,
         typed: bool = False,
+        ending: Sequence[int] = (),
     ) -> None:
         self.config, self.role, self.seed, self.limits = config, role, seed, limits
-        self.features, self.typed = features, typed
+        self.features, self.typed, self.ending = features, typed, tuple(ending)
         self.reach = reach(config)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.vocabulary = int(text.vocab_size) if getattr(text, "vocab_size", None) else 1000
@@ -163,7 +165,7 @@ class Inputs:
             ids = rng.standard_normal((rows, *self.features)).astype(np.float32)
             mask = np.ones((rows, 1), dtype=np.int64)
         else:
-            ids = _placed(mask, rng.choice(self.ordinary, (rows, length)), self.pad)
+            ids = self.ended(_placed(mask, rng.choice(self.ordinary, (rows, length)), self.pad), mask)
             if self.typed:
                 split = rng.integers(0, length + 1, (rows, 1))
                 types = _placed(mask, (np.arange(length) >= split).astype(np.int64), 0)
@@ -193,7 +195,15 @@ class Inputs:
     def scrambled(self, case: str, batch: Batch) -> Batch:
         """The same batch with other tokens wherever the mask is 0."""
         other = self.rng(case).choice(self.ordinary, batch.ids.shape)
-        return replace(batch, ids=np.where(batch.mask == 1, batch.ids, other))
+        return replace(batch, ids=self.ended(np.where(batch.mask == 1, batch.ids, other), batch.mask))
+
+    def ended(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Tokens, (batch, length), each row's last real ones the ending's; the last ones of a row with too few real ones."""
+        count = min(len(self.ending), ids.shape[1])
+        for row, real in enumerate(mask if count else ()):
+            places = np.flatnonzero(real) if real.sum() >= count else np.arange(ids.shape[1])
+            ids[row, places[-count:]] = self.ending[-count:]
+        return ids
 
     def with_other_future(self, case: str, batch: Batch, position: int) -> Batch:
         """The same batch with other tokens from ``position`` of the decoder's side on."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from trueport.cache_names import cache_of, given_cache
 from trueport.errors import TrueportError
 from trueport.proof.doubled import doubled
 from trueport.proof.inputs import Batch
@@ -32,6 +33,8 @@ REMEMBERED = 12
 """Answers kept: a clause asks about one batch in several ways, and about the same rows under other padding."""
 KEPT = 2**28
 """Bytes that they may take together."""
+STEPPED = ("input_ids", "position_ids", "token_type_ids")
+"""Inputs of which a step takes its own part."""
 
 
 def widened(model: PreTrainedModel, *, copied: bool = True) -> PreTrainedModel:
@@ -169,13 +172,33 @@ class Reference:
             batch = batch.take(rows)
         return self.forward(batch)["logits"]
 
-    def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
+    def steps(self, batch: Batch, chunks: Sequence[int]) -> np.ndarray:
+        """A decoder's logits, (batch, length, vocabulary) float64, step by step over its own cache.
+
+        Raises:
+            OriginalError: it refuses them.
+        """
+        feeds, pieces, cache, start = self._feeds(batch, True), list[np.ndarray](), None, 0
+        for size in chunks:
+            given = {name: value[:, start : start + size] for name, value in feeds.items() if name in STEPPED}
+            masks = {name: value[:, : start + size] for name, value in feeds.items() if name == "attention_mask"}
+            past: dict[str, Any] = {} if cache is None else given_cache(self.model, cache)
+            result = self._called(batch, given | masks | past | {"use_cache": True})
+            cache = cache_of(result)
+            pieces.append(result["logits"].to(torch.float64, copy=True).numpy())
+            start += size
+        return np.concatenate(pieces, axis=1)
+
+    def _called(self, batch: Batch, feeds: Mapping[str, Any]) -> Any:
         try:
             with torch.no_grad(), doubled(self.model) if self.wide else nullcontext():
-                result = self.model(**self._feeds(batch, positions), return_dict=True)
+                return self.model(**feeds, return_dict=True)
         except (RuntimeError, IndexError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OriginalError(f"The original refuses {tuple(batch.ids.shape)}: {reason}") from error
+
+    def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
+        result = self._called(batch, self._feeds(batch, positions))
         values = {name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names}
         # A copy of float64 is needed too: what is given out may be the module's own.
         return {name: value.to(torch.float64, copy=True).numpy() for name, value in values.items()}

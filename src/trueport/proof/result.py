@@ -15,7 +15,8 @@ FOLDER = "folder"
 class Case:
     """One comparison: ``error`` over ``budget`` fails it; None for a comparison that could not be made.
 
-    One that was ``left_out`` proves nothing; its note says why.
+    One that was ``left_out`` proves nothing; its note says why. ``spread`` is the standard error of a mean over as many
+    positions as a proof compares.
     """
 
     case: str
@@ -24,6 +25,7 @@ class Case:
     worst_input: dict[str, Any] | None = None
     note: str = ""
     left_out: bool = False
+    spread: float = 0.0
 
     @property
     def failed(self) -> bool:

@@ -155,7 +155,7 @@ def asked_of(
     source = padded.inputs[0]
     features = None if padded.has_input("input_ids") or len(source.shape) < 3 else tuple(source.shape[1:])
     typed = padded.has_input("token_type_ids")
-    inputs = Inputs(config, role, seed, limits, features=features, typed=typed)  # type: ignore[arg-type]
+    inputs = Inputs(config, role, seed, limits, features=features, typed=typed, ending=padded.ending)  # type: ignore[arg-type]
     own = exact = None
     if original is not None:
         own = Reference(original, role, list(outputs))

@@ -37,6 +37,13 @@ class FolderReference(Reference):
         """As if in float32: the range of a half-precision folder is asked of its original alone."""
         return torch.float32
 
+    def steps(self, batch: Batch, chunks: Sequence[int]) -> np.ndarray:
+        """A decoder's logits in steps, (batch, length, vocabulary) float64."""
+        try:
+            return self._subject.decode(batch, chunks).astype(np.float64)
+        except RunError as error:
+            raise OriginalError(f"The folder as it was refuses {tuple(batch.ids.shape)}: {error.problem}") from error
+
     def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
         try:
             answers = self._subject.forward(batch)

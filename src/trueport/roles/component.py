@@ -46,7 +46,7 @@ class Component:
 
 
 def sample(interface: Interface, sizes: Mapping[str, int], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Inputs of the given sizes that any model accepts: ids 0, masks 1, positions counted, floats N(0, 1)."""
+    """Inputs of the given sizes that any model accepts: ids 0 and the ending, masks 1, positions counted, floats N(0, 1)."""
     generator = torch.Generator().manual_seed(0)
     feeds = {}
     for tensor in interface.inputs:
@@ -57,6 +57,8 @@ def sample(interface: Interface, sizes: Mapping[str, int], dtype: torch.dtype | 
             feeds[tensor.name] = torch.arange(shape[-1]).expand(shape).contiguous()
         elif tensor.dtype.startswith("int"):
             feeds[tensor.name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+            if tensor.name == "input_ids" and 0 < len(interface.ending) <= shape[-1]:
+                feeds[tensor.name][:, -len(interface.ending) :] = torch.tensor(interface.ending)
         else:
             feeds[tensor.name] = torch.randn(shape, generator=generator).to(getattr(torch, tensor.dtype))
     return feeds

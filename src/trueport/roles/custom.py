@@ -234,6 +234,10 @@ def _with_state(
         tensors = {p.output: _grown(interface.input(p.input), p.axis) for p in interface.state}
         interface = interface.with_outputs(replace(t, shape=tensors.get(t.name, t.shape)) for t in interface.outputs)
     _check_beginning(module, found, interface, feeds)
+    least = {d.name: max(d.minimum, 1) for d in interface.dimensions if d.name in interface.fed}
+    few, first = at_sizes(feeds, interface, sizes | least), found.first
+    if first is not None and Probe(lambda given: first.run(module, given)).runs(few):
+        _check_beginning(module, found, interface, few)  # a state of zeros may be told from none by few tokens alone
     return interface
 
 

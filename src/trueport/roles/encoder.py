@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ from trueport.roles.component import (
     text_inputs,
     trace_sizes,
 )
-from trueport.roles.probing import itself
+from trueport.roles.ending import ended
+from trueport.roles.probing import FAILURES, itself
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,37 +60,47 @@ def components(model: PreTrainedModel, *, untrained: tuple[str, ...] = ()) -> li
     names = _outputs(model, interface, constants, untrained)
     interface = interface.with_outputs(Tensor(name, "float32", ()) for name in names)
     module = EncoderModule(model, names, constants)
-    sizes = trace_sizes(interface, sequence_length=trace_length(model.config))
+    sizes = trace_sizes(interface, sequence_length=_traced(model, interface))
     return [Component("model", "model", module, interface, sizes)]
 
 
 def _text_interface(model: PreTrainedModel) -> Interface:
     bound, because = position_bound(model)
     inputs = tuple(text_inputs(model.config, signature(model), "sequence_length"))
-    length = Dimension("sequence_length", shortest_length(model, inputs), bound, because)
-    return Interface(inputs, (), (Dimension("batch_size"), length))
+    interface = ended(model, Interface(inputs, (), (Dimension("batch_size"),)), trace_length(model.config, bound))
+    length = Dimension("sequence_length", shortest_length(model, interface), bound, because)
+    return replace(interface, dimensions=(*interface.dimensions, length))
 
 
 def _image_interface(model: PreTrainedModel) -> Interface:
     return Interface((image_input(model),), (), (Dimension("batch_size"),))
 
 
-def trace_length(config: Any) -> int:
-    """A traced length that lies past a local attention window, so that blocks are traced as blocks."""
+def trace_length(config: Any, bound: int | None = None) -> int:
+    """A length past a local attention window, so that blocks are traced as blocks; below ``bound``, where there is one.
+
+    A length at the bound itself is traced as if no other were asked for.
+    """
     from trueport.roles.windows import windows
 
-    return max([7, *(2 * window + 3 for window in windows(config))])
+    length = max([7, *(2 * window + 3 for window in windows(config))])
+    return length if bound is None else max(min(length, bound - 1), 1)
 
 
-def shortest_length(model: PreTrainedModel, inputs: tuple[Tensor, ...]) -> int:
+def _traced(model: PreTrainedModel, interface: Interface) -> int:
+    """The same, of an interface whose model may end at a position; an image has no such length."""
+    bounds = [d.maximum for d in interface.dimensions if d.name == "sequence_length"]
+    return trace_length(model.config, *bounds)
+
+
+def shortest_length(model: PreTrainedModel, interface: Interface) -> int:
     """The length from which on the original itself runs: models that pool or stride refuse shorter inputs."""
-    interface = Interface(inputs, (), ())
 
     def runs(length: int) -> bool:
         try:
             with torch.no_grad():
                 model(**sample(interface, {"batch_size": 1, "sequence_length": length}))
-        except (RuntimeError, ValueError, IndexError):
+        except FAILURES:
             return False
         return True
 
@@ -101,7 +113,7 @@ def shortest_length(model: PreTrainedModel, inputs: tuple[Tensor, ...]) -> int:
 def _outputs(
     model: PreTrainedModel, interface: Interface, constants: dict[str, Any], untrained: tuple[str, ...]
 ) -> tuple[str, ...]:
-    feeds = sample(interface, {"batch_size": 1, "sequence_length": trace_length(model.config)})
+    feeds = sample(interface, {"batch_size": 1, "sequence_length": _traced(model, interface)})
     over = "an image" if model.main_input_name == "pixel_values" else f"{feeds['input_ids'].shape[1]} tokens"
     with itself(model, over):
         result = model(**feeds, **constants, return_dict=True)

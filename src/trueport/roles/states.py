@@ -163,14 +163,45 @@ def _found(module: nn.Module, tree: Tree, result: Any) -> dict[Any, str]:
                 break
     if set(named) == set(parts):  # a module that gives x for x, a denoiser say, is to give it to somebody
         named = {}
-    for name in _absent(module, tree):
-        for key in sorted(parts, key=lambda part: name not in part):
+    absent = [name for name in _absent(module, tree) if name not in named.values()]
+    named |= _spelled(module, tree, result, {key: name for name in absent for key in _named_as(name, parts, named)})
+    # What was found so far goes along: a state may count only beside another.
+    given = (tree[0], tree[1] | {name: parts[key] for key, name in named.items() if name in absent})
+    for name in absent:
+        for key in sorted(parts, key=lambda part: not _within(name, part)):
+            if name in named.values():
+                break
             # A class with @trueport.state is a node to pytree as a list is.
             nested = not pytree.tree_structure(parts[key]).is_leaf() and bool(pytree.tree_leaves(parts[key]))
-            if key not in named and (name in key or nested) and _takes(module, tree, name, parts[key], result):
+            if key not in named and (_within(name, key) or nested) and _takes(module, given, name, parts[key]):
                 named[key] = name
-                break
     return named
+
+
+def _named_as(name: str, parts: Mapping[str, Any], taken: Mapping[str, str]) -> list[str]:
+    """The output that is called as the input ``name`` is at the next call; none or one."""
+    spelled = [key for spelling in SPELLINGS if (key := spelling.format(name)) in parts and key not in taken]
+    return spelled[:1]
+
+
+def _within(name: str, key: str) -> bool:
+    """Whether ``key`` has the words of ``name`` in it: ``last_hx`` has ``hx``, and ``hidden`` has no ``h``."""
+    return f"_{name}_" in f"_{key}_"
+
+
+def _spelled(module: nn.Module, tree: Tree, result: Any, named: dict[str, str]) -> dict[str, str]:
+    """Those outputs of ``named``, each called as an input, that the module takes and heeds, alone or beside the others.
+
+    A ring of tokens and the count of them are a state together, where either of them alone changes nothing.
+    """
+    parts = {name: _part(result, key) for key, name in named.items()}
+
+    def heeded(name: str) -> bool:
+        others = {other: part for other, part in parts.items() if other != name}
+        beside = (tree[0], tree[1] | others)
+        return _takes(module, tree, name, parts[name]) or _takes(module, beside, name, parts[name])
+
+    return {key: name for key, name in named.items() if heeded(name)}
 
 
 def _argument(tree: Tree, name: str) -> Any:
@@ -198,19 +229,25 @@ def _absent(module: nn.Module, tree: Tree) -> Iterator[str]:
             yield name
 
 
-def _takes(module: nn.Module, tree: Tree, name: str, part: Any, result: Any) -> bool:
+def _takes(module: nn.Module, tree: Tree, name: str, part: Any) -> bool:
     """Whether the module takes this output as that input, and answers otherwise then."""
-    from trueport.rewrite.watch import preserved
-
     if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(part)):
         return False
-    try:
-        with torch.no_grad(), preserved(module):
-            again = module(*tree[0], **(tree[1] | {name: part}))
-    except FAILURES:
-        return False
-    before, after = pytree.tree_leaves(result), pytree.tree_leaves(again)
+    before, after = _answer(module, tree), _answer(module, (tree[0], tree[1] | {name: part}))
+    if before is None or after is None:  # of several states it may take all or none
+        return after is not None
     return len(before) == len(after) and any(
         isinstance(a, torch.Tensor) and (a.shape != b.shape or not torch.equal(a, b))
         for a, b in zip(before, after, strict=True)
     )
+
+
+def _answer(module: nn.Module, tree: Tree) -> list[Any] | None:
+    """The leaves of the module's result; None where it refuses its inputs."""
+    from trueport.rewrite.watch import preserved
+
+    try:
+        with torch.no_grad(), preserved(module):
+            return pytree.tree_leaves(module(*tree[0], **tree[1]))
+    except FAILURES:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,24 @@ class GenerativeModel(TrueportModel, GenerationMixin):
 
 
 class DecoderModel(GenerativeModel):
-    """A causal language model."""
+    """A causal language model.
+
+    Attributes:
+        reread_past: the number of tokens past which ``generate`` drops a cache of no more; None where it keeps every one.
+    """
+
+    reread_past: int | None = None
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads from its signature what it takes
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """One step's inputs, as transformers' models prepare them; those that read all anew past a limit do so here."""
+        cache, limit = kwargs.get(CACHE), self.reread_past
+        if limit is not None and cache is not None and 0 < cache.get_seq_length() <= limit < input_ids.shape[1]:
+            kwargs |= {CACHE: None, "next_sequence_length": None}
+        prepare: Any = GenerationMixin.prepare_inputs_for_generation  # typed for PreTrainedModel
+        return dict(prepare(self, input_ids, *args, **kwargs))
 
     def _signature(self) -> list[str]:
         return [*super()._signature(), CACHE, "use_cache"]

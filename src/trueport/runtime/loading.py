@@ -44,7 +44,10 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
     kind: type[TrueportModel] = {"decoder": DecoderModel, "seq2seq": Seq2SeqModel}.get(role, TrueportModel)
     _check_components(folder, role, sessions)
     config = _config(folder)
-    return kind(folder, config, _generation_config(folder, config), sessions, source.get("task"))
+    model = kind(folder, config, _generation_config(folder, config), sessions, source.get("task"))
+    if isinstance(model, DecoderModel):
+        model.reread_past = source.get("reread_past")
+    return model
 
 
 def _of_runtime(folder: Path, components: Mapping[str, Any], runtime: str | None) -> dict[str, Any]:

@@ -415,3 +415,12 @@ def test_given_prompts_are_what_the_gate_asks(tmp_path: Path, monkeypatch: pytes
 def test_verify_takes_no_prompts_where_there_is_no_gate(exported: Any):
     with pytest.raises(TrueportError, match="is quantised, so there is no gate to ask"):
         trueport.verify(exported("llama-tales"), against=EXAMPLES / "llama-tales", calibration=["a"])
+
+
+@pytest.mark.slow
+def test_a_plan_holds_on_the_inputs_of_other_proofs(tmp_path: Path):
+    """One of these ten fell: the search took three quarters of the gate on few positions for room enough."""
+    model = zoo.build("mt5")
+    trueport.export(model, tmp_path / "out", tokenizer=None, quantize="auto", proof=False)
+    proofs = [trueport.verify(tmp_path / "out", against=model, clauses=["quality"], seed=seed) for seed in range(10)]
+    assert not any(proof.failures() for proof in proofs)

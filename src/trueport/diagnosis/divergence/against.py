@@ -115,11 +115,12 @@ def diagnose_against(
             "Give a folder that Trueport wrote; `trueport verify` judges any.",
         )
     manifest = read_manifest(place)
-    if manifest.get("quantize"):
-        raise TrueportError(
-            "A quantised artefact is not what torch.export captured, operation by operation",
-            "Export without --quantize to look for a fault, and judge this one by trueport verify.",
-        )
+    for key, kind, option in (("quantize", "quantised", "--quantize"), ("optimized", "fused", "--optimize")):
+        if manifest.get(key):
+            raise TrueportError(
+                f"A {kind} artefact is not what torch.export captured, operation by operation",
+                f"Export without {option} to look for a fault, and judge this one by trueport verify.",
+            )
     original = original_of(against, manifest, trust_remote_code)
     found: list[Divergence] = []
     names: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses.shapes import CHUNKED
 from trueport.proof.inputs import Batch, left, right
+from trueport.proof.reference import OriginalError
 from trueport.proof.result import Case
 
 
@@ -82,4 +84,21 @@ def stepped(
         truth = asked.ask(final) if asked.exact is None else asked.exact.forward(final)
     except TrueportError as error:
         return asked.refused(name, batch, error)
-    return asked.compare(name, final, {"logits": got}, truth)
+    found = asked.compare(name, final, {"logits": got}, truth)
+    return _own_steps(asked, found, batch, chunks, got) if found.failed and not reorder else found
+
+
+def _own_steps(asked: Asked, found: Case, batch: Batch, chunks: Sequence[int], got: np.ndarray) -> Case:
+    """The case against the original's own steps, where these are not its whole: a rotation that changes with the length."""
+    if asked.exact is None or asked.role != "decoder" or len(chunks) == 1:
+        return found
+    whole = asked.exact.forward(batch)
+    try:
+        own = {"logits": asked.exact.steps(batch, chunks)}
+    except OriginalError:
+        return found
+    if not asked.compare(found.case, batch, own, whole).failed:
+        return found
+    against = asked.compare(found.case, batch, {"logits": got}, own)
+    note = "; ".join(filter(None, ["the original's own steps are not its whole; against these steps", against.note]))
+    return replace(against, note=note)

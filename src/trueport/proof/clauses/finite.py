@@ -44,7 +44,8 @@ def extremes(asked: Asked) -> Iterator[tuple[str, Batch]]:
         return
     for name, token in (("the first token only", 0), ("the last token only", inputs.vocabulary - 1)):
         batch = inputs.full(name, 2, length)
-        yield name, Batch(np.full_like(batch.ids, token), batch.mask, batch.target, batch.types)
+        ids = inputs.ended(np.full_like(batch.ids, token), batch.mask)
+        yield name, Batch(ids, batch.mask, batch.target, batch.types)
     if asked.masked:
         yield "a row wholly masked", inputs.draw("wholly masked", right(length, [0, length]))
         yield "every row wholly masked", inputs.draw("all masked", right(length, [length, length]))

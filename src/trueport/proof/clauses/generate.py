@@ -12,8 +12,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from trueport.cache_names import cache_name, field_name
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
+from trueport.proof.clauses.shapes import LONGEST
 from trueport.proof.inputs import Batch, left, right
+from trueport.proof.memory import TooLargeError
 from trueport.proof.result import Case
+from trueport.roles.windows import rope_limits
 
 NEW_TOKENS = 6
 WAYS: dict[str, dict[str, Any]] = {
@@ -42,7 +45,25 @@ def ask(asked: Asked) -> list[Case]:
     for name, options in WAYS.items():
         options = {"max_new_tokens": new, "min_new_tokens": min(3, new), "use_cache": True} | options
         cases.append(_way(asked, name, options))
-    return cases
+    return cases + [_past(asked, limit, new) for limit in rope_limits(asked.config) if _reaches(asked, limit + new)]
+
+
+def _reaches(asked: Asked, length: int) -> bool:
+    return asked.role == "decoder" and asked.inputs.fits(length) == length <= LONGEST
+
+
+def _past(asked: Asked, limit: int, new: int) -> Case:
+    """Greedy across a length at which the rotations change: some models then read all tokens anew, without their cache."""
+    name = f"greedy across {limit} tokens"
+    length = max(limit + 1 - new // 2, 1)
+    pads = [0, min(3, length - 1)] if asked.masked else [0, 0]
+    batch = asked.inputs.draw(name, left(length, pads[: asked.inputs.limits.rows]))
+    try:
+        asked.afford(batch)
+    except TooLargeError as error:
+        return asked.refused(name, batch, error)
+    options = {"max_new_tokens": new, "min_new_tokens": new, "use_cache": True} | WAYS["greedy"]
+    return replace(_one(asked, batch, options), case=name)
 
 
 def _way(asked: Asked, name: str, options: dict[str, Any]) -> Case:

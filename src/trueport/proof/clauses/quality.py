@@ -5,7 +5,7 @@ The batches are of given prompts, where there are any, or of drawn tokens, on wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -52,21 +52,23 @@ class _Compared:
     values: list[float] = field(default_factory=list)
     worst: tuple[float, Batch | None] = (-1.0, None)
     given: int = 0  # of the values, those of given prompts
+    rows: list[int] = field(default_factory=list)  # how many of the values each row has
 
 
-def ask(asked: Asked) -> list[Case]:
+def ask(asked: Asked, times: int = 1) -> list[Case]:
     """Top-1 agreement and mean divergence of every output that is a distribution; else the distance of every output.
 
-    Of a model that generates, also the agreement along its own continuations of prompts.
+    Of a model that generates, also the agreement along its own continuations of prompts. ``times`` as many drawn positions
+    and tokens as a proof's are compared.
     """
     if asked.quantised is None:
         raise NotApplicableError("nothing in it is quantised")
     asked.require_original()
-    generated = _generated(asked) if asked.role in ("decoder", "seq2seq") else []
-    return distributions(asked, POSITIONS, POSITIONS * MORE) + generated + _elsewhere(asked)
+    generated = _generated(asked, times) if asked.role in ("decoder", "seq2seq") else []
+    return distributions(asked, POSITIONS * times, POSITIONS * MORE) + generated + _elsewhere(asked, times)
 
 
-def _elsewhere(asked: Asked) -> list[Case]:
+def _elsewhere(asked: Asked, times: int) -> list[Case]:
     """Beside given prompts: that drawn tokens, holes and lengths past the windows are no worse than rounding makes them."""
     assert asked.quantised is not None
     if not asked.quantised.prompts:
@@ -75,7 +77,7 @@ def _elsewhere(asked: Asked) -> list[Case]:
     because = f"{ROOM} times the gate's, as the original is often undecided on them"
     wider = Gate(0.0, gate.divergence * ROOM, gate.distance * ROOM**0.5, 0.0, because)
     drawn = replace(asked, quantised=replace(asked.quantised, gate=wider, prompts=()))
-    cases = distributions(drawn, POSITIONS, 0)
+    cases = distributions(drawn, POSITIONS * times, 0)
     return [replace(case, case=f"drawn tokens: {case.case}") for case in cases if "disagreement" not in case.case]
 
 
@@ -193,11 +195,12 @@ def _add(
         else:
             values = np.linalg.norm(first - second, axis=-1) / np.maximum(np.linalg.norm(second, axis=-1), 1e-30)
         found.values += values.tolist()
+        found.rows.append(len(values))
         if float(values.max()) > found.worst[0]:
             found.worst = (float(values.max()), batch.take([row]))
 
 
-def _generated(asked: Asked) -> list[Case]:
+def _generated(asked: Asked, times: int) -> list[Case]:
     """Choices along the original's greedy continuations of prompts, each given the original's tokens before it.
 
     Left to itself, an artefact that chooses otherwise once goes on elsewhere, and all later tokens count against it:
@@ -205,9 +208,10 @@ def _generated(asked: Asked) -> list[Case]:
     """
     assert asked.own is not None and asked.quantised is not None
     wrong = total = 0
+    choices, rows = list[np.ndarray](), list[int]()
     worst: tuple[int, Batch | None] = (0, None)
     for batch, is_given in _beginnings(asked):
-        if total >= GENERATED * (MORE // 2 if is_given else 1):
+        if total >= GENERATED * max(times, MORE // 2 if is_given else 1):
             break
         begun = 1 if asked.role == "seq2seq" else batch.ids.shape[1]
         new = asked.inputs.target_fits(begun + CONTINUED) - begun
@@ -221,6 +225,7 @@ def _generated(asked: Asked) -> list[Case]:
         differ = got.argmax(-1) != asked.own.forward(told)["logits"].argmax(-1)
         differ = differ[:, -counted.shape[1] - 1 : -1] & counted
         wrong, total = wrong + int(differ.sum()), total + int(counted.sum())
+        choices, rows = [*choices, differ[counted]], [*rows, *counted.sum(axis=1).tolist()]
         row = int(differ.sum(axis=1).argmax())
         if differ[row].sum() > worst[0]:
             worst = (int(differ[row].sum()), told.take([row]))
@@ -231,7 +236,8 @@ def _generated(asked: Asked) -> list[Case]:
         f"asks for {gate.generated:g} or more: {gate.because}"
     )
     shown = None if worst[1] is None else worst[1].to_json()
-    return [Case("generated-token disagreement", share, round(1 - gate.generated, 6), shown, note)]
+    spread = spread_of(np.concatenate(choices), rows, GENERATED)
+    return [Case("generated-token disagreement", share, round(1 - gate.generated, 6), shown, note, spread=spread)]
 
 
 def _beginnings(asked: Asked) -> Iterator[tuple[Batch, bool]]:
@@ -255,6 +261,21 @@ def divergence(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(p > 0, p * (log_p - log_q), 0.0).sum(axis=-1))
 
 
+def spread_of(values: Sequence[float] | Sequence[bool] | np.ndarray, rows: Sequence[int], count: int) -> float:
+    """The standard error of a mean over ``count`` positions of such rows, whose positions go together.
+
+    Args:
+        values: of each position, a row's behind each other.
+        rows: how many of them each row has.
+        count: positions.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    if not known.size:
+        return 0.0
+    apart = np.split(known - known.mean(), np.cumsum(rows)[:-1])
+    return float(np.sqrt(sum(part.sum() ** 2 for part in apart) / (known.size * count)))
+
+
 def _cases(asked: Asked, name: str, found: _Compared, gate: Gate) -> list[Case]:
     worst = None if found.worst[1] is None else found.worst[1].to_json()
     label = f"{name}: " if len(asked.outputs) > 1 else ""
@@ -262,13 +283,16 @@ def _cases(asked: Asked, name: str, found: _Compared, gate: Gate) -> list[Case]:
     ways = [(found.given, "of given prompts"), (drawn, "of padded batches" if not found.given else "of drawn ones")]
     where = "over " + " and ".join(f"{count} real positions {words}" for count, words in ways if count)
     mean = float(np.mean(found.values)) if found.values else float("nan")
+    count = max(POSITIONS, found.given)
+    spread = spread_of(found.values, found.rows, count)
     if not found.agree:
         note = f"{mean:.3g} {where}; the gate asks for {gate.distance:g} or less: {gate.because}"
-        return [Case(f"{label}relative distance", mean, gate.distance, worst, note)]
+        return [Case(f"{label}relative distance", mean, gate.distance, worst, note, spread=spread)]
     share = float(np.mean(found.agree))
     asks = f"top-1 agreement {share:.4f} {where}; the gate asks for {gate.agreement:g} or more: {gate.because}"
     nats = f"{mean:.3g} nats {where}; the gate asks for {gate.divergence:g} or less: {gate.because}"
+    choices = spread_of(found.agree, found.rows, count)
     return [
-        Case(f"{label}top-1 disagreement", 1 - share, round(1 - gate.agreement, 6), worst, asks),
-        Case(f"{label}mean KL divergence", mean, gate.divergence, worst, nats),
+        Case(f"{label}top-1 disagreement", 1 - share, round(1 - gate.agreement, 6), worst, asks, spread=choices),
+        Case(f"{label}mean KL divergence", mean, gate.divergence, worst, nats, spread=spread),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def ask(asked: Asked | AskedModule) -> list[Case]:
     if not asked.interface.state:
         raise NotApplicableError("the module keeps no state")
     if asked.time is None:
-        return [_repeated(asked)]
+        return _repeated(asked)
     length = asked.fits(asked.time, 10)
     if length < 3:
         raise NotApplicableError(f"the module takes {length} steps at most")
@@ -112,22 +112,36 @@ def _reordered(asked: AskedModule, case: str, feeds: Arrays, length: int, count:
     return ask
 
 
-def _repeated(asked: AskedModule) -> Case:
-    """Calls in a row, each with inputs of its own, against the original's."""
+def _repeated(asked: AskedModule) -> list[Case]:
+    """Calls in a row, each with inputs of its own, against the original's: as long as the sample, shorter, and by turns."""
     if asked.exact is None:
         raise NotApplicableError("needs the original: its calls have no length to be split")
-    case = f"{STEPS} calls in a row"
-    sizes = {name: asked.fits(name, size) for name, size in asked.sizes.items() if name in asked.interface.fed}
-    first = _plain(asked, "call 0", sizes)
+    usual = {name: asked.fits(name, size) for name, size in asked.sizes.items() if name in asked.interface.fed}
+    least = {name: asked.fits(name, 1) for name in usual}
+    rows = {name: size for name, size in usual.items() if name == asked.interface.rows}
+    turns = [
+        least | rows,
+        usual,
+        {name: asked.fits(name, size + 3) for name, size in usual.items()} | rows,
+        least | rows,
+    ]
+    ways = {f"{STEPS} calls in a row": [usual] * STEPS}
+    ways |= {"calls of the smallest sizes": [least] * STEPS, "calls of other lengths": turns}
+    return [_in_a_row(asked, name, sizes) for name, sizes in ways.items()]
+
+
+def _in_a_row(asked: AskedModule, case: str, calls: Sequence[dict[str, int]]) -> Case:
+    """One call of each of these sizes, from the beginning on."""
+    first = _plain(asked, f"{case} 0", calls[0])
 
     def ask() -> Case:
         assert asked.exact is not None
         state, own, worst = _begun(asked.interface, asked, first), None, Case(case, 0.0, 0.0)
-        for number in range(STEPS):
+        for number, sizes in enumerate(calls):
             # A mask over past and new is as long as the state has become.
-            feeds = _plain(asked, f"call {number}", state_sizes(asked.interface, state) | sizes)
-            got, state = asked.session.step(feeds, state)
+            feeds = _plain(asked, f"{case} {number}", state_sizes(asked.interface, state) | sizes)
             truth, own = asked.exact.step(feeds, own)
+            got, state = asked.session.step(feeds, state)
             found = asked.compare(f"{case}, the {number + 1}th", feeds, got, truth)
             worst = found if found.ratio >= worst.ratio else worst
         return worst

@@ -44,7 +44,9 @@ def _past(asked: Asked, limit: int, length: int, rows: int) -> list[Case]:
             return [asked.refused(name, batch, error)]
     mask = left(length, ([0, min(3, limit)] if asked.masked else [0, 0])[-rows:])
     batch = asked.inputs.draw(f"window {limit}", mask)
-    step = max(limit - 1, 1)
+    # Steps across a length at which the rotations change are what the original makes of them: it alone can say.
+    turns = asked.exact is None and limit in rope_limits(asked.config)
+    step = limit + 1 if turns else max(limit - 1, 1)
     alone = "" if rows == 2 else ", one row"
     cases = [stepped(asked, f"{length} tokens past {limit}{alone}", batch, [length])]
     if asked.cached:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from trueport.targets.onnx.lower import Graph
     from trueport.targets.quantized import Gate
 
-MARGIN = 0.75
-"""Share of the gate that a plan may use up on the calibration's inputs: those of the proof are others."""
+TIMES = 4
+"""How many times as many drawn positions as a proof's a plan is asked at."""
+ROOM = 2.0
+"""Standard errors of what a proof measures that a plan keeps from the gate: the proof's inputs are others."""
 POSITIONS = 48
 """Real positions at which the cost of one layer is measured."""
 PROMPTS = 16
@@ -103,7 +105,7 @@ def _fewest(graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence
 
 
 def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str], way: Way) -> bool:
-    """Whether graphs in these forms keep within the margin of the gate."""
+    """Whether graphs in these forms keep from the gate as far as a proof on other inputs may come out worse."""
 
     def change(graph: Graph) -> Graph:
         quantise(graph, forms.__getitem__, block_size=way.block_size, rounded=way.rounded)
@@ -112,8 +114,8 @@ def _holds(graphs: Sequence[Graph], asked: Asked, forms: Mapping[Place, str], wa
     if all(form == FLOAT for form in forms.values()):
         return True
     with opened(graphs, change) as sessions:
-        cases = ask(replace(asked, subject=subject_of(asked.role, sessions)))
-    return all(case.ratio <= MARGIN for case in cases)
+        cases = ask(replace(asked, subject=subject_of(asked.role, sessions)), TIMES)
+    return not any(case.failed or (case.error or 0.0) + ROOM * case.spread > case.budget for case in cases)
 
 
 def _cheapest(
