@@ -14,6 +14,26 @@ if TYPE_CHECKING:
 OLDEST_OPSET = 17
 """The first with LayerNormalization, which every graph here uses."""
 
+READERS = {
+    "opset": "onnx",
+    "backend": "executorch",
+    "max_batch": "executorch",
+    "max_length": "executorch",
+    "max_arena": "executorch",
+    "max_pte": "executorch",
+}
+"""Options that one of Trueport's own targets reads, and the other does not."""
+
+
+def unread(options: Mapping[str, Any], targets: Sequence[Target]) -> list[str]:
+    """In words, each option that is given and that none of these targets reads; a plan for many models may hold it."""
+    names = {target.name for target in targets}
+    if names - set(READERS.values()):
+        return []  # somebody else's target may read any
+    given = [name for name, reader in READERS.items() if options[name] is not None and reader not in names]
+    told = {name: f"--{name.replace('_', '-')} {options[name]}" for name in given}
+    return [f"{told[name]} is for {READERS[name]} and says nothing to {' and '.join(sorted(names))}" for name in given]
+
 
 def check_options(options: Mapping[str, Any], targets: Sequence[Target]) -> None:
     """Refuse what no target can do, or these cannot.

@@ -19,7 +19,7 @@ from trueport.artifact import (
 from trueport.errors import ProofError, TrueportError
 from trueport.finishing import finish
 from trueport.lowering import write_graphs
-from trueport.options import check_options, check_seed, chosen_fusions
+from trueport.options import check_options, check_seed, chosen_fusions, unread
 from trueport.progress import BytesDone, Meter, Progress
 from trueport.quiet import quiet
 from trueport.recipe import Recipe, opened
@@ -147,6 +147,7 @@ def export(
         "notes": notes,
     }
     check_options(options, targets)
+    notes += unread(options, targets)
     check_seed(seed)
     fusions = chosen_fusions(optimize, caches, targets, proof)
     place = Path(out)
