@@ -123,7 +123,7 @@ def die_after(place: Path) -> None:
 
 def die_within(place: Path) -> None:
     """When everything is written, and before it is in place."""
-    write, put = Store._write, artifact.put_in_place
+    write, put = Store.write, artifact.put_in_place
 
     def write_or_die(self: Store, path: str, content: Any) -> None:
         if path.endswith("/trueport.json"):
@@ -135,7 +135,7 @@ def die_within(place: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         put(staging, out)
 
-    Store._write = write_or_die  # type: ignore[method-assign]
+    Store.write = write_or_die  # type: ignore[method-assign]
     artifact.put_in_place = put_or_die
 
 

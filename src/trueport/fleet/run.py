@@ -235,7 +235,6 @@ class _Fleet:
         outcome = self._outcome_there(job)
         if outcome is None or (outcome["status"] == FAILED and self.retry_failed and job.attempt == 1):
             return False
-        self.store.tidy(job.name)
         known = self._last(job)
         if known is not None and known["status"] in LASTING:
             self._carry(known)
@@ -266,10 +265,14 @@ class _Fleet:
             self._record(**{name: value for name, value in known.items() if name != "time"} | {"carried": True})
 
     def _outcome_there(self, job: Job) -> Outcome | None:
-        """What a worker would tell of the artefact that is in place; None where none is, or nobody can tell."""
+        """What a worker would tell of the artefact that is in place; None where none is, or nobody can tell.
+
+        One that a worker left half way to its place is brought there first.
+        """
         from trueport.proof.report import headline
 
         try:
+            self.store.finish(job.name)
             manifest = self.store.committed(job.name, job.key)
             if manifest is None:
                 return None
