@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ftplib
 import uuid
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,29 @@ def test_a_mark_that_points_elsewhere_is_not_followed(store: Store) -> None:
 
 def _refuse(*args: Any, **options: Any) -> None:
     raise OSError(5, "the connection is gone")
+
+
+@pytest.mark.parametrize("store", ["quota"], indirect=True)
+def test_a_server_that_is_busy_is_no_empty_place(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec's FTP takes a 425 for a file that is not there: the old artefact would be overwritten, without a --force."""
+
+    def busy(path: str, *args: Any, **options: Any) -> Any:
+        try:
+            raise ftplib.error_temp("425 Can't open data connection.")
+        except ftplib.Error as error:
+            raise FileNotFoundError(path) from error
+
+    old = _content(store, "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(store.system, "cat_file", busy)
+        patch.setattr(store.system, "ls", busy)
+        for ask in (
+            lambda: store.publish(_folder(tmp_path / "new", new="22"), "one", "l", run=RUN),
+            lambda: store.committed("one", "k"),
+            lambda: store.check("one", "l", force=True),
+        ):
+            with pytest.raises(StorageError, match="425 Can't open data"):
+                ask()
+        with pytest.raises(OSError, match="425 Can't open data"):
+            store.sizes("one")
+    assert _content(store, "one") == old

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ftplib
 import json
 import re
 import time
@@ -81,15 +82,22 @@ class Files:
         """What a JSON file holds; None where there is none, or something else."""
         try:
             return json.loads(self.system.cat_file(self.at(name, path)))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
+        except FileNotFoundError as error:
+            _check_answer(error)
+        except (NotADirectoryError, ValueError):
+            pass
+        return None
 
     def sizes(self, name: str) -> dict[str, int | None]:
         """Every file of a folder with its size, by its relative path."""
+        from fsspec import AbstractFileSystem
+
         place = self.at(name)
+        walks = type(self.system).find is AbstractFileSystem.find  # and leaves out what it could not read
         try:
-            found = self.system.find(place, detail=True)
-        except FileNotFoundError:
+            found = self.system.find(place, detail=True, **({"on_error": "raise"} if walks else {}))
+        except FileNotFoundError as error:
+            _check_answer(error)
             return {}
         return {path[len(place) + 1 :]: entry.get("size") for path, entry in found.items() if path != place}
 
@@ -136,6 +144,17 @@ class Files:
             raise
         except Exception as error:
             raise _explained(error, self.where(name)) from error
+
+
+def _check_answer(error: BaseException | None) -> None:
+    """Raise OSError where a file that is said not to be there may well be.
+
+    fsspec's FTP says so of every answer that is none, also of those that ask to come again.
+    """
+    while error is not None:
+        if isinstance(error, ftplib.error_temp):
+            raise OSError(str(error))
+        error = error.__cause__ or error.__context__
 
 
 def no_space(error: BaseException | None) -> bool:
