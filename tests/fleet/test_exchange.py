@@ -19,8 +19,7 @@ RUN = "r1"
 
 @pytest.fixture(params=["memory", "quota"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    found = Store(f"{request.param}://{tmp_path}/{uuid.uuid4().hex}")
-    found._system = type(found.system)(skip_instance_cache=True)  # what is patched in it is in no other test's
+    found = Store(f"{request.param}://{tmp_path}/{uuid.uuid4().hex}", {"skip_instance_cache": True})
     found.publish(_folder(tmp_path / "old", old="1", config="3"), "one", "k", run=RUN)
     return found
 
@@ -44,7 +43,7 @@ def _cut(patch: pytest.MonkeyPatch, store: Store, steps: int, error: BaseExcepti
         return call
 
     for name in ("put_file", "pipe_file", "rm_file", "cp_file", "rm"):
-        patch.setattr(store.system, name, counted(getattr(store.system, name)))
+        patch.setattr(type(store.system), name, counted(getattr(type(store.system), name)))
 
 
 @pytest.mark.parametrize("how", ["killed", "gone"])
@@ -119,7 +118,7 @@ def _refuse(*args: Any, **options: Any) -> None:
 def test_a_server_that_is_busy_is_no_empty_place(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fsspec's FTP takes a 425 for a file that is not there: the old artefact would be overwritten, without a --force."""
 
-    def busy(path: str, *args: Any, **options: Any) -> Any:
+    def busy(self: Any, path: str, *args: Any, **options: Any) -> Any:
         try:
             raise ftplib.error_temp("425 Can't open data connection.")
         except ftplib.Error as error:
@@ -127,8 +126,8 @@ def test_a_server_that_is_busy_is_no_empty_place(store: Store, tmp_path: Path, m
 
     old = _content(store, "one")
     with monkeypatch.context() as patch:
-        patch.setattr(store.system, "cat_file", busy)
-        patch.setattr(store.system, "ls", busy)
+        patch.setattr(type(store.system), "cat_file", busy)
+        patch.setattr(type(store.system), "ls", busy)
         for ask in (
             lambda: store.publish(_folder(tmp_path / "new", new="22"), "one", "l", run=RUN),
             lambda: store.committed("one", "k"),
@@ -139,3 +138,17 @@ def test_a_server_that_is_busy_is_no_empty_place(store: Store, tmp_path: Path, m
         with pytest.raises(OSError, match="425 Can't open data"):
             store.sizes("one")
     assert _content(store, "one") == old
+
+
+@pytest.mark.parametrize("store", ["quota"], indirect=True)
+def test_behind_an_error_a_new_connection_is_opened(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FTP's is dead once it was cut: the report of a run whose worker could go on would be lost to it."""
+
+    def cut(*args: Any, **options: Any) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(type(store.system), "cachable", False)
+    monkeypatch.setattr(store.system, "pipe_file", cut)
+    with pytest.raises(StorageError, match="cannot be reached: the connection was cut"):
+        store.write_text("report", "words")
+    store.write_text("report", "words")

@@ -143,6 +143,7 @@ class Files:
                 raise StorageError(error.problem, error.remedy) from error
             raise
         except Exception as error:
+            self._asked = float("-inf")  # whatever comes next asks over a connection of its own
             raise _explained(error, self.where(name)) from error
 
 
@@ -170,6 +171,8 @@ def _explained(error: Exception, where: str) -> StorageError:
     if no_space(error):
         return StorageError(f"No space left for {where}", "Free space, or choose another place, and run again.")
     reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    if isinstance(error, EOFError):
+        reason = "the connection was cut"
     if isinstance(error, TypeError):  # an option that is missing, or that nobody knows
         return StorageError(f"{where} cannot be opened: {reason}", "Correct [storage] in the plan.")
     return StorageError(f"{where} cannot be reached: {reason}", "See that it can be written, and run again.")
