@@ -45,6 +45,17 @@ def test_an_interrupt_is_raised_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+def test_an_error_that_an_interrupt_was_made_into_is_none() -> None:
+    """transformers' lazy import says of a Ctrl-C that a module's requirements are not met, and to correct the checkpoint."""
+    with pytest.raises(KeyboardInterrupt), remembered():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'.") from None
+    with pytest.raises(ModuleNotFoundError), remembered():
+        raise ModuleNotFoundError
+
+
 def test_a_process_that_ignores_it_goes_on() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with remembered() as check:

@@ -17,6 +17,8 @@ from typing import Any
 def remembered() -> Iterator[Callable[[], None]]:
     """While inside, SIGINT is remembered; the function given raises KeyboardInterrupt if there was one.
 
+    An error that leaves behind one is what a library made of it, and becomes it again.
+
     Outside the main thread, where no handler can be set, and where SIGINT is ignored, nothing changes.
     """
     before = signal.getsignal(signal.SIGINT)
@@ -37,6 +39,9 @@ def remembered() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, handle)
     try:
         yield check
+    except Exception:
+        check()
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 
