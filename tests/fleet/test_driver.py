@@ -70,6 +70,20 @@ def test_a_second_driver_is_refused(fleet: Fleet) -> None:
     assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 1, 1]
 
 
+def test_two_plans_with_one_model_both_find_it_exported(fleet: Fleet) -> None:
+    """They share OUT: whoever comes second is not told that another export is in the way, as it is the same one."""
+    fleet.add("one", "wait")
+    with fleet.start() as first:
+        until(lambda: len(fleet.calls("one")) == 1)
+        fleet.plan = fleet.plan.rename(fleet.folder / "other.toml")
+        with fleet.start() as second:
+            until(lambda: len(fleet.calls("one")) == 2)
+            _go(fleet)
+            outputs = [driver.communicate(timeout=60)[0] for driver in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert fleet.artefacts() == ["one"] and list(fleet.out.glob(".*")) == []
+
+
 def test_ctrl_c_stops_the_workers_and_the_next_run_goes_on(fleet: Fleet) -> None:
     _three(fleet)
     with fleet.start("--jobs", "2") as driver:

@@ -292,9 +292,10 @@ class _Fleet:
                 "status": STORAGE,
                 "reason": f"{self.store.where(job.name)} was written, and is not there.",
             }
+        # It was killed after its last step; or another plan's worker was first to bring the same to the place.
+        if outcome["status"] in (*TRANSIENT, REFUSED) and self._found(job):
+            return
         if outcome["status"] in TRANSIENT:
-            if self._found(job):  # it was killed after its last step
-                return
             retries = next(entry.limits.retries for entry in self.plan.entries if entry.name == job.name)
             if job.attempt <= retries:
                 self._again(job, outcome)

@@ -125,6 +125,8 @@ class Store(Files):
         bucket = self.root.lstrip("/").partition("/")[0]
         if self.kinds & BUCKETS and not self.system.exists(bucket):
             raise StorageError(f"{self.told}: there is no bucket {bucket} to be reached", "Make it, or correct --out.")
+        if self.renames and Path(self.root).exists() and not Path(self.root).is_dir():
+            raise StorageError(f"{self.told} is not a folder", "Choose another place.")
         self.write_text(f"{WORKSHOP}/{run}/{MARK}", run)
 
     def sees(self, run: str) -> bool:
