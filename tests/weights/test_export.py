@@ -390,6 +390,25 @@ def test_bytes_are_told(saved: Saved) -> None:
         assert steps == sorted(steps)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["gone", "short"])
+@pytest.mark.parametrize(("weights", "when"), [("link", "weights"), ("auto", "lower model"), ("auto", "assets")])
+def test_a_checkpoint_that_goes_while_it_is_exported(saved: Saved, weights: str, how: str, when: str) -> None:
+    """What a library says of a file that is gone, or short, is told as what it is, wherever it is met."""
+    source = saved("distilbert")
+    path = source / "model.safetensors"
+    told = []
+
+    def change(phase: str) -> None:
+        told.append(phase)
+        if phase == when and path.exists():
+            path.unlink() if how == "gone" else os.truncate(path, 3000)
+
+    with pytest.raises(SourceError, match="safetensors changed while it was exported"):
+        trueport.export(source, source.parent / "out", tokenizer=None, proof=False, weights=weights, progress=change)
+    assert when in told and not (source.parent / "out").exists()
+
+
 @pytest.mark.parametrize("paranoid", [False, True])
 def test_a_checkpoint_that_changes_while_it_is_exported(saved: Saved, paranoid: bool) -> None:
     """By its time of modification; where that was put back, by hash."""
