@@ -26,6 +26,7 @@ from trueport.errors import ArtifactError, SourceError, TrueportError
 from trueport.targets.onnx.session import OnnxSession
 from trueport.targets.onnx.values import from_torch
 from trueport.weights import lazy, linked
+from trueport.words import weights_words
 
 CHECKPOINT = "checkpoint/model.safetensors"
 Saved = Callable[..., Path]
@@ -388,6 +389,16 @@ def test_bytes_are_told(saved: Saved) -> None:
         steps = told[phase]
         assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] >= size
         assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("float32", "hard links"), ("bfloat16", "nothing is linked, the weights were written")]
+)
+def test_a_link_that_was_asked_for_and_not_made_is_told(saved: Saved, dtype: str, words: str) -> None:
+    artifact = exported(saved("distilbert"), "link", dtype=dtype)
+    (line,) = weights_words(artifact.manifest, "link")
+    assert words in line
+    assert weights_words(exported(saved("distilbert"), "copy").manifest, "copy") == []
 
 
 @pytest.mark.slow
