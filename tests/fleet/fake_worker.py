@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests import samples
+from tests.fleet.quota import QuotaFileSystem
 from trueport import artifact
 from trueport.artifact import Artifact, list_files, staged, write_json
 from trueport.errors import ProofError, SourceError
@@ -107,6 +108,18 @@ def fill(place: Path) -> None:
 
 def change(place: Path) -> None:
     (place / "weights").write_text("others")
+
+
+def dawdle(place: Path) -> None:
+    """It goes on uploading until somebody ends it."""
+    put = QuotaFileSystem.put_file
+
+    def put_slowly(*args: Any, **options: Any) -> None:
+        put(*args, **options)
+        (place.parent.parent / "uploading").touch()
+        time.sleep(600)
+
+    QuotaFileSystem.put_file = put_slowly  # type: ignore[method-assign]
 
 
 def die_after(place: Path) -> None:

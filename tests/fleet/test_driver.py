@@ -101,6 +101,31 @@ def test_ctrl_c_stops_the_workers_and_the_next_run_goes_on(fleet: Fleet) -> None
     assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 2, 2]
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("how", ["Ctrl-C", "time"])
+def test_an_upload_that_is_stopped_leaves_nothing(fleet: Fleet, how: str, earlier: bool) -> None:
+    """Neither in a place of its own nor beside the old artefact, which stays."""
+    fleet.quota(10**6)
+    fleet.add("one", "dawdle", times=2, retries=0, time="2s" if how == "time" else "60s")
+    behave = fleet.folder / "models" / "one" / "behave.json"
+    if earlier:
+        wanted = behave.read_text()
+        behave.write_text('{"do": "fine"}')
+        assert fleet.run().exit_code == 0
+        behave.write_text(wanted)
+    before = {path: path.read_bytes() for path in (fleet.out / "one").rglob("*") if path.is_file()}
+    with fleet.start("--force") as driver:
+        until((fleet.folder / "uploading").exists)
+        if how == "Ctrl-C":
+            driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=60)
+    assert driver.returncode == (130 if how == "Ctrl-C" else 1)
+    assert {path: path.read_bytes() for path in (fleet.out / "one").rglob("*") if path.is_file()} == before
+    assert not (fleet.out / ".trueport-fleet").exists()
+    behave.write_text('{"do": "fine"}')
+    assert fleet.run(force=True).exit_code == 0
+
+
 def test_ctrl_c_pressed_twice_leaves_no_workshop(fleet: Fleet) -> None:
     """The second one comes while the first one's workers are stopped."""
     _three(fleet)
