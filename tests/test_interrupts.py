@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from trueport.errors import Interruption
 from trueport.interrupts import remembered, terminated
 
 
@@ -54,6 +55,11 @@ def test_an_error_that_an_interrupt_was_made_into_is_none() -> None:
             raise ModuleNotFoundError("Could not import module 'LlamaConfig'.") from None
     with pytest.raises(ModuleNotFoundError), remembered():
         raise ModuleNotFoundError
+    with pytest.raises(Interruption, match="what is kept"), remembered():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            raise Interruption("Interrupted", "what is kept.") from interrupt
 
 
 def test_a_process_that_ignores_it_goes_on() -> None:

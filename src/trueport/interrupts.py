@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from trueport.errors import Interruption
+
 
 @contextmanager
 def remembered() -> Iterator[Callable[[], None]]:
@@ -39,6 +41,8 @@ def remembered() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, handle)
     try:
         yield check
+    except Interruption:  # it is told already
+        raise
     except Exception:
         check()
         raise
