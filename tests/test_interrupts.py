@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from trueport.errors import Interruption
 from trueport.interrupts import remembered, terminated
 
 
@@ -43,6 +44,22 @@ def test_an_interrupt_that_a_destructor_loses_is_raised_at_the_next_step() -> No
 def test_an_interrupt_is_raised_at_once() -> None:
     with remembered(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_an_error_that_an_interrupt_was_made_into_is_none() -> None:
+    """transformers' lazy import says of a Ctrl-C that a module's requirements are not met, and to correct the checkpoint."""
+    with pytest.raises(KeyboardInterrupt), remembered():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'.") from None
+    with pytest.raises(ModuleNotFoundError), remembered():
+        raise ModuleNotFoundError
+    with pytest.raises(Interruption, match="what is kept"), remembered():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            raise Interruption("Interrupted", "what is kept.") from interrupt
 
 
 def test_a_process_that_ignores_it_goes_on() -> None:

@@ -37,6 +37,14 @@ def test_ctrl_c_while_the_first_is_answered_shows_no_traceback() -> None:
     assert (done.stderr, done.returncode) == ("", 130)
 
 
+def test_a_command_that_ends_does_not_look_for_garbage() -> None:
+    """Among the objects of torch and transformers Python takes seconds for it, several of them beside other work: Ctrl-C was
+    heard, and the shell still waited.
+    """
+    done = started("raise SystemExit(130)", "import gc\natexit.register(lambda: print(len(gc.get_objects()) < 10_000))")
+    assert (done.stdout, done.returncode) == ("True\n", 130), done.stderr
+
+
 def test_a_shell_in_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     """Libraries end the process otherwise, with words of their own."""
     words = f"mkdir gone; cd gone; rmdir ../gone; exec '{sys.executable}' -m trueport patches"

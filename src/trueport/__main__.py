@@ -1,5 +1,6 @@
 """``python -m trueport``, and the command ``trueport``."""
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def start() -> None:
     except KeyboardInterrupt:  # pressed again, while the first was answered
         sys.exit(130)
     finally:
+        gc.freeze()  # as it ends, Python searches all that torch and transformers made, for seconds beside other work
         # Python shows a traceback where Ctrl-C meets what tidies up behind this: from here on it just ends.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

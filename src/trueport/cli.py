@@ -171,7 +171,7 @@ def export(
     show(content)
     if failure is not None:
         raise failure
-    for line in [*weights_words(artifact.manifest), *program_words(artifact.manifest)]:
+    for line in [*weights_words(artifact.manifest, weights), *program_words(artifact.manifest)]:
         typer.echo(line)
     for line in artifact.notes:
         typer.echo(f"{line}.")

@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from trueport.errors import Interruption
+
 
 @contextmanager
 def remembered() -> Iterator[Callable[[], None]]:
     """While inside, SIGINT is remembered; the function given raises KeyboardInterrupt if there was one.
+
+    An error that leaves behind one is what a library made of it, and becomes it again.
 
     Outside the main thread, where no handler can be set, and where SIGINT is ignored, nothing changes.
     """
@@ -37,6 +41,11 @@ def remembered() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, handle)
     try:
         yield check
+    except Interruption:  # it is told already
+        raise
+    except Exception:
+        check()
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 

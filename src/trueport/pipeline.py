@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +173,8 @@ def export(
     hashes = checkpoint.hashes(meter) if paranoid and checkpoint is not None else None
     shelf = _shelf(source, options, hashes) if resume else None
     options["shelf"] = shelf
-    with left_for_another_time(shelf), staged(place, replace=force) as staging:
+    unchanged = nullcontext() if checkpoint is None else checkpoint.unchanged(hashes, meter)
+    with left_for_another_time(shelf), staged(place, replace=force) as staging, unchanged:
         manifest = write_graphs(source, staging, targets, options, tell)
         if "prompts" in options:
             manifest["quantize"]["prompts"] = len(options["prompts"])
@@ -196,8 +198,6 @@ def export(
             raise _failed(found)
         content = found.to_json() if found is not None else None
         finish(staging, manifest, content, largest_hashed(staging, paranoid=paranoid), meter)
-        if checkpoint is not None:
-            checkpoint.check(hashes, meter)
     artifact = Artifact(place, manifest, content, tuple(dict.fromkeys(notes)))
     if found is not None and not found.proven:
         raise _failed(found, artifact)

@@ -155,11 +155,13 @@ def of_target(components: Mapping[str, Any], target: str) -> dict[str, Any]:
     }
 
 
-def weights_words(manifest: Mapping[str, Any]) -> list[str]:
-    """What a user has to know of weights that are hard links."""
+def weights_words(manifest: Mapping[str, Any], asked: str = "auto") -> list[str]:
+    """What a user has to know of weights that are hard links, or were to be (``asked``: ``--weights``)."""
     weights = manifest.get("weights") or {}
-    if not weights.get("linked"):
-        return []
+    if not weights.get("linked") or not weights.get("files"):
+        graphs = any(entry.get("target") == "onnx" for entry in manifest.get("components", {}).values())
+        written = "No file of the checkpoint serves the graphs as it is: nothing is linked, the weights were written."
+        return [written] if asked == "link" and graphs else []
     files = ", ".join(weights["files"])
     return [
         f"{files}: hard links to the checkpoint's files, which must not be changed. ONNX Runtime runs them; onnx and "

@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests import samples
+from tests.fleet.quota import QuotaFileSystem
 from trueport import artifact
 from trueport.artifact import Artifact, list_files, staged, write_json
 from trueport.errors import ProofError, SourceError
@@ -109,6 +110,18 @@ def change(place: Path) -> None:
     (place / "weights").write_text("others")
 
 
+def dawdle(place: Path) -> None:
+    """It goes on uploading until somebody ends it."""
+    put = QuotaFileSystem.put_file
+
+    def put_slowly(*args: Any, **options: Any) -> None:
+        put(*args, **options)
+        (place.parent.parent / "uploading").touch()
+        time.sleep(600)
+
+    QuotaFileSystem.put_file = put_slowly  # type: ignore[method-assign]
+
+
 def die_after(place: Path) -> None:
     """When the artefact is in place, and before anybody is told."""
     publish = Store.publish
@@ -123,7 +136,7 @@ def die_after(place: Path) -> None:
 
 def die_within(place: Path) -> None:
     """When everything is written, and before it is in place."""
-    write, put = Store._write, artifact.put_in_place
+    write, put = Store.write, artifact.put_in_place
 
     def write_or_die(self: Store, path: str, content: Any) -> None:
         if path.endswith("/trueport.json"):
@@ -135,7 +148,7 @@ def die_within(place: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         put(staging, out)
 
-    Store._write = write_or_die  # type: ignore[method-assign]
+    Store.write = write_or_die  # type: ignore[method-assign]
     artifact.put_in_place = put_or_die
 
 

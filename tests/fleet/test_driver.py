@@ -70,6 +70,20 @@ def test_a_second_driver_is_refused(fleet: Fleet) -> None:
     assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 1, 1]
 
 
+def test_two_plans_with_one_model_both_find_it_exported(fleet: Fleet) -> None:
+    """They share OUT: whoever comes second is not told that another export is in the way, as it is the same one."""
+    fleet.add("one", "wait")
+    with fleet.start() as first:
+        until(lambda: len(fleet.calls("one")) == 1)
+        fleet.plan = fleet.plan.rename(fleet.folder / "other.toml")
+        with fleet.start() as second:
+            until(lambda: len(fleet.calls("one")) == 2)
+            _go(fleet)
+            outputs = [driver.communicate(timeout=60)[0] for driver in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert fleet.artefacts() == ["one"] and list(fleet.out.glob(".*")) == []
+
+
 def test_ctrl_c_stops_the_workers_and_the_next_run_goes_on(fleet: Fleet) -> None:
     _three(fleet)
     with fleet.start("--jobs", "2") as driver:
@@ -85,6 +99,31 @@ def test_ctrl_c_stops_the_workers_and_the_next_run_goes_on(fleet: Fleet) -> None
     _go(fleet)
     assert fleet.run(jobs=2).exit_code == 0
     assert [len(fleet.calls(name)) for name in ("done", "first", "second")] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("how", ["Ctrl-C", "time"])
+def test_an_upload_that_is_stopped_leaves_nothing(fleet: Fleet, how: str, earlier: bool) -> None:
+    """Neither in a place of its own nor beside the old artefact, which stays."""
+    fleet.quota(10**6)
+    fleet.add("one", "dawdle", times=2, retries=0, time="2s" if how == "time" else "60s")
+    behave = fleet.folder / "models" / "one" / "behave.json"
+    if earlier:
+        wanted = behave.read_text()
+        behave.write_text('{"do": "fine"}')
+        assert fleet.run().exit_code == 0
+        behave.write_text(wanted)
+    before = {path: path.read_bytes() for path in (fleet.out / "one").rglob("*") if path.is_file()}
+    with fleet.start("--force") as driver:
+        until((fleet.folder / "uploading").exists)
+        if how == "Ctrl-C":
+            driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=60)
+    assert driver.returncode == (130 if how == "Ctrl-C" else 1)
+    assert {path: path.read_bytes() for path in (fleet.out / "one").rglob("*") if path.is_file()} == before
+    assert not (fleet.out / ".trueport-fleet").exists()
+    behave.write_text('{"do": "fine"}')
+    assert fleet.run(force=True).exit_code == 0
 
 
 def test_ctrl_c_pressed_twice_leaves_no_workshop(fleet: Fleet) -> None:

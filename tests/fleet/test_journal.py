@@ -33,9 +33,15 @@ def test_half_a_line_at_the_end_is_removed(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["one", "two – ünïcode", "three"]
 
 
-@pytest.mark.parametrize("line", [b"{not json}", b"3", b"{}", b"\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{not json}", b"3", b"{}", b"\xff", b'{"event": 3}', b'{"event": "run"}', b'{"event": "ended"}',
+        b'{"event": "finished", "name": "one", "key": "k"}', b'{"event": "started"}', b'{"event": "retry", "name": "one"}',
+    ],
+)  # fmt: skip
 def test_a_damaged_line_is_told(tmp_path: Path, line: bytes) -> None:
-    (tmp_path / JOURNAL).write_bytes(b'{"event": "run"}\n' + line + b'\n{"event": "run"}\n')
+    (tmp_path / JOURNAL).write_bytes(b'{"event": "note"}\n' + line + b'\n{"event": "note"}\n')
     with pytest.raises(StorageError, match="jsonl:2 is damaged"):
         Journal(tmp_path)
 

@@ -209,6 +209,9 @@ def test_what_cannot_begin_is_one_sentence(fleet: Fleet, tmp_path: Path) -> None
         (tmp_path / "file").write_text("")
         fleet.url = str(tmp_path / "file" / "out")
         fleet.run()
+    with pytest.raises(StorageError, match=r"file is not a folder. Choose another place"):
+        fleet.url = str(tmp_path / "file")
+        fleet.run()
     with pytest.raises(TrueportError, match="names no place"):
         fleet.url = ""
         fleet.run()

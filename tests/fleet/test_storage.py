@@ -10,8 +10,9 @@ import pytest
 from tests import samples
 from trueport.artifact import list_files, write_json
 from trueport.errors import StorageError, TrueportError
-from trueport.fleet import storage
-from trueport.fleet.storage import UNFINISHED, Store
+from trueport.fleet import files, storage
+from trueport.fleet.exchange import UNFINISHED
+from trueport.fleet.storage import Store
 
 
 @pytest.fixture(params=["file", "plain", "memory", "quota"])
@@ -31,7 +32,7 @@ def _folder(place: Path, **files: str) -> Path:
 
 
 def _names(store: Store, name: str) -> set[str]:
-    return set(store._sizes(name))
+    return set(store.sizes(name))
 
 
 def test_what_is_published_is_there_for_its_key(store: Store, tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_another_export_is_replaced_only_with_force(store: Store, tmp_path: Path
 
 def test_the_same_export_takes_the_place_of_its_damaged_self(store: Store, tmp_path: Path) -> None:
     store.publish(_folder(tmp_path / "a"), "one", "k")
-    store.system.rm_file(store._at("one", "model.onnx"))
+    store.system.rm_file(store.at("one", "model.onnx"))
     assert store.committed("one", "k") is None
     store.publish(_folder(tmp_path / "b"), "one", "k")
     assert store.committed("one", "k") is not None
@@ -71,7 +72,7 @@ def test_strangers_stay(store: Store, tmp_path: Path) -> None:
 
 def test_a_file_that_is_cut_short_is_not_whole(store: Store, tmp_path: Path) -> None:
     store.publish(_folder(tmp_path / "a"), "one", "k")
-    store.system.pipe_file(store._at("one", "model.onnx"), b"gra")
+    store.system.pipe_file(store.at("one", "model.onnx"), b"gra")
     assert store.committed("one", "k") is None
 
 
@@ -110,10 +111,11 @@ def test_an_upload_that_was_killed_goes_on(
                 finished = True
             except Killed:
                 pass
+        store.finish("one")
         there = store.committed("one", "l")
         if there is None:
             store.publish(_folder(tmp_path / f"{url}{steps}b", config="3", new="22"), "one", "l", force=earlier)
-        store.tidy("one")
+        store.end("alone")
         assert store.committed("one", "l") is not None
         assert _names(store, "one") == {"config", "new", "trueport.json"}
         assert UNFINISHED not in _names(store, "one")
@@ -126,7 +128,7 @@ def test_a_connection_that_was_silent_is_opened_anew(store: Store, monkeypatch: 
     """fsspec's FTP takes what a server says as it ends a silent connection for a file that is not there."""
     store.write_text("one/trueport.json", "{}")
     opened = store._system
-    monkeypatch.setattr(storage, "PAUSE", -1.0)
+    monkeypatch.setattr(files, "PAUSE", -1.0)
     monkeypatch.setattr(type(opened), "cachable", False)
     assert store.read("one", "trueport.json") == {} and store._system is not opened
 

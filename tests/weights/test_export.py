@@ -26,6 +26,7 @@ from trueport.errors import ArtifactError, SourceError, TrueportError
 from trueport.targets.onnx.session import OnnxSession
 from trueport.targets.onnx.values import from_torch
 from trueport.weights import lazy, linked
+from trueport.words import weights_words
 
 CHECKPOINT = "checkpoint/model.safetensors"
 Saved = Callable[..., Path]
@@ -388,6 +389,35 @@ def test_bytes_are_told(saved: Saved) -> None:
         steps = told[phase]
         assert steps[0][0] == 0 and steps[-1][0] == steps[-1][1] >= size
         assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("float32", "hard links"), ("bfloat16", "nothing is linked, the weights were written")]
+)
+def test_a_link_that_was_asked_for_and_not_made_is_told(saved: Saved, dtype: str, words: str) -> None:
+    artifact = exported(saved("distilbert"), "link", dtype=dtype)
+    (line,) = weights_words(artifact.manifest, "link")
+    assert words in line
+    assert weights_words(exported(saved("distilbert"), "copy").manifest, "copy") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["gone", "short"])
+@pytest.mark.parametrize(("weights", "when"), [("link", "weights"), ("auto", "lower model"), ("auto", "assets")])
+def test_a_checkpoint_that_goes_while_it_is_exported(saved: Saved, weights: str, how: str, when: str) -> None:
+    """What a library says of a file that is gone, or short, is told as what it is, wherever it is met."""
+    source = saved("distilbert")
+    path = source / "model.safetensors"
+    told = []
+
+    def change(phase: str) -> None:
+        told.append(phase)
+        if phase == when and path.exists():
+            path.unlink() if how == "gone" else os.truncate(path, 3000)
+
+    with pytest.raises(SourceError, match="safetensors changed while it was exported"):
+        trueport.export(source, source.parent / "out", tokenizer=None, proof=False, weights=weights, progress=change)
+    assert when in told and not (source.parent / "out").exists()
 
 
 @pytest.mark.parametrize("paranoid", [False, True])

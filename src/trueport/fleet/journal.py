@@ -15,6 +15,11 @@ from trueport.processes import is_alive
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+FACTS = {
+    "run": ("run", "out"), "ended": ("run",), "started": ("name",), "retry": ("name", "reason"),
+    "finished": ("name", "key", "url", "status"),
+}  # fmt: skip
+"""What is read of an event, by its kind: texts."""
 ENDING = 30.0
 """Seconds in which the workers of a run that was killed notice it, and end."""
 
@@ -78,8 +83,11 @@ def read_journal(state: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):
         try:
             event = json.loads(line)
-            if not isinstance(event, dict) or "event" not in event:
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
                 raise ValueError("it is no event")
+            for name in FACTS.get(event["event"], ()):
+                if not isinstance(event.get(name), str):
+                    raise ValueError(f"{event['event']} without {name}")
         except ValueError as error:
             remedy = "Move the file away: artefacts that are in place are found again."
             raise StorageError(f"{path}:{number} is damaged: {error}", remedy) from error

@@ -129,6 +129,8 @@ class _Reader:
             return None
         if not isinstance(out, str) or not out:
             self._refuse(self.lines.of_table("", "out"), f"out = {out!r} is no place", "Give a folder or a URL.")
+        if "\0" in out:
+            self._refuse(self.lines.of_table("", "out"), "out holds a NUL", "No file's name does.")
         return out if "://" in out or "::" in out else str(self._beside(out))
 
     def _entry(self, index: int, own: dict[str, Any], defaults: dict[str, Any]) -> Entry:
@@ -157,6 +159,8 @@ class _Reader:
         """Refuse keys that nobody knows, and values of the wrong kind."""
         all_keys = (*own, *keywords.known(), *limits.KEYS)
         for key, value in table.items():
+            if isinstance(value, str) and "\0" in value:
+                self._refuse(line(key), f"{called}: {key} holds a NUL", "No file's name does.")
             if key in keywords.living():
                 remedy = 'It takes an object: let model = "FILE.py:NAME" give it (docs/custom.md).'
                 self._refuse(line(key), f"{called}: {key} cannot be written in a plan", remedy)

@@ -7,11 +7,12 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trueport.errors import TrueportError
+from trueport.errors import StorageError, TrueportError
 from trueport.fleet.engines import Engine, open_engine
 from trueport.fleet.identity import key_of, source_of, versions_for
 from trueport.fleet.job import FAILED, LASTING, REFUSED, RIGHT, STOPPED, STORAGE, TRANSIENT, UNPROVEN, Job, Outcome
@@ -147,7 +148,8 @@ class _Fleet:
         self.force, self.retry_failed, self.tell, self.backoff = force, retry_failed, tell, backoff
         self.id = uuid.uuid4().hex[:12]
         self.waiting: list[tuple[float, int, Job]] = []
-        self.running = self.again = 0
+        self.running: set[str] = set()
+        self.again = 0
 
     def run(self) -> Summary:
         stopped = False
@@ -164,6 +166,9 @@ class _Fleet:
         finally:
             with held(too_late=stopped):  # who is impatient presses twice
                 self.engine.stop()
+                for name in self.running:
+                    with suppress(StorageError):  # what cannot be brought to an end now, the next run brings
+                        self.store.finish(name)
                 gone = self.store.end(self.id)
         self._record("ended", run=self.id, gone=gone)
         summary = self._summary(publish=not stopped)
@@ -188,13 +193,13 @@ class _Fleet:
     def _turn(self) -> None:
         """Start what can start, and hear what has ended."""
         now = time.monotonic()
-        while self.waiting and self.running < self.engine.slots and self.waiting[0][0] <= now:
+        while self.waiting and len(self.running) < self.engine.slots and self.waiting[0][0] <= now:
             _, _, job = heapq.heappop(self.waiting)
             self._record("started", name=job.name, key=job.key, attempt=job.attempt, log=self._log(job).name)
             self.engine.start(job, self._log(job))
-            self.running += 1
+            self.running.add(job.name)
         for job, outcome in self.engine.ended(TURN):
-            self.running -= 1
+            self.running.remove(job.name)
             self._ended(job, outcome)
 
     def _job(self, entry: Entry) -> Job:
@@ -235,7 +240,6 @@ class _Fleet:
         outcome = self._outcome_there(job)
         if outcome is None or (outcome["status"] == FAILED and self.retry_failed and job.attempt == 1):
             return False
-        self.store.tidy(job.name)
         known = self._last(job)
         if known is not None and known["status"] in LASTING:
             self._carry(known)
@@ -266,10 +270,14 @@ class _Fleet:
             self._record(**{name: value for name, value in known.items() if name != "time"} | {"carried": True})
 
     def _outcome_there(self, job: Job) -> Outcome | None:
-        """What a worker would tell of the artefact that is in place; None where none is, or nobody can tell."""
+        """What a worker would tell of the artefact that is in place; None where none is, or nobody can tell.
+
+        One that a worker left half way to its place is brought there first.
+        """
         from trueport.proof.report import headline
 
         try:
+            self.store.finish(job.name)
             manifest = self.store.committed(job.name, job.key)
             if manifest is None:
                 return None
@@ -289,9 +297,10 @@ class _Fleet:
                 "status": STORAGE,
                 "reason": f"{self.store.where(job.name)} was written, and is not there.",
             }
+        # It was stopped after its last step; or another plan's worker was first to bring the same to the place.
+        if "size" not in outcome and outcome["status"] != FAILED and self._found(job):
+            return
         if outcome["status"] in TRANSIENT:
-            if self._found(job):  # it was killed after its last step
-                return
             retries = next(entry.limits.retries for entry in self.plan.entries if entry.name == job.name)
             if job.attempt <= retries:
                 self._again(job, outcome)

@@ -33,6 +33,9 @@ INTERVAL = 0.1
 TAIL = 16384
 """Bytes of a log's end."""
 
+SCRATCH = "trueport-fleet-"
+"""How temporary folders of workers begin; the number of the process that made one follows."""
+
 Phase = Callable[[str], None]
 
 
@@ -171,17 +174,17 @@ def _scratch(job: Job) -> Iterator[Job]:
         place = Path(job.scratch)
         place.mkdir(parents=True, exist_ok=True)
     else:
-        _sweep()
-        place = Path(tempfile.mkdtemp(prefix=f"trueport-fleet-{os.getpid()}-"))
+        sweep()
+        place = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
     try:
         yield Job.from_json(job.to_json() | {"scratch": str(place)})
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Remove the temporary folders of those that were killed here."""
-    for path in Path(tempfile.gettempdir()).glob("trueport-fleet-*-*"):
+    for path in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
         pid = path.name.split("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
             shutil.rmtree(path, ignore_errors=True)

@@ -15,9 +15,10 @@ from typing import Any
 
 from trueport.errors import ProofError, StorageError, TrueportError
 from trueport.fleet import keywords
+from trueport.fleet.files import no_space
 from trueport.fleet.identity import source_of, versions_for
 from trueport.fleet.job import CRASHED, ERROR, FAILED, MEMORY, REFUSED, STORAGE, Job, Outcome
-from trueport.fleet.storage import Store, no_space
+from trueport.fleet.storage import Store
 from trueport.fleet.watch import message
 
 Export = Callable[..., Any]
@@ -79,7 +80,7 @@ def _do(job: Job, export: Export, phase: Callable[[str], None]) -> Outcome:
             return {"status": FAILED, "reason": _headline(proof) or str(error), "proof": proof}
     _check_source(job)
     phase("publish")
-    size = store.publish(folder, job.name, job.key, force=job.force)
+    size = store.publish(folder, job.name, job.key, force=job.force, run=job.run, attempt=job.attempt)
     reason = _headline(proof) or "Unproven, as the plan says (proof = false)."
     return {"status": artifact.verdict, "reason": reason, "size": size, "proof": proof}
 

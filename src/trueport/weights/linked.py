@@ -67,6 +67,24 @@ class Checkpoint:
         meter.start("hash the checkpoint", sum(file.size for file in self.files))
         return {file.path: sha256(file.path, meter.add) for file in self.files}
 
+    @contextmanager
+    def unchanged(self, hashes: Mapping[Path, str] | None = None, meter: Meter | None = None) -> Iterator[None]:
+        """Within, something reads the files: at its end they are still what they were, also where it ends in an error.
+
+        Args:
+            hashes: as ``hashes`` gave them, to be held against the files at a good end.
+            meter: told of that.
+
+        Raises:
+            SourceError: a file changed; whatever else went wrong may have come of it.
+        """
+        try:
+            yield
+        except Exception:
+            self.check()
+            raise
+        self.check(hashes, meter)
+
     def check(self, hashes: Mapping[Path, str] | None = None, meter: Meter | None = None) -> None:
         """Refuse to go on with files that are no longer what they were, by size and time, or by hash too.
 

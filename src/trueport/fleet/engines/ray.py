@@ -7,27 +7,60 @@ of the machine that runs the fleet, and have to see the models and the store.
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import socket
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from trueport.errors import TrueportError
 from trueport.fleet.job import CRASHED, ERROR, Job, Outcome
-from trueport.fleet.watch import supervise, tail
+from trueport.fleet.watch import SCRATCH, supervise, sweep, tail
 from trueport.words import size_words
 
 SLOTS = 1000
 """Tasks that wait within Ray at most."""
 
 
+LOOK = 3.0
+"""Seconds between two looks at the cluster's head."""
+LOST = 30.0
+"""Seconds without it after which it is gone."""
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LOOK).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts handlers of its own in the place of those that clean up."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def on_node(content: dict[str, Any], command: Sequence[str]) -> Outcome:
     """The task: one job on whatever node Ray chose."""
     import ray
 
-    with tempfile.TemporaryDirectory() as folder:
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as folder:
         log = Path(folder, "log")
         outcome = supervise(Job.from_json(content), log, command=command)
         return outcome | {"log": tail(log), "node": ray.get_runtime_context().get_node_id()}
@@ -51,7 +84,8 @@ class RayEngine:
         except ImportError as error:
             raise TrueportError("The engine ray needs Ray", 'Run: pip install "trueport[ray]".') from error
         try:
-            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+            with _signals_kept():
+                ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             remedy = "Start one (ray start --head), or give its --address."
@@ -61,6 +95,11 @@ class RayEngine:
         # Ray's own retries know nothing of what is done already.
         self.task = ray.remote(max_retries=0)(on_node)
         self.running: dict[Any, tuple[Job, Path, float]] = {}
+        self.told = address or "this machine"
+        self.head = ray.get_runtime_context().gcs_address
+        self.looked = time.monotonic()
+        # Of a cluster that is spoken to through a proxy nothing can be said.
+        self.seen = self.looked if _answers(self.head) else float("inf")
 
     def start(self, job: Job, log: Path) -> None:
         options: dict[str, Any] = {"num_cpus": job.cpus or 1, "name": job.name, "scheduling_strategy": "SPREAD"}
@@ -73,6 +112,7 @@ class RayEngine:
         if not self.running:
             time.sleep(seconds)
             return []
+        self._check_head()
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
         return [self._outcome(reference) for reference in ready]
 
@@ -85,6 +125,18 @@ class RayEngine:
         words = f"{needs['CPU']:g} processors and {size_words(int(needs['memory']))} of memory"
         return f"none of the cluster's {len(alive)} nodes has {words}. Lower cpus = or memory =, or add a node."
 
+    def _check_head(self) -> None:
+        """Raise where the cluster's head is gone: after a minute without it, Ray ends the process on the spot."""
+        now = time.monotonic()
+        if now - self.looked < LOOK:
+            return
+        self.looked = now
+        if self.seen != float("inf") and _answers(self.head):
+            self.seen = now
+        if now - self.seen > LOST:
+            self.running.clear()  # nobody is left to be told that these are cancelled
+            raise TrueportError(f"The Ray cluster at {self.told} is gone", "Start it again: the same command goes on.")
+
     def stop(self) -> None:
         for reference in self.running:
             with suppress(Exception):  # it may have ended meanwhile
@@ -93,7 +145,8 @@ class RayEngine:
         with suppress(Exception):
             self.ray.wait(list(self.running), num_returns=len(self.running), timeout=10)
         self.running.clear()
-        self.ray.shutdown()
+        with _signals_kept():
+            self.ray.shutdown()
 
     def _outcome(self, reference: Any) -> tuple[Job, Outcome]:
         job, log, started = self.running.pop(reference)
