@@ -94,6 +94,7 @@ _LINEAR = _sizes(  # the gated delta rule, three layers of four
     num_hidden_layers=4, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
     linear_value_head_dim=8, linear_conv_kernel_dim=4,
 )  # fmt: skip
+_ONE_LINEAR = _sizes(num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])
 _MAMBA = _sizes(
     vocab_size=99, hidden_size=32, state_size=6, num_hidden_layers=2, pad_token_id=0, bos_token_id=1, eos_token_id=2
 )
@@ -235,7 +236,7 @@ ENTRIES: tuple[Entry, ...] = (
         "qwen3_next", "Qwen3Next", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         shared_expert_intermediate_size=16, decoder_sparse_step=1, note="convolution and recurrent states", **_LINEAR,
     ),
-    _decoder("qwen3_5", "Qwen3_5", note="convolution and recurrent states", **_LINEAR),
+    _decoder("qwen3_5", "Qwen3_5", note="convolution and recurrent states", **(_LINEAR | _ONE_LINEAR)),
     _decoder(
         "olmo_hybrid", "OlmoHybrid", note="convolution and recurrent states",
         **_without(_LINEAR, "head_dim", "linear_num_value_heads"), linear_num_value_heads=2,

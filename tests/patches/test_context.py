@@ -159,7 +159,7 @@ LEVEL = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(LEVEL, min_size=1, max_size=4))
 def test_nesting_and_failing_leave_everything_as_it_was(levels: list[Any]) -> None:
     before = state_of_the_world()

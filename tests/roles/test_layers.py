@@ -30,7 +30,7 @@ BOTH, STATES = ["key", "value"], ["conv_state", "recurrent_state"]
     ("name", "expected"),
     [
         ("llama", [BOTH, BOTH]),
-        ("qwen3_5", [STATES, STATES, STATES, BOTH]),
+        ("qwen3_5", [STATES, BOTH]),
         ("falcon_h1", [BOTH + STATES] * 2),
         ("lfm2", [["conv_state"], BOTH, ["conv_state"]]),
         ("nemotron_h", [STATES, BOTH, [], STATES]),
@@ -53,7 +53,7 @@ def test_the_interface_says_how_each_begins() -> None:
     pairs = {pair.input: pair for pair in component.interface.state}
     assert pairs["past_key_values.0.recurrent_state"].initial == "zeros"
     assert pairs["past_key_values.0.conv_state"].output == "present.0.conv_state"
-    assert (pairs["past_key_values.3.key"].initial, pairs["past_key_values.3.key"].axis) == ("empty", 2)
+    assert (pairs["past_key_values.1.key"].initial, pairs["past_key_values.1.key"].axis) == ("empty", 2)
     assert component.interface.input("past_key_values.0.recurrent_state").shape == ("batch_size", 4, 8, 8)
     assert not component.interface.counts_past
     (component,) = components(zoo.build("mamba"))

@@ -134,7 +134,9 @@ def test_a_float_program_holds_no_quantised_layer(program: Exported, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_programs_quantised_layers_are_counted_in_its_bytes(kind: str, tmp_path: Path):
-    out, model = tmp_path / "out", zoo.build("t5" if kind == "int8" else "llama")  # several methods, and one
+    out = tmp_path / "out"
+    # Several methods, and one.
+    model = zoo.build("t5", num_layers=1) if kind == "int8" else zoo.build("llama", num_hidden_layers=1)
     options = {"to": "executorch", "max_batch": 2, "max_length": 16, "proof": False, "tokenizer": None}
     trueport.export(model, out, quantize=kind, **options)
     layers = json.loads((out / "trueport.json").read_text())["quantize"]["layers"]
