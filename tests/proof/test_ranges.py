@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import trueport
 from tests import zoo
@@ -151,6 +151,17 @@ def test_an_overflow_that_is_caught_excuses_no_other():
     (case,) = ranges.ask(asked_of(converted(model, "float16"), "decoder", ("logits",)))
     assert case.failed and case.note is not None and "transformer.h.1" in case.note
     assert case.worst_input is not None and 4321 in np.array(case.worst_input["input_ids"])
+
+
+def test_what_the_whole_model_does_to_its_layers_outputs_is_seen():
+    """Cohere multiplies what its last layer gives: that layer fits, and the answers do not."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    ids = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = CohereForCausalLM(CohereConfig(logit_scale=1e4, **sizes, **ids)).eval()
+    zoo.amplify(model, seed=0)
+    (case,) = ranges.ask(asked_of(converted(model, "float16"), "decoder", ("logits",)))
+    assert case.failed and "the model itself gives" in case.note
 
 
 def test_an_overflow_among_the_tokens_of_experts_is_asked_of_every_row():

@@ -29,7 +29,8 @@ TAKEN = 8192
 SCORES = "scores"
 """What queries and keys give inside PyTorch's attention, which keeps it in float32 and ONNX's operator does not."""
 Place = tuple[str, str, int]
-"""A module's path, whether it is what the module ``takes`` or ``gives`` or what it ``scores``, and which tensor of these."""
+"""A module's path, empty for the whole model; whether it is what the module ``takes`` or ``gives`` or what it ``scores``;
+and which tensor of these."""
 Seen = Callable[[Place, torch.Tensor], None]
 
 
@@ -168,7 +169,7 @@ def _reached(own: Reference, batches: Sequence[Batch]) -> dict[Place, list[Reach
 
 @contextmanager
 def _watched(model: torch.nn.Module, seen: Seen) -> Iterator[None]:
-    """``seen`` is told of all floats that enter and leave every module."""
+    """``seen`` is told of all floats that enter and leave every module, the whole model too: it may scale what they give."""
 
     def tell(path: str, way: str, values: Any) -> None:
         for index, tensor in enumerate(tree_leaves(values)):
@@ -178,20 +179,19 @@ def _watched(model: torch.nn.Module, seen: Seen) -> Iterator[None]:
     running: list[str] = []
     handles = []
     for path, module in model.named_modules():
-        if path:
 
-            def taking(_module: Any, args: Any, kwargs: Any, path: str = path) -> None:
-                running.append(path)
-                tell(path, "takes", (args, kwargs))
+        def taking(_module: Any, args: Any, kwargs: Any, path: str = path) -> None:
+            running.append(path)
+            tell(path, "takes", (args, kwargs))
 
-            def giving(_module: Any, _args: Any, output: Any, path: str = path) -> None:
-                running.pop()
-                tell(path, "gives", output)
+        def giving(_module: Any, _args: Any, output: Any, path: str = path) -> None:
+            running.pop()
+            tell(path, "gives", output)
 
-            handles += [
-                module.register_forward_pre_hook(taking, with_kwargs=True),
-                module.register_forward_hook(giving),
-            ]
+        handles += [
+            module.register_forward_pre_hook(taking, with_kwargs=True),
+            module.register_forward_hook(giving),
+        ]
     try:
         with _Scores(lambda scores: tell(running[-1] if running else "", SCORES, scores)):
             yield
@@ -231,4 +231,4 @@ def _is_finite(own: Reference, batch: Batch) -> bool:
 
 
 def _words(place: Place) -> str:
-    return f"{place[0]} {place[1]}"
+    return f"{place[0] or 'the model itself'} {place[1]}"
