@@ -90,6 +90,19 @@ def test_two_steps_fall_through_the_gate_and_nothing_else(model: Any):
     assert failed(model, coarse(model, 1), "8da4w") == {"quality"}
 
 
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+def test_labels_that_do_not_exclude_each_other_are_no_distribution(
+    kind: str, model: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """A softmax does not see what is added to all of them; each one's own sigmoid does, and a number is itself."""
+    other = coarse(model, 127)
+    with torch.no_grad():
+        other.classifier.bias += 5.0
+    monkeypatch.setattr(model.config, "problem_type", kind)
+    assert failed(model, coarse(model, 127), "8da8w") == set()
+    assert failed(model, other, "8da8w") == {"quality"}
+
+
 def test_a_mask_that_is_not_read_is_found_behind_the_quantisation(model: Any):
     def spoil(feeds: Feeds) -> Feeds:
         return feeds | {"attention_mask": np.ones_like(feeds["attention_mask"])}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import trueport
 from tests import zoo
@@ -121,14 +121,54 @@ def test_the_clamp_of_t5_is_exported_with_float16s_own_limits(tmp_path: Path):
     assert found["finite"]["status"] == found["shapes"]["status"] == "pass"
 
 
-def test_a_token_that_is_hardly_ever_drawn_is_asked_where_it_lies_far_out():
-    """One of 8000, whose own sum with a bias is past the limit: the export was proven, and infinite at that token."""
+def far_out() -> Any:
+    """A GPT-2 whose token 4321 of 8000, the sum of its embedding with a bias, is past float16's limit."""
     torch.manual_seed(0)
     sizes = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=8000, tie_word_embeddings=False, **sizes)).eval()
+    config = GPT2Config(vocab_size=8000, tie_word_embeddings=False, activation_function="relu", **sizes)
+    model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         model.transformer.wte.weight[4321, 3] = 60000.0
         model.transformer.h[1].mlp.c_proj.bias[3] = 10000.0
+    return model
+
+
+def test_a_token_that_is_hardly_ever_drawn_is_asked_where_it_lies_far_out():
+    """The export was proven, and infinite at that token."""
+    (case,) = ranges.ask(asked_of(converted(far_out(), "float16"), "decoder", ("logits",)))
+    assert case.failed and case.note is not None and "transformer.h.1" in case.note
+    assert case.worst_input is not None and 4321 in np.array(case.worst_input["input_ids"])
+
+
+def test_an_overflow_that_is_caught_excuses_no_other():
+    """A relu makes 0 of the first layer's -inf; that was told, and the NaN of another token behind it was not looked for."""
+    model = far_out()
+    with torch.no_grad():
+        first = model.transformer.h[0].mlp.c_fc
+        first.bias[5] = -65500.0
+        first.weight[:, 5] *= 5000.0
+        first.weight[3, 5] = 0.0
     (case,) = ranges.ask(asked_of(converted(model, "float16"), "decoder", ("logits",)))
     assert case.failed and case.note is not None and "transformer.h.1" in case.note
     assert case.worst_input is not None and 4321 in np.array(case.worst_input["input_ids"])
+
+
+def test_what_the_whole_model_does_to_its_layers_outputs_is_seen():
+    """Cohere multiplies what its last layer gives: that layer fits, and the answers do not."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    ids = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = CohereForCausalLM(CohereConfig(logit_scale=1e4, **sizes, **ids)).eval()
+    zoo.amplify(model, seed=0)
+    (case,) = ranges.ask(asked_of(converted(model, "float16"), "decoder", ("logits",)))
+    assert case.failed and "the model itself gives" in case.note
+
+
+def test_an_overflow_among_the_tokens_of_experts_is_asked_of_every_row():
+    """They have no rows: only the first of the batch was asked whether it stays finite."""
+    model = zoo.build("mixtral")
+    asked = asked_of(converted(model, "float16"), "decoder", ("logits",))
+    batch = asked.inputs.draw("two", np.ones((2, 4), dtype=np.int64))
+    found = ranges._reached(asked.own, [batch])
+    flat = [one for place, reached in found.items() if place[0].endswith("act_fn") for one in reached]
+    assert flat and all(one.input().size == 2 for one in flat)

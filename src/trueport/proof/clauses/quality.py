@@ -40,6 +40,8 @@ GENERATED = 128
 """Tokens of the original's own greedy continuations that are compared at the least."""
 CONTINUED = 12
 """New tokens of each prompt at the most."""
+EACH = ("regression", "multi_label_classification")
+"""Values of ``problem_type`` with which a classifier's entries each say something by themselves."""
 PROMPTED = 32
 """Batches of prompts at the most, for models that end at once."""
 
@@ -84,7 +86,7 @@ def _elsewhere(asked: Asked, times: int) -> list[Case]:
 def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
     """The part of ``ask`` that takes tokens as they are, at so many positions or a few more, ``told`` of given prompts."""
     assert asked.own is not None and asked.quantised is not None
-    names = [name for name in asked.outputs if "logits" in name and asked.outputs[name][-1] != 1]
+    names = [name for name in asked.outputs if _is_distribution(asked, name)]
     compared = {name: _Compared() for name in names or asked.outputs}
     too_large = []
     for batch, kept in _batches(asked, compared, positions, told):
@@ -106,6 +108,13 @@ def distributions(asked: Asked, positions: int, told: int) -> list[Case]:
         return too_large[:1]
     cases = [case for name, found in compared.items() for case in _cases(asked, name, found, asked.quantised.gate)]
     return cases + too_large[:1]
+
+
+def _is_distribution(asked: Asked, name: str) -> bool:
+    """Whether an output is a choice among its entries: adding a number to all of them changes nothing then, only then."""
+    shape = asked.outputs[name]
+    each = len(shape) == 2 and getattr(asked.config, "problem_type", None) in EACH
+    return "logits" in name and shape[-1] != 1 and not each
 
 
 def _batches(

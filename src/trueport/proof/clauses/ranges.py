@@ -29,17 +29,22 @@ TAKEN = 8192
 SCORES = "scores"
 """What queries and keys give inside PyTorch's attention, which keeps it in float32 and ONNX's operator does not."""
 Place = tuple[str, str, int]
-"""A module's path, whether it is what the module ``takes`` or ``gives`` or what it ``scores``, and which tensor of these."""
+"""A module's path, empty for the whole model; whether it is what the module ``takes`` or ``gives`` or what it ``scores``;
+and which tensor of these."""
 Seen = Callable[[Place, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class Reached:
-    """The largest magnitude at a place, and the batch and row that reached it."""
+    """The largest magnitude of a row at a place; of a batch where a tensor has no rows, as the tokens of an expert."""
 
     size: float
     batch: Batch
-    row: int
+    row: int | None
+
+    def input(self) -> Batch:
+        """What reached it."""
+        return self.batch if self.row is None else self.batch.take([self.row])
 
 
 def ask(asked: Asked) -> list[Case]:
@@ -47,7 +52,7 @@ def ask(asked: Asked) -> list[Case]:
 
     Where one does not, the case names the first such place in the order of the computation: what overflows later may
     follow from it. An overflow that the original's own clamp catches, as T5's after its feed-forward layers, is told and
-    not held against the artefact, which clamps in the same places.
+    not held against the artefact, which clamps in the same places, unless another one is not caught.
     """
     if asked.own is None or not isinstance(asked.own.model, torch.nn.Module):
         raise NotApplicableError("needs the original: give --against MODEL")
@@ -61,20 +66,42 @@ def ask(asked: Asked) -> list[Case]:
     batches = _batches(asked)
     narrow = _narrow(asked.own, batches[0], dtype)
     found = {place: reached for place, reached in _reached(asked.own, batches).items() if place in narrow}
-    over = [place for place, reached in found.items() if not reached.size <= limit]
+    over = [
+        (place, one)
+        for place, reached in found.items()
+        for one in sorted(reached, key=lambda one: one.size, reverse=True)
+        if not one.size <= limit
+    ]
     if not over:
-        place = max(found, key=lambda place: found[place].size)
-        return [Case(f"{name} range", found[place].size, limit, None, f"largest where {_words(place)}")]
-    first = found[over[0]]
-    row = first.batch.take([first.row])
+        size, place = max((one.size, place) for place, reached in found.items() for one in reached)
+        return [Case(f"{name} range", size, limit, None, f"largest where {_words(place)}")]
+    place, first, held = _first(asked.own, over)
+    words, row = f"{_words(place)} {first.size:.4g}", first.input()
+    if not held:
+        note = f"{words}, past {name}'s {limit:.6g}, which the original itself clamps"
+        return [Case(f"{name} range", 0.0, limit, row.to_json(), note)]
     note = (
-        f"{_words(over[0])} {first.size:.4g}, the first of {len(over)} places past {name}'s {limit:.6g}; "
+        f"{words}, the first of {len({place for place, _ in over})} places past {name}'s {limit:.6g}; "
         "give --dtype float32" + (" or bfloat16" if dtype == torch.float16 else "") + f"; {_tokens(row)}"
     )
-    if over[0][1] != SCORES and _is_finite(asked.own, row):
-        note = f"{_words(over[0])} {first.size:.4g}, past {name}'s {limit:.6g}, which the original itself clamps"
-        return [Case(f"{name} range", 0.0, limit, row.to_json(), note)]
     return [Case(f"{name} range", first.size, limit, row.to_json(), note)]
+
+
+def _first(own: Reference, over: Sequence[tuple[Place, Reached]]) -> tuple[Place, Reached, bool]:
+    """The first overflow that is held against the export, and True; where the original catches all, the first of these."""
+    known: dict[tuple[int, int | None], bool] = {}
+
+    def caught(place: Place, one: Reached) -> bool:
+        key = (id(one.batch), one.row)
+        if place[1] != SCORES and key not in known:
+            known[key] = _is_finite(own, one.input())
+        return place[1] != SCORES and known[key]
+
+    lost = [(place, one) for place, one in over if not caught(place, one)]
+    if not lost:
+        return *over[0], False
+    clamped = {place for place, one in over if caught(place, one)}  # on another input: it is not to blame on this one
+    return *next(((place, one) for place, one in lost if place not in clamped), lost[0]), True
 
 
 def _batches(asked: Asked) -> list[Batch]:
@@ -121,19 +148,19 @@ def _narrow(own: Reference, batch: Batch, dtype: torch.dtype) -> set[Place]:
     return found
 
 
-def _reached(own: Reference, batches: Sequence[Batch]) -> dict[Place, Reached]:
-    """The largest magnitude at every place in float32, in the order of the computation."""
+def _reached(own: Reference, batches: Sequence[Batch]) -> dict[Place, list[Reached]]:
+    """The largest magnitudes at every place in float32, in the order of the computation."""
     model = streamed(own.model, torch.float32)
     wide = Reference(model, own.role, own.names)
-    found: dict[Place, Reached] = {}
+    found: dict[Place, list[Reached]] = {}
     for batch in batches:
 
         def seen(place: Place, tensor: torch.Tensor, batch: Batch = batch) -> None:
             sizes = torch.where(tensor > FILLS, tensor.abs(), 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
-            rows = sizes.flatten(1).amax(1) if tensor.ndim > 1 and len(tensor) == batch.size else sizes.max()[None]
-            size, row = float(rows.max()), int(rows.argmax())
-            if place not in found or size > found[place].size:
-                found[place] = Reached(size, batch, row)
+            by_row = tensor.ndim > 2 and len(tensor) == batch.size  # of two axes, the first may be an expert's tokens
+            rows = (sizes.flatten(1).amax(1) if by_row else sizes.max()[None]).tolist()
+            reached = [Reached(size, batch, row if by_row else None) for row, size in enumerate(rows)]
+            found.setdefault(place, []).extend(reached)
 
         with _watched(model, seen):
             wide.forward(batch)
@@ -142,7 +169,7 @@ def _reached(own: Reference, batches: Sequence[Batch]) -> dict[Place, Reached]:
 
 @contextmanager
 def _watched(model: torch.nn.Module, seen: Seen) -> Iterator[None]:
-    """``seen`` is told of all floats that enter and leave every module."""
+    """``seen`` is told of all floats that enter and leave every module, the whole model too: it may scale what they give."""
 
     def tell(path: str, way: str, values: Any) -> None:
         for index, tensor in enumerate(tree_leaves(values)):
@@ -152,20 +179,19 @@ def _watched(model: torch.nn.Module, seen: Seen) -> Iterator[None]:
     running: list[str] = []
     handles = []
     for path, module in model.named_modules():
-        if path:
 
-            def taking(_module: Any, args: Any, kwargs: Any, path: str = path) -> None:
-                running.append(path)
-                tell(path, "takes", (args, kwargs))
+        def taking(_module: Any, args: Any, kwargs: Any, path: str = path) -> None:
+            running.append(path)
+            tell(path, "takes", (args, kwargs))
 
-            def giving(_module: Any, _args: Any, output: Any, path: str = path) -> None:
-                running.pop()
-                tell(path, "gives", output)
+        def giving(_module: Any, _args: Any, output: Any, path: str = path) -> None:
+            running.pop()
+            tell(path, "gives", output)
 
-            handles += [
-                module.register_forward_pre_hook(taking, with_kwargs=True),
-                module.register_forward_hook(giving),
-            ]
+        handles += [
+            module.register_forward_pre_hook(taking, with_kwargs=True),
+            module.register_forward_hook(giving),
+        ]
     try:
         with _Scores(lambda scores: tell(running[-1] if running else "", SCORES, scores)):
             yield
@@ -205,4 +231,4 @@ def _is_finite(own: Reference, batch: Batch) -> bool:
 
 
 def _words(place: Place) -> str:
-    return f"{place[0]} {place[1]}"
+    return f"{place[0] or 'the model itself'} {place[1]}"
