@@ -416,6 +416,19 @@ def test_a_class_without_a_task_here(originals, head):
     _refused(originals("bert", head), f"BertFor{head}", "It can do: ", "fill-mask")
 
 
+@pytest.mark.parametrize("kind", ["SiglipTextModel", "CLIPTextModelWithProjection", "DPRContextEncoder"])
+@pytest.mark.parametrize("task", [None, "feature-extraction"])
+def test_an_encoder_that_transformers_lists_for_no_task_gives_features(tmp_path, kind, task):
+    """The folder was refused, where the same module in memory was exported."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    found = getattr(transformers, kind)
+    model = found(found.config_class(vocab_size=20, pad_token_id=1, bos_token_id=0, eos_token_id=2, **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    source = load_source(tmp_path, tokenizer=None, task=task)
+    assert (type(source.model), source.role, source.task) == (found, "encoder", "feature-extraction")
+    assert load_source(model).task == "feature-extraction"
+
+
 def test_a_causal_class_that_sees_the_future(checkpoint):
     folder = checkpoint("bert", "MaskedLM")
     _edit(folder / "config.json", architectures=["BertLMHeadModel"])

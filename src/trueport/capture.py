@@ -21,6 +21,7 @@ from trueport.quiet import silent
 from trueport.rewrite.idle import drop_idle_slices
 from trueport.rewrite.pairs import split_complex
 from trueport.rewrite.source import original_place
+from trueport.rewrite.squeezes import keep_open_axes
 from trueport.roles.component import Component, sample
 from trueport.weights.lazy import LazyTensor
 from trueport.weights.linked import origins_of
@@ -128,6 +129,7 @@ def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
         except Exception as error:
             raise _explain(component, error, seen) from error
     drop_idle_slices(program)
+    keep_open_axes(program)
     split_complex(program)
     guards = _refuse_constants(component, program, seen)
     interface = interface.with_outputs(_output_tensors(interface, program))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trueport.checkpoint import one_line, refuse
-from trueport.tasks import DEFAULTS, TASKS, can, class_named, is_bare_seq2seq, offers_of, task_of
+from trueport.tasks import DEFAULTS, TASKS, can, class_named, gives_features, is_bare_seq2seq, offers_of, task_of
 from trueport.words import listed
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ def choose(
     if named is not None and is_bare_seq2seq(named):
         named = None
     does = task_of(named) if named is not None else None
+    if named is not None and does is None and gives_features(named):
+        does = "feature-extraction"
+        offers = offers | {does: named.__name__}
     if remote:
         does = next((name for name, ref in remote.items() if ref.rpartition(".")[2] == architecture), None)
     if task is None and named is not None and does is None:

@@ -119,6 +119,18 @@ def is_bare_seq2seq(kind: Any) -> bool:
     return "decoder_input_ids" in signature(kind) and task_of(kind) == "feature-extraction"
 
 
+def gives_features(kind: Any) -> bool:
+    """Whether a class that transformers lists for no task reads inputs and has nothing to be trained on: no labels.
+
+    CLIPTextModelWithProjection and SiglipTextModel do; a pretraining head takes labels.
+    """
+    from trueport.roles.component import signature
+
+    names = signature(kind)
+    trained = {"start_positions", "return_loss", *(name for name in names if "label" in name)}
+    return not kind.can_generate() and "decoder_input_ids" not in names and not trained & names
+
+
 def task_by_role(model: PreTrainedModel) -> str:
     """The task of a class that transformers does not list."""
     from trueport.roles import role_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 
 import trueport
 from tests import zoo
+from trueport.errors import CaptureError
 
 
 @pytest.mark.slow
@@ -22,3 +24,27 @@ def test_a_window_wider_than_half_the_positions_is_traced_within_them(tmp_path: 
     model = transformers.BigBirdForSequenceClassification(config).eval()
     zoo.amplify(model, seed=0)
     assert trueport.export(model, tmp_path / "out", tokenizer=None).verdict == "proven"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ResNet", "Segformer"])
+def test_a_config_without_a_size_of_images_is_told_what_to_write(name: str, tmp_path: Path) -> None:
+    """The message named num_channels too, which was there, and no way on."""
+    sizes = {
+        "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        "Segformer": {"hidden_sizes": [8, 8, 8, 16], "depths": [1] * 4, "num_attention_heads": [1, 1, 1, 2]},
+    }[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForImageClassification")(
+        getattr(transformers, f"{name}Config")(**sizes)
+    ).eval()
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(CaptureError, match=r'names no image_size,.*"image_size": \[224, 224\]') as caught:
+        trueport.export(tmp_path / "model", tmp_path / "out", tokenizer=None)
+    assert "num_channels" not in str(caught.value)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_size": [64, 96]}))
+    artifact = trueport.export(tmp_path / "model", tmp_path / "out", tokenizer=None)
+    assert artifact.verdict == "proven"
+    shape = artifact.manifest["components"]["model"]["inputs"][0]["shape"]
+    assert shape == ["batch_size", 3, 64, 96]

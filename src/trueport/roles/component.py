@@ -137,18 +137,20 @@ def signature(module: nn.Module | type[nn.Module]) -> set[str]:
 
 
 def image_input(model: PreTrainedModel) -> Tensor:
-    """Pixels of the one size that the model's table of patches serves, (batch, channels, height, width).
+    """Pixels of the one size that the model's config names, (batch, channels, height, width).
 
     Raises:
-        CaptureError: the config names no size.
+        CaptureError: the config names no size, or no number of channels.
     """
     size = getattr(model.config, "image_size", None)
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
     channels = getattr(model.config, "num_channels", None)
     if len(sides) != 2 or not isinstance(channels, int):
+        lacking, example = ("image_size", "[224, 224]") if len(sides) != 2 else ("num_channels", "3")
         raise CaptureError(
-            f"The config of {type(model).__name__} names no image_size and num_channels",
-            "Trueport exports vision models of one size, which the config has to tell.",
+            f"The config of {type(model).__name__} names no {lacking}, and images are exported in one size",
+            f'Write it into config.json, as in "{lacking}": {example}, or set model.config.{lacking}; what '
+            "preprocessor_config.json makes of an image has that shape.",
         )
     return Tensor(model.main_input_name, float_dtype(model), ("batch_size", channels, *sides))
 

@@ -150,7 +150,7 @@ def test_without_executorch_a_line_says_what_to_install(monkeypatch: pytest.Monk
 
 
 def test_an_arena_past_its_bound_names_the_dimension(tmp_path: Path):
-    with pytest.raises(TrueportError, match="Lower --max-"):
+    with pytest.raises(TrueportError, match=r"[1-9][\d.]* MB of memory, more than 1\.0 kB.*Lower --max-"):
         trueport.export(EXAMPLES / "bert-sentiment", tmp_path / "out", to="executorch", max_arena=1000)
     assert not (tmp_path / "out").exists()
 

@@ -11,6 +11,7 @@ import torch
 
 from trueport.errors import LoweringError
 from trueport.interface import DTYPES, Interface, Tensor
+from trueport.words import size_words
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager
@@ -131,11 +132,6 @@ def check_arena(plans: Mapping[str, Plan], largest: int | None) -> None:
         name = max(plan.dimensions, key=lambda key: plan.dimensions[key], default="")
         flag = FLAGS.get(name, "--max-length")
         raise LoweringError(
-            f"The method {method} plans {megabytes(plan.arena)} of memory, more than {megabytes(limit)}",
-            f"Lower {flag} ({name}: half of it saves {megabytes(plan.dimensions.get(name, 0))}), or raise --max-arena.",
+            f"The method {method} plans {size_words(plan.arena)} of memory, more than {size_words(limit)}",
+            f"Lower {flag} ({name}: half of it saves {size_words(plan.dimensions.get(name, 0))}), or raise --max-arena.",
         )
-
-
-def megabytes(size: int) -> str:
-    """Bytes for a reader."""
-    return f"{size / 1e6:,.0f} MB"
