@@ -238,6 +238,26 @@ def test_what_is_not_equal_is_traced_and_told(how: str, tmp_path: Path) -> None:
             torch.testing.assert_close(torch.from_numpy(found[name]), value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("over", [400, 10**6])
+def test_a_layer_that_is_unlike_past_a_length_is_traced(
+    over: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle, where a shortened program has no guard that would make the proof ask there."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    forward, told = LlamaDecoderLayer.forward, list[str]()
+
+    def unlike(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        made = forward(self, hidden_states, *args, **kwargs)
+        return made * 2 if self.self_attn.layer_idx == 4 and hidden_states.shape[1] > over else made
+
+    zoo.build("llama", num_hidden_layers=8).save_pretrained(tmp_path / "checkpoint")
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", unlike)
+    trueport.export(tmp_path / "checkpoint", tmp_path / "out", tokenizer=None, proof=False, progress=told.append)
+    assert any("layers.4 does not do what" in line for line in told) == (over == 400), told
+
+
 def spoil_operator(graph: Any, nodes: list[Any]) -> None:
     """Another attribute in the last layer."""
     import onnx_ir as ir

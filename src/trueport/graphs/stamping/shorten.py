@@ -19,6 +19,9 @@ from trueport.weights.linked import is_fake
 if TYPE_CHECKING:
     from trueport.capture import Captured
 
+FAR = 4096
+"""Tokens by which inputs are longer where layers are held against each other once more."""
+
 
 @dataclass(frozen=True)
 class Stamping:
@@ -87,7 +90,20 @@ def _chosen(component: Component, stacks: Sequence[Stack]) -> tuple[Stack, list[
     running = [stack for stack in stacks if trace.ends[stack.path]]
     if not running:
         raise RefusedError("none of its layers runs")
-    return running[0], twins_of(component, running[0], trace), trace
+    twins, far = twins_of(component, running[0], trace), _far(component)
+    if far is not None:  # a layer may ask how long its input is
+        twins_of(far, running[0], traced(far, running[:1]))
+    return running[0], twins, trace
+
+
+def _far(component: Component) -> Component | None:
+    """The component with long inputs; None where these take memory, are given, or are bounded."""
+    if not is_fake(component.module) or component.feeds is not None:
+        return None
+    free = {dimension.name for dimension in component.interface.dimensions if dimension.maximum is None}
+    grown = free & {"sequence_length", "encoder_sequence_length"}  # a long past would be memory
+    sizes = {name: size + FAR * (name in grown) for name, size in component.sizes.items()}
+    return replace(component, sizes=sizes) if sizes != component.sizes else None
 
 
 @contextmanager
