@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import trueport
+from tests import zoo
 from trueport.capture import capture
-from trueport.errors import CaptureError, SpecializationError
+from trueport.errors import CaptureError, ProofError, SpecializationError
 from trueport.interface import Dimension, Interface, Tensor
 from trueport.roles.component import Component
 
@@ -109,6 +113,28 @@ def test_a_bound_past_the_traced_size_is_handed_to_the_proof() -> None:
             return states * 2 if states.shape[1] <= 99 else states
 
     assert capture(component(Sliced())).guards == (99,)
+
+
+def test_a_number_that_a_branch_divides_a_length_by_is_handed_to_the_proof() -> None:
+    class Divided(Embeds):
+        def shape(self, states: torch.Tensor) -> torch.Tensor:
+            return states * 2 if states.shape[1] % 97 == 0 else states
+
+    assert capture(component(Divided())).guards == (97,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stamp", [True, False])
+def test_a_layer_that_is_unlike_at_multiples_of_a_length_is_not_proven(stamp: bool, tmp_path: Path) -> None:
+    def doubled(layer: nn.Module, given: Any, result: torch.Tensor) -> torch.Tensor:
+        return result * 2 if given[0].shape[1] % 97 == 0 else result
+
+    model = zoo.build("llama")
+    model.model.layers[1].mlp.register_forward_hook(doubled)
+    with pytest.raises(ProofError) as raised:
+        trueport.export(model, tmp_path / "out", tokenizer=None, stamp=stamp)
+    (clause,) = raised.value.proof.failures()
+    assert [case.case for case in clause.cases if case.failed] == ["batch 1, length 97"]
 
 
 def test_a_value_read_by_python_is_refused_with_its_line() -> None:

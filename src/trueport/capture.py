@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._sympy.functions import Mod, PythonMod
 
 from trueport.errors import CaptureError, SpecializationError
 from trueport.interface import DTYPES, Interface, Tensor, terms
@@ -35,7 +36,7 @@ class Captured:
     """An exported program whose inputs and outputs stand in the order of ``interface``.
 
     ``origins`` are the parameters whose values lie in a checkpoint, by their names in the program.
-    ``guards`` are sizes past which torch made no promise, though the model itself may go on: the proof asks there.
+    ``guards`` are sizes at or past which torch made no promise, though the model itself may go on: the proof asks there.
     ``stamping`` is there where layers are left out, which the graph is to have all the same.
     ``keep`` is told what the target makes of it and could go on from in another process, where that is wanted.
     """
@@ -168,6 +169,7 @@ def _refuse_constants(
                 continue
             if not isinstance(length, torch.SymInt):
                 raise _specialized(component, tensor, axis, int(length), seen)
+            guards.update(_divisors(length))
             largest = _largest(program, length)
             if component.bounded:
                 declared = component.interface.largest(tensor.shape[axis])
@@ -176,6 +178,13 @@ def _refuse_constants(
             elif largest is not None and len(terms(tensor.shape[axis])) == 1:
                 guards.update(_refuse_range(component, tensor, axis, largest))
     return tuple(sorted(guards))
+
+
+def _divisors(length: torch.SymInt) -> set[int]:
+    """Numbers that a branch asks whether an axis divides by: torch took it as it was traced, and checks it nowhere."""
+    promised = length.node.shape_env.deferred_runtime_asserts.values()
+    asked = {atom for found in promised for one in found for atom in one.expr.atoms(Mod, PythonMod)}
+    return {int(by) for size, by in (atom.args for atom in asked) if size == length.node.expr and by.is_Integer}
 
 
 def _largest(program: torch.export.ExportedProgram, length: torch.SymInt) -> int | None:

@@ -150,7 +150,7 @@ class AskedModule:
         time: the dimension along which two runs equal one; None where there is none.
         tolerance: budgets.
         own, exact: the original in its own dtype and in float64; None without the original.
-        guards: lengths past which the capture made no promise.
+        guards: lengths at or past which the capture made no promise.
         memory: what the proof may take.
     """
 
@@ -309,7 +309,7 @@ def borders(asked: AskedModule) -> list[dict[str, int]]:
     for name, size in usual.items():
         maximum = asked.interface.dimension(name).maximum
         others = {n: s if n == name else min(s, asked.fits(n, 2)) for n, s in usual.items()}
-        lengths = [0, 1, 2, size + 1, size + 4, 33, *(guard + 5 for guard in asked.guards)]
+        lengths = [0, 1, 2, size + 1, size + 4, 33, *(at for guard in asked.guards for at in (guard, guard + 5))]
         if maximum is not None and maximum <= LONGEST:
             lengths += [maximum - 1, maximum]
         for length in dict.fromkeys(asked.fits(name, length) for length in lengths if length <= LONGEST):

@@ -25,7 +25,7 @@ def ask(asked: Asked) -> list[Case]:
     """Batch 1 to 5, lengths 1, 2, traced, traced + 4, long and past chunks, against the original or the rows alone."""
     traced, long = asked.lengths
     sizes = [(1, 1, 1), (1, 2, 3), (2, traced, 1), (5, 2, 4), (1, traced + 4, 2)]
-    sizes += [(1, guard + 5, 2) for guard in asked.guards if guard + 5 <= LONGEST]
+    sizes += [(1, size, 2) for guard in asked.guards for size in (guard, guard + 5) if size <= LONGEST]
     sizes += _far(asked) or [(2, long, long // 2), (1, CHUNKED, 2)]
     cases = []
     for rows, length, target in dict.fromkeys((r, asked.inputs.fits(n), t) for r, n, t in sizes):
