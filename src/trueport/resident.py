@@ -56,8 +56,8 @@ def release(places: Iterable[str], unwritten: set[Mapping] | None = None) -> Non
     Args:
         places: the files.
         unwritten: mappings in which a former call found no page that was written to, where this call adds more and takes
-            away those that ended. They are not looked at again: the system takes 50 times as long to tell what was
-            written as to give it back, and meanwhile others read on.
+            away those that ended. They are not looked at again: the system takes far longer to tell what was written
+            than to give it back, and meanwhile others read on.
     """
     wanted, known = set(places) - {""}, set() if unwritten is None else unwritten
     mappings = _present(wanted)
