@@ -437,12 +437,39 @@ def test_a_causal_class_that_sees_the_future(checkpoint):
 
 def test_models_of_other_inputs(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    config = transformers.Wav2Vec2Config(**sizes)
-    transformers.Wav2Vec2Model(config).eval().save_pretrained(tmp_path)
-    _refused(tmp_path, "Wav2Vec2Model reads input_values", "exports models of text")
-    _refused(transformers.Wav2Vec2Model(config).eval(), "input_values")
+    speech = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    config = transformers.SpeechT5Config(hidden_size=16, encoder_ffn_dim=8, decoder_ffn_dim=8, vocab_size=9, **speech)
+    transformers.SpeechT5ForSpeechToText(config).eval().save_pretrained(tmp_path)
+    _refused(tmp_path, "SpeechT5ForSpeechToText reads input_values", "exports models of text")
+    _refused(transformers.SpeechT5ForSpeechToText(config).eval(), "input_values")
     both = transformers.CLIPConfig(text_config=sizes, vision_config=sizes)
     _refused(transformers.CLIPModel(both).eval(), "pixel_values")
+
+
+def test_sound_is_written_down_by_ctc(tmp_path):
+    """The task has two ways; a tokenizer comes within a processor, and without one the feature extractor alone."""
+    model = zoo.build("wav2vec2")
+    model.save_pretrained(tmp_path)
+    _refused(tmp_path, "There is no feature extractor", "--no-tokenizer")
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    extractor.save_pretrained(tmp_path)
+    source = load_source(tmp_path)
+    assert (source.role, source.task) == ("encoder", "automatic-speech-recognition")
+    assert type(source.tokenizer) is type(extractor)
+    assert load_source(tmp_path, task="feature-extraction").kind == "folder"
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5}))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+    transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(tmp_path)
+    assert load_source(tmp_path).tokenizer.feature_extractor.return_attention_mask
+
+
+def test_a_head_for_pretraining_on_sound_is_told_what_else_there_is(tmp_path):
+    entry = next(entry for entry in zoo.ENTRIES if entry.name == "wavlm")
+    quantiser = {"num_codevectors_per_group": 4, "codevector_dim": 8, "proj_codevector_dim": 8}
+    config = transformers.Wav2Vec2Config(**entry.config, **quantiser)
+    transformers.Wav2Vec2ForPreTraining(config).eval().save_pretrained(tmp_path)
+    _refused(tmp_path, "Wav2Vec2ForPreTraining, which does none of Trueport's tasks", "feature-extraction")
+    assert type(load_source(tmp_path, task="feature-extraction", tokenizer=None).model) is transformers.Wav2Vec2Model
 
 
 def test_a_state_that_is_no_cache(tmp_path):

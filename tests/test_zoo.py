@@ -9,6 +9,7 @@ import transformers
 from tests import zoo
 
 WIDTH, LENGTHS = 16, (16, 11, 14)
+SAMPLES = (101, 71, 89)  # of which the zoo's models of sound make 16, 11 and 14 positions
 NO_MASK = {"fnet", "whisper", "vit", "dinov2"}  # fnet mixes by Fourier transform; features and images are never padded
 # How far back each layer may look (None: everywhere); modernbert's window reaches half to each side.
 REACH = {
@@ -54,6 +55,12 @@ def ragged(model, side: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def source(model, side: str = "right") -> dict[str, torch.Tensor]:
     """The inputs of the model's first stack."""
+    if model.main_input_name == "input_values":
+        mask = (torch.arange(SAMPLES[0]) < torch.tensor(SAMPLES)[:, None]).long()
+        return {
+            "input_values": torch.randn(mask.shape, generator=torch.Generator().manual_seed(1)),
+            "attention_mask": mask,
+        }
     if model.main_input_name == "input_features":
         return {"input_features": torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(1))}
     if model.main_input_name == "pixel_values":
@@ -124,6 +131,8 @@ def test_finite_and_masked(name: str):
     mask = inputs["attention_mask"]
     unmasked = run(model, **inputs | {"attention_mask": torch.ones_like(mask)})
     real = mask.bool() if ENTRY[name].role != "seq2seq" else torch.ones(masked.shape[:2], dtype=torch.bool)
+    if "input_values" in inputs:
+        real = torch.arange(WIDTH) < torch.tensor(LENGTHS)[:, None]
     # The first row is full, so its mask is the same; the second has five padded positions.
     assert apart(masked[0], unmasked[0]) < 1e-4
     assert apart(masked[1][real[1]], unmasked[1][real[1]]) > 0.05
@@ -140,6 +149,8 @@ def test_tokens_reach_other_positions(name: str):
     far = 8
     if key == "input_features":
         changed[:, :, 5:8] *= -1
+    elif key == "input_values":
+        changed[:, 20:40] *= -1
     elif key == "pixel_values":
         far = 4  # the first patch is turned over; there are four, after the class token
         changed[:, :, :4, :4] *= -1

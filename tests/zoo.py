@@ -90,6 +90,11 @@ _VIT = _sizes(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=8, patch_size=4,
     num_channels=3, num_labels=3,
 )  # fmt: skip
+_SOUND = _sizes(  # a position for every 6 samples, the first for 11
+    vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, conv_dim=[16, 16],
+    conv_kernel=[5, 3], conv_stride=[3, 2], num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+    num_conv_pos_embedding_groups=2, classifier_proj_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, num_labels=3,
+)  # fmt: skip
 _LINEAR = _sizes(  # the gated delta rule, three layers of four
     num_hidden_layers=4, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
     linear_value_head_dim=8, linear_conv_kernel_dim=4,
@@ -167,6 +172,14 @@ ENTRIES: tuple[Entry, ...] = (
     _encoder("t5_encoder", "T5", "EncoderModel", _T5),
     _encoder("vit", "ViT", base=_VIT, note="pixel_values (batch, 3, 8, 8)"),
     _encoder("dinov2", "Dinov2", base=_VIT, note="pixel_values (batch, 3, 8, 8)"),
+    _encoder(
+        "wav2vec2", "Wav2Vec2", "ForCTC", _SOUND, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
+        adapter_attn_dim=8, note="input_values (batch, samples); the settings of MMS",
+    ),
+    _encoder(
+        "wavlm", "WavLM", base=_SOUND, num_buckets=8, max_bucket_distance=16,
+        note="input_values (batch, samples); relative positions, and a norm over all samples, padding too",
+    ),
     _decoder("gpt2", "GPT2", "LMHeadModel", _GPT2),
     _decoder(
         "gpt_neo", "GPTNeo",

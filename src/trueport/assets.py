@@ -22,7 +22,9 @@ WITHOUT = "Give --no-tokenizer (tokenizer=None) to export without one."
 
 
 def load_tokenizer(folder: Path, model: PreTrainedModel, where: str, *, trust_remote_code: bool) -> Any:
-    """The folder's tokenizer; of a speech model its processor, which holds one; of a vision model its image processor."""
+    """The folder's tokenizer; of a speech model its processor, which holds one; of others what prepares images or sound."""
+    if model.main_input_name == "input_values":
+        return _load_feature_extractor(folder, where, trust_remote_code=trust_remote_code)
     if model.main_input_name == "pixel_values":
         return _load_image_processor(folder, where, trust_remote_code=trust_remote_code)
     if model.main_input_name == "input_features":
@@ -55,6 +57,20 @@ def _load_image_processor(folder: Path, where: str, *, trust_remote_code: bool) 
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:
         refuse(f"The processor in {where} cannot be read: {one_line(error)}", f"Replace its files. {WITHOUT}", error)
+
+
+def _load_feature_extractor(folder: Path, where: str, *, trust_remote_code: bool) -> Any:
+    """Of a model of sound, within a processor where the folder has a tokenizer for what the model writes down."""
+    from transformers import AutoFeatureExtractor
+
+    _need(folder, ("preprocessor_config", "processor_config"), "feature extractor", where)
+    if any(path.name.startswith(("tokenizer", "vocab")) for path in folder.iterdir()):
+        return _load_processor(folder, where, trust_remote_code=trust_remote_code)
+    try:
+        return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        problem = f"The feature extractor in {where} cannot be read: {one_line(error)}"
+        refuse(problem, f"Replace its files. {WITHOUT}", error)
 
 
 def _load_processor(folder: Path, where: str, *, trust_remote_code: bool) -> Any:

@@ -20,7 +20,7 @@ ORT_CLASSES = {
     "text2text-generation": "ORTModelForSeq2SeqLM",
     "automatic-speech-recognition": "ORTModelForSpeechSeq2Seq",
 }
-"""optimum's class for each task; transformers.js knows the same tasks by name."""
+"""optimum's class for each task; transformers.js knows the same tasks by name. Of sound it gives a graph no mask."""
 
 NUMPY_DTYPES = {"float32", "float16", "float64", "int64", "int32", "bool"}
 """What NumPy can feed; bfloat16 is not among them."""
@@ -47,9 +47,9 @@ def card(manifest: Mapping[str, Any], proof: Mapping[str, Any] | None) -> str:
         planned=program_words(manifest),
         verdict=_verdict(manifest, proof),
         reported=proof is not None,
-        tokenizer=_has_tokenizer(manifest),
+        tokenizer=_has_tokenizer(manifest) and (kind != "encoder" or any(map(_reads_text, graphs.values()))),
         snippet=snippet(manifest),
-        ort_class=ORT_CLASSES.get(task) if graphs and not any(map(_in_place, graphs.values())) else None,
+        ort_class=_ort_class(task, graphs),
         javascript=_runs_in_javascript(task, graphs),
         in_place=any(map(_in_place, graphs.values())),
         external=_external(manifest, graphs),
@@ -116,11 +116,19 @@ def _has_tokenizer(manifest: Mapping[str, Any]) -> bool:
     return any(path in manifest.get("files", {}) for path in ("tokenizer.json", "tokenizer_config.json"))
 
 
+def _ort_class(task: str, graphs: Mapping[str, Any]) -> str | None:
+    """optimum's class that runs the graphs."""
+    inputs = {tensor["name"] for entry in graphs.values() for tensor in entry.get("inputs", [])}
+    if not graphs or "input_values" in inputs or any(map(_in_place, graphs.values())):
+        return None
+    return ORT_CLASSES.get(task)
+
+
 def _runs_in_javascript(task: str, graphs: Mapping[str, Any]) -> bool:
     """transformers.js makes its empty cache in float32 unless the config tells otherwise."""
     floats = {tensor["dtype"] for entry in graphs.values() for tensor in entry.get("inputs", [])} - {"int64"}
     copied = not any(map(_in_place, graphs.values()))
-    return task in ORT_CLASSES and bool(graphs) and copied and floats <= {"float32"}
+    return _ort_class(task, graphs) is not None and copied and floats <= {"float32"}
 
 
 def _in_place(entry: Mapping[str, Any]) -> bool:
@@ -138,6 +146,8 @@ def _external(manifest: Mapping[str, Any], graphs: Mapping[str, Any]) -> dict[st
 # Code for plain ONNX Runtime
 NEW_TOKENS = 20
 """What the programs generate."""
+SECOND = 16000
+"""Samples of the silence that they listen to."""
 
 
 def snippet(manifest: Mapping[str, Any]) -> str | None:
@@ -162,6 +172,10 @@ def snippet(manifest: Mapping[str, Any]) -> str | None:
     if kind == "decoder":
         return _decoder(entry, tokenizer) if {"input_ids", "logits"} <= _names(entry) else None
     return _encoder(entry, tokenizer)
+
+
+def _reads_text(entry: Mapping[str, Any]) -> bool:
+    return "input_ids" in {tensor["name"] for tensor in entry.get("inputs", [])}
 
 
 def _names(entry: Mapping[str, Any]) -> set[str]:
@@ -223,10 +237,14 @@ def _numpy(dtype: str) -> str:
 
 
 def _encoder(entry: Mapping[str, Any], tokenizer: bool) -> str:
-    text = any(tensor["name"] == "input_ids" for tensor in entry["inputs"])
+    text = _reads_text(entry)
     lines = [*_imports(tokenizer and text), _session("session", entry)]
     lines += _tokens(tokenizer, entry.get("ending", ())) if text else []
     ready = {"input_ids": "ids", "attention_mask": "mask", "position_ids": "mask.cumsum(-1) - 1"} if text else {}
+    for sound in (tensor for tensor in entry["inputs"] if tensor["name"] == "input_values"):
+        lines += ["# Silence below: your own samples and their mask come from transformers' AutoFeatureExtractor."]
+        lines += [f"samples = {_zeros(sound, str(SECOND))}"]
+        ready = {"input_values": "samples", "attention_mask": "np.ones(samples.shape, np.int64)"}
     return "\n".join(
         [
             *lines,

@@ -66,7 +66,7 @@ def choose(
     import transformers
 
     architecture, references = architecture_of(content), _references(content) if trust else {}
-    remote = {name: references[entry.auto] for name, entry in TASKS.items() if entry.auto in references}
+    remote = {name: references[way.auto] for name, job in TASKS.items() for way in job.ways if way.auto in references}
     offers = remote or offers_of(config)
     named = None if remote or architecture is None else class_named(architecture)
     if named is not None and is_bare_seq2seq(named):
@@ -103,14 +103,14 @@ def _remote_class(folder: Path, where: str, reference: str) -> type[PreTrainedMo
 
 
 def check_inputs(kind: type[PreTrainedModel], where: str) -> None:
-    """Refuse what reads neither text, nor images alone, nor, to write text, speech."""
+    """Refuse what reads neither text, nor images or sound alone, nor, to write text, speech."""
     from trueport.roles.component import signature
 
     names = signature(cast("Any", kind))
     other: str | None = next(
         (name for name in ("pixel_values", "input_values", "pixel_values_videos") if name in names), None
     )
-    if kind.main_input_name == "pixel_values" and not {"input_ids", "decoder_input_ids"} & names:
+    if kind.main_input_name in ("pixel_values", "input_values") and not {"input_ids", "decoder_input_ids"} & names:
         other = None
     elif kind.main_input_name not in ("input_ids", "input_features"):
         other = kind.main_input_name
@@ -121,5 +121,5 @@ def check_inputs(kind: type[PreTrainedModel], where: str) -> None:
     if other is not None:
         refuse(
             f"{where}: a {kind.__name__} reads {other}",
-            "This version exports models of text, of images, and of speech to text.",
+            "This version exports models of text, of images, of sound, and of speech to text.",
         )

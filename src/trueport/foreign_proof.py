@@ -94,7 +94,7 @@ def _role(sessions: Mapping[str, Any], config: Any, original: PreTrainedModel | 
         return "seq2seq"
     kind = model_class(config)
     task = task_of(kind) if kind is not None else None
-    generates = task is not None and TASKS[task].role == "decoder"
+    generates = task is not None and "decoder" in TASKS[task].roles
     return "decoder" if generates or isinstance(sessions["model"], SteppedSession) else "encoder"
 
 

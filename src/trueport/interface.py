@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trueport.axes import value_of
+
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "int32": 4, "bool": 1}
 """Element sizes in bytes by dtype name."""
 
@@ -34,7 +36,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named tensor: ``shape`` holds integers, dimension names, and sums such as ``"a + b"``."""
+    """A named tensor: ``shape`` holds integers, dimension names, sums such as ``"a + b"``, and an output's arithmetic."""
 
     name: str
     dtype: str
@@ -238,8 +240,17 @@ def float_dtype_of(interfaces: Iterable[Interface]) -> str:
 
 
 def evaluate(axis: int | str, sizes: Mapping[str, int]) -> int:
-    """The length of an axis at the given dimension sizes."""
-    return axis if isinstance(axis, int) else sum(sizes[term] for term in terms(axis))
+    """The length of an axis at the given dimension sizes.
+
+    Raises:
+        KeyError: a dimension has no size.
+        ValueError: the axis is no arithmetic of dimensions (``axes.value_of``).
+    """
+    if isinstance(axis, int):
+        return axis
+    parts = terms(axis)
+    # Names of users and of other tools are any text: only what is no plain sum of them is read as an expression.
+    return sum(sizes[part] for part in parts) if all(part in sizes for part in parts) else value_of(axis, sizes)
 
 
 def _is_length(axis: Any) -> bool:

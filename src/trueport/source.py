@@ -314,12 +314,12 @@ def _role(model: PreTrainedModel, task: str) -> str:
     from trueport.roles import role_of
 
     role, kind = role_of(model), type(model).__name__
-    if TASKS[task].role == "decoder" and role != "decoder":
+    if "decoder" in TASKS[task].roles and role != "decoder":
         refuse(
             f"A {kind} takes no cache: it keeps no state, or another one than transformers' caches",
             "Give --task feature-extraction for one pass, or export it in a module of your own (docs/custom.md).",
         )
-    if TASKS[task].role != role:
+    if role not in TASKS[task].roles:
         refuse(f"A {kind} is a {role}, which cannot do {task}", "Give another --task, such as feature-extraction.")
     return role
 

@@ -13,34 +13,60 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A job that a model can have: the role it needs, and transformers' name for the classes that do it."""
+class Way:
+    """How a job is done: the role it needs, and transformers' name for the classes that do it so."""
 
     role: str
     auto: str
     mapping: str
 
 
+@dataclass(frozen=True)
+class Task:
+    """A job that a model can have, and the ways to do it: speech is written down by a decoder, or frame by frame (CTC)."""
+
+    ways: tuple[Way, ...]
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Those that can do it."""
+        return frozenset(way.role for way in self.ways)
+
+
+def _task(*way: str) -> Task:
+    return Task((Way(*way),))
+
+
 TASKS = {
-    "text2text-generation": Task("seq2seq", "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"),
+    "text2text-generation": _task("seq2seq", "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"),
     "automatic-speech-recognition": Task(
-        "seq2seq", "AutoModelForSpeechSeq2Seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES"
+        (
+            Way("seq2seq", "AutoModelForSpeechSeq2Seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES"),
+            Way("encoder", "AutoModelForCTC", "MODEL_FOR_CTC_MAPPING_NAMES"),
+        )
     ),
-    "text-generation": Task("decoder", "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
-    "fill-mask": Task("encoder", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
-    "text-classification": Task(
+    "text-generation": _task("decoder", "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    "fill-mask": _task("encoder", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
+    "text-classification": _task(
         "encoder", "AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"
     ),
-    "token-classification": Task(
+    "token-classification": _task(
         "encoder", "AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"
     ),
-    "question-answering": Task(
+    "question-answering": _task(
         "encoder", "AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"
     ),
-    "image-classification": Task(
+    "image-classification": _task(
         "encoder", "AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"
     ),
-    "feature-extraction": Task("encoder", "AutoModel", "MODEL_MAPPING_NAMES"),
+    "audio-classification": _task(
+        "encoder", "AutoModelForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES"
+    ),
+    "audio-frame-classification": _task(
+        "encoder", "AutoModelForAudioFrameClassification", "MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES"
+    ),
+    "audio-xvector": _task("encoder", "AutoModelForAudioXVector", "MODEL_FOR_AUDIO_XVECTOR_MAPPING_NAMES"),
+    "feature-extraction": _task("encoder", "AutoModel", "MODEL_MAPPING_NAMES"),
 }
 """Most telling first: BART's one generating class is listed under fill-mask as well."""
 DEFAULTS = ("text2text-generation", "automatic-speech-recognition", "text-generation", "feature-extraction")
@@ -66,8 +92,11 @@ def _classes(task: str) -> dict[str, list[str]]:
     """The names of transformers' classes that do a task, by model type."""
     from transformers.models.auto import modeling_auto
 
-    found = getattr(modeling_auto, TASKS[task].mapping)
-    return {kind: [names] if isinstance(names, str) else list(names) for kind, names in found.items()}
+    found: dict[str, list[str]] = {}
+    for way in TASKS[task].ways:
+        for kind, names in getattr(modeling_auto, way.mapping).items():
+            found.setdefault(kind, []).extend([names] if isinstance(names, str) else names)
+    return found
 
 
 def class_named(name: str) -> type[PreTrainedModel] | None:
@@ -127,7 +156,7 @@ def gives_features(kind: Any) -> bool:
     from trueport.roles.component import signature
 
     names = signature(kind)
-    trained = {"start_positions", "return_loss", *(name for name in names if "label" in name)}
+    trained = {"start_positions", "return_loss", "mask_time_indices", *(name for name in names if "label" in name)}
     return not kind.can_generate() and "decoder_input_ids" not in names and not trained & names
 
 

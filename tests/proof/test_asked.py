@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
+from trueport.interface import Interface, Tensor
 from trueport.proof.asked import Asked
-from trueport.proof.inputs import Batch
+from trueport.proof.inputs import Batch, Inputs, Limits
 from trueport.proof.reference import OriginalError
 from trueport.proof.tolerance import MEASURED, Tolerance
 
@@ -38,7 +40,9 @@ def _asked(noise: float, **changed: Any) -> Asked:
         "runnable": None,
         "lengths": (7, 33),
     } | changed
-    return Asked(None, "decoder", None, None, outputs, None, tolerance, **given)  # type: ignore[arg-type]
+    padded = Interface((Tensor("input_ids", "int64", ("batch_size", "sequence_length")),), (), ())
+    inputs = Inputs(LlamaConfig(), "decoder", 7, Limits())
+    return Asked(None, "decoder", None, inputs, outputs, padded, tolerance, **given)  # type: ignore[arg-type]
 
 
 def _judged(asked: Asked, error: float, length: int = LENGTH) -> bool:

@@ -118,6 +118,17 @@ def test_nothing_is_written_to_a_file_s_tensor(lazy):
         lazy["a"].zero_()
 
 
+def test_what_was_computed_may_be_written_to_and_thrown_away(lazy):
+    """Initialising a weight-normalised convolution anew writes to the product, which nothing keeps."""
+    made = lazy["a"] * 2
+    made.normal_().zero_()
+    for use in (lambda: made + 1, lambda: torch.nn.Parameter(made), lambda: made.view(-1)):
+        with pytest.raises(SourceError, match=r"aten\.zero_\.default writes to a weight"):
+            use()
+    with pytest.raises(SourceError, match="writes to a weight"):
+        lazy["a"].view(-1).zero_()  # a part of the file
+
+
 def test_a_file_that_became_shorter(tmp_path):
     (tmp_path / "x").write_bytes(bytes(10))
     with pytest.raises(SourceError, match="shorter"):

@@ -12,6 +12,7 @@ import numpy as np
 from trueport.interface import Interface
 from trueport.proof.inputs import Batch, Inputs
 from trueport.proof.memory import ANY, EAGER, HELD, SCORES, Memory, TooLargeError
+from trueport.proof.positions import positions
 from trueport.proof.reference import OriginalError, Reference
 from trueport.proof.result import Case
 from trueport.proof.subject import Subject
@@ -95,15 +96,24 @@ class Asked:
             # A wholly masked source is read by the cross-attention; only the original says what then comes out.
             decides = rows if self.exact is None else np.ones_like(rows)
             return np.repeat(decides[:, None], batch.decoded.shape[1], axis=1)
-        if len(self.outputs[name]) > 1 and isinstance(self.outputs[name][1], str):
-            return batch.mask == 1
+        found = positions(self.outputs[name], self.padded, batch)
+        if found is not None:
+            return found
         if self.role == "seq2seq":
             return np.ones((batch.size, 1), dtype=bool) if batch.ids.ndim > 2 else batch.mask == 1
         return rows
 
+    def span(self, name: str, batch: Batch, row: int) -> slice | None:
+        """Where in an output belongs what a row gives alone, without its padding; None where it has no such positions."""
+        real = self.real(name, batch)
+        if real.ndim == 1 or batch.ids.ndim > 2 or (self.role == "seq2seq" and name == "logits"):
+            return None
+        found = np.flatnonzero(real[row])
+        return slice(int(found[0]), int(found[-1]) + 1) if len(found) else None
+
     def afford(self, batch: Batch) -> None:
         """Raise TooLargeError for a batch whose answers the memory of the proof does not hold."""
-        length = max(batch.mask.shape[1], batch.decoded.shape[1] if batch.target is not None else 0)
+        length = max(self.inputs.lengthy(batch), batch.decoded.shape[1] if batch.target is not None else 0)
         # What has no axis of tokens is small; an axis with a name that is not the tokens' is as wide as the vocabulary.
         widths = [
             prod(size if isinstance(size, int) else self.inputs.vocabulary for size in shape[2:])
@@ -150,6 +160,11 @@ class Asked:
             if not real.any() or name not in truth:
                 continue
             value, wanted = got[name], truth[name]
+            if real.ndim == 2 and real.shape[1] not in (1, *value.shape[1:2]):
+                note = (
+                    f"{name} has shape {value.shape}, and {real.shape[1]} positions where the manifest tells its axes"
+                )
+                return Case(case, None, 0.0, batch.to_json(), note)
             if value.shape != wanted.shape:
                 return Case(case, None, 0.0, batch.to_json(), f"{name} has shape {value.shape}, not {wanted.shape}")
             found = self._judged(
@@ -183,7 +198,7 @@ class Asked:
         """
         if self.own is None or self.exact is None or self.quantised is not None:
             return budget
-        length = batch.mask.shape[1] if batch.target is None else max(batch.mask.shape[1], batch.target.shape[1])
+        length = max(self.inputs.lengthy(batch), 0 if batch.target is None else batch.target.shape[1])
         try:
             own, exact = self.own.forward(batch)[name], self.exact.forward(batch)[name]
         except OriginalError:

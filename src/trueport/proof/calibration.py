@@ -13,7 +13,7 @@ import numpy as np
 from trueport.errors import TrueportError
 from trueport.interface import Interface
 from trueport.proof.continued import continued
-from trueport.proof.inputs import Batch, Inputs, Limits, left, right
+from trueport.proof.inputs import Batch, Limits, inputs_of, left, right
 from trueport.quiet import quiet
 
 SEED = 4711
@@ -128,15 +128,10 @@ def batches(interfaces: Mapping[str, Interface], original: Original) -> list[Bat
     maximum = {name: dimension.maximum for name, dimension in bounds.items()}
     shortest = max(bounds[side].minimum, 1) if side in bounds else 1
     limits = Limits(maximum.get(side), maximum.get("sequence_length"), shortest, maximum.get("batch_size"))
-    source = first.inputs[0]
-    features = tuple(source.shape[1:]) if len(source.shape) > 2 else None
-    inputs = Inputs(
-        original.config, original.role, SEED, limits, features=features,  # type: ignore[arg-type]
-        typed=first.has_input("token_type_ids"), ending=first.ending,
-    )  # fmt: skip
+    inputs = inputs_of(original.config, original.role, SEED, first, limits)
     pad = left if original.role == "decoder" else right
     if original.prompts:
-        if features is not None:
+        if inputs.features is not None or inputs.sound:
             raise TrueportError("The model reads no tokens to calibrate on", "Leave the calibration's prompts out.")
         check_tokens(original.prompts, original.config)
         given = [

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from trueport.errors import TrueportError
+from trueport.interface import Interface
 from trueport.roles.component import position_limits
 
 LARGEST_VOCABULARY = 2**24
 """More tokens than any tokenizer has: a config that says more is broken."""
 FEWEST = 3
 """Tokens that batches are drawn from, where the vocabulary has as many."""
-DISTANCES = ("relative_attention_max_distance", "max_relative_positions")
+DISTANCES = ("relative_attention_max_distance", "max_relative_positions", "max_bucket_distance")
 """Config attributes that name how far relative distances reach."""
 Pad = Callable[[int, Sequence[int]], np.ndarray]
 """``left`` or ``right``: a mask of a length with so many zeros in each row."""
@@ -28,7 +29,8 @@ class Batch:
 
     Attributes:
         ids: (batch, length) int64, the side that can be padded: an encoder's or decoder's tokens, a seq2seq source;
-            or (batch, features, frames) float for speech, (batch, channels, height, width) for images.
+            or (batch, samples) float for sound, (batch, features, frames) for speech, (batch, channels, height, width)
+            for images.
         mask: (batch, length) int64, 1 where ``ids`` is real.
         target: (batch, target_length) int64, the decoder's tokens of a seq2seq model.
         types: (batch, length) int64 token types, where the model reads them.
@@ -45,6 +47,11 @@ class Batch:
     def size(self) -> int:
         """Rows."""
         return len(self.ids)
+
+    @property
+    def measured(self) -> bool:
+        """Whether ``ids`` are no tokens, but numbers that something measured: sound, features, pixels."""
+        return self.ids.dtype.kind == "f"
 
     @property
     def decoded(self) -> np.ndarray:
@@ -78,10 +85,13 @@ class Batch:
         return slice(int(real[0]), int(real[-1]) + 1)
 
     def to_json(self) -> dict[str, Any]:
-        """The arrays as lists, speech features left out."""
+        """The arrays as lists, sound and speech features left out."""
         parts: dict[str, Any] = {}
-        if self.ids.ndim == 2:
+        if not self.measured:
             parts |= {"input_ids": self.ids.tolist(), "attention_mask": self.mask.tolist()}
+        elif self.ids.ndim == 2:
+            parts["input_values"] = f"seeded normal of shape {self.ids.shape}"
+            parts["attention_mask"] = [_runs(row) for row in self.mask]
         else:
             parts["input_features"] = f"seeded normal of shape {self.ids.shape}"
         if self.types is not None:
@@ -110,6 +120,8 @@ class Inputs:
         seed: of all draws.
         limits: bounds on lengths.
         features: (features, frames) where the source is speech, (channels, height, width) where it is an image.
+        sound: the fewest samples that the model takes, where the source is sound; else 0. Lengths and masks are then asked
+            for in pieces of about so many samples, of each of which the model makes a position or more.
         typed: whether the model reads token types.
         ending: tokens that each row ends in.
     """
@@ -122,11 +134,12 @@ class Inputs:
         limits: Limits,
         *,
         features: tuple[int, ...] | None = None,
+        sound: int = 0,
         typed: bool = False,
         ending: Sequence[int] = (),
     ) -> None:
         self.config, self.role, self.seed, self.limits = config, role, seed, limits
-        self.features, self.typed, self.ending = features, typed, tuple(ending)
+        self.features, self.sound, self.typed, self.ending = features, sound, typed, tuple(ending)
         self.reach = reach(config)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.vocabulary = int(text.vocab_size) if getattr(text, "vocab_size", None) else 1000
@@ -145,13 +158,25 @@ class Inputs:
         length = max(length, self.limits.shortest)
         return length if self.limits.length is None else min(length, self.limits.length)
 
+    def pieces(self, samples: int) -> int:
+        """Pieces of sound that have so many samples, or a few more."""
+        return max(1 - (self.sound - samples) // (self.sound | 1), 1)
+
+    def lengthy(self, batch: Batch) -> int:
+        """The length of a batch in tokens, or in pieces of sound."""
+        return self.pieces(batch.mask.shape[1]) if self.sound else batch.mask.shape[1]
+
+    def words(self, length: int) -> str:
+        """A length in words: of tokens, or of how many samples so many pieces of sound are."""
+        return f"{(length - 1) * (self.sound | 1) + self.sound} samples" if self.sound else f"length {length}"
+
     def target_fits(self, length: int) -> int:
         """The same for the decoder's side."""
         bound = self.limits.target if self.role == "seq2seq" else self.limits.length
         return length if bound is None else min(length, bound)
 
     def draw(self, case: str, mask: np.ndarray, target: int = 5) -> Batch:
-        """A batch under ``mask``, (batch, length): random tokens, the pad token where the mask is 0.
+        """A batch under ``mask``, (batch, length): random tokens, the pad token where the mask is 0; zeros in sound.
 
         The real tokens of a row are the first of the row's own stream, wherever the mask puts them: masks of one case and
         length that differ in where they pad ask about the same rows, and the original answers each of those once.
@@ -164,6 +189,9 @@ class Inputs:
         if self.features is not None:
             ids = rng.standard_normal((rows, *self.features)).astype(np.float32)
             mask = np.ones((rows, 1), dtype=np.int64)
+        elif self.sound:
+            mask = in_samples(mask, self.sound)
+            ids = _placed(mask, rng.standard_normal(mask.shape).astype(np.float32), 0)
         else:
             ids = self.ended(_placed(mask, rng.choice(self.ordinary, (rows, length)), self.pad), mask)
             if self.typed:
@@ -193,7 +221,10 @@ class Inputs:
         return self.draw(case, np.ones((rows, self.fits(length)), dtype=np.int64), target)
 
     def scrambled(self, case: str, batch: Batch) -> Batch:
-        """The same batch with other tokens wherever the mask is 0."""
+        """The same batch with other tokens, or another sound, wherever the mask is 0."""
+        if batch.measured:
+            other = self.rng(case).standard_normal(batch.ids.shape).astype(batch.ids.dtype)
+            return replace(batch, ids=np.where(batch.mask == 1, batch.ids, other))
         other = self.rng(case).choice(self.ordinary, batch.ids.shape)
         return replace(batch, ids=self.ended(np.where(batch.mask == 1, batch.ids, other), batch.mask))
 
@@ -212,6 +243,29 @@ class Inputs:
         fresh = np.where(fresh == tokens, np.roll(self.ordinary, 1)[np.searchsorted(self.ordinary, fresh)], fresh)
         tokens[:, position:] = fresh[:, position:]
         return replace(batch, ids=tokens) if batch.target is None else replace(batch, target=tokens)
+
+
+def inputs_of(config: Any, role: str, seed: int, interface: Interface, limits: Limits) -> Inputs:
+    """What draws batches for an interface: of its tokens, its sound, its features or its images.
+
+    Args:
+        config: the model's config.
+        role: as ``Inputs`` takes it.
+        seed: of all draws.
+        interface: of the side that can be padded.
+        limits: in the interface's own unit.
+    """
+    source, features, sound = interface.inputs[0], None, 0
+    if not interface.has_input("input_ids"):
+        features = tuple(source.shape[1:]) if len(source.shape) > 2 else None
+        sound = limits.shortest if features is None and "float" in source.dtype else 0
+    if sound:
+        most = limits.length
+        limits = replace(limits, shortest=1, length=None if most is None else (most - sound) // (sound | 1) + 1)
+    return Inputs(
+        config, role, seed, limits, features=features, sound=sound,  # type: ignore[arg-type]
+        typed=interface.has_input("token_type_ids"), ending=interface.ending,
+    )  # fmt: skip
 
 
 def reach(config: Any) -> int:
@@ -247,6 +301,22 @@ def _placed(mask: np.ndarray, streams: np.ndarray, filler: int) -> np.ndarray:
     """The first entries of each row's stream, (batch, length), in order where the mask is 1; ``filler`` elsewhere."""
     order = np.maximum(mask.cumsum(axis=-1) - 1, 0)
     return np.where(mask == 1, np.take_along_axis(streams, order, axis=-1), filler)
+
+
+def in_samples(mask: np.ndarray, fewest: int) -> np.ndarray:
+    """A mask over pieces of sound, (batch, pieces), as one over its samples.
+
+    The first piece has the ``fewest`` samples that a model takes, the others an odd number: with strides that are even, as
+    all are, rows end at every place between two positions.
+    """
+    piece = fewest | 1
+    return np.repeat(mask, piece, axis=1)[:, piece - fewest :]
+
+
+def _runs(mask: np.ndarray) -> str:
+    """A row of a mask in words: ``300 of 1, 100 of 0``."""
+    ends = [*(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(mask)]
+    return ", ".join(f"{end - start} of {mask[start]}" for start, end in zip([0, *ends], ends, strict=False))
 
 
 def left(length: int, pads: Sequence[int]) -> np.ndarray:

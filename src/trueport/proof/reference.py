@@ -208,13 +208,13 @@ class Reference:
 
     def _feeds(self, batch: Batch, positions: bool) -> dict[str, Any]:
         feeds: dict[str, Any] = {}
-        if batch.ids.ndim > 2:
+        if batch.measured:
             dtype = next(self.model.parameters()).dtype
             feeds[self.model.main_input_name] = torch.from_numpy(batch.ids).to(dtype)
         else:
             feeds["input_ids"] = torch.from_numpy(batch.ids)
-            if "attention_mask" in self.takes:
-                feeds["attention_mask"] = torch.from_numpy(batch.mask)
+        if batch.ids.ndim == 2 and "attention_mask" in self.takes:
+            feeds["attention_mask"] = torch.from_numpy(batch.mask)
         if batch.types is not None:
             feeds["token_type_ids"] = torch.from_numpy(batch.types)
         if positions and self.role == "decoder" and "position_ids" in self.takes:

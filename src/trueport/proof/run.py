@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from trueport.proof.asked import Asked, NotApplicableError
 from trueport.proof.clauses import CLAUSES, check_names
 from trueport.proof.clauses.ranges import HALF
-from trueport.proof.inputs import Batch, Inputs, Limits, left
+from trueport.proof.inputs import Batch, Inputs, Limits, inputs_of, left, right
 from trueport.proof.memory import ANY, Memory
+from trueport.proof.positions import positions
 from trueport.proof.quantised import Quantised
 from trueport.proof.quantised import ask as ask_quantised
 from trueport.proof.quantised import tolerance as quantised_tolerance
@@ -28,6 +30,7 @@ from trueport.roles.windows import windows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from trueport.interface import Interface
     from trueport.runtime.model import TrueportModel
 
 SEED = 7
@@ -35,6 +38,7 @@ PROMPTS = 3
 """Prompts that ``generate`` is asked with."""
 PROMPTS_KEPT = 40
 """The same for a program that keeps its cache: source after source, so that what a reset left behind would show."""
+Cut = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Progress = Callable[[str], None]
 """Called with each clause's name as it starts."""
 
@@ -152,10 +156,7 @@ def asked_of(
     shortest = next((entry.minimum for entry in padded.dimensions if entry.name == side), 1)
     rows = _maximum(last, "batch_size")
     limits = Limits(_maximum(padded, side), _maximum(last, "sequence_length"), max(shortest, 1), rows)
-    source = padded.inputs[0]
-    features = None if padded.has_input("input_ids") or len(source.shape) < 3 else tuple(source.shape[1:])
-    typed = padded.has_input("token_type_ids")
-    inputs = Inputs(config, role, seed, limits, features=features, typed=typed, ending=padded.ending)  # type: ignore[arg-type]
+    inputs = inputs_of(config, role, seed, padded, limits)
     own = exact = None
     if original is not None:
         own = Reference(original, role, list(outputs))
@@ -170,13 +171,15 @@ def asked_of(
             lambda reference: reference.forward(_typical(inputs, masked)),
             memory,
         )
-    tolerance, exact = _tolerance(_typical(inputs, masked), own, exact, dtype, depth, memory)
+    typical = _typical(inputs, masked)
+    cut = partial(_real, outputs=outputs, padded=padded, batch=typical)
+    tolerance, exact = _tolerance(typical, cut, own, exact, dtype, depth, memory)
     asked = Asked(
         subject_of(role, sessions), role, config, inputs, outputs, padded, tolerance, own, exact, runnable, lengths,
         maskable=_takes_mask(config, original), cached=bool(last.state or last.kept), guards=tuple(guards),
         prompts=PROMPTS_KEPT if role == "seq2seq" and last.kept else PROMPTS, memory=memory,
     )  # fmt: skip
-    asked.afford(_typical(inputs, masked))  # what does not hold even this would leave out nearly all
+    asked.afford(typical)  # what does not hold even this would leave out nearly all
     return asked
 
 
@@ -199,36 +202,45 @@ def _maximum(interface: Any, name: str) -> int | None:
 
 
 def _tolerance(
-    batch: Batch, own: Reference | None, exact: Reference | None, dtype: str, depth: int, memory: Memory
+    batch: Batch, cut: Cut, own: Reference | None, exact: Reference | None, dtype: str, depth: int, memory: Memory
 ) -> tuple[Tolerance, Reference | None]:
-    """The noise floor on a batch like those that the clauses ask, and the original that tells the truth."""
+    """The noise floor on a batch like those that the clauses ask, and the original that tells the truth.
+
+    ``cut`` takes an answer's real positions.
+    """
     if own is None or exact is None:
         return modelled(dtype, depth), exact
-    rough, fine = _real(own.forward(batch), batch), _wide(exact, batch)
+    rough, fine = cut(own.forward(batch)), _wide(exact, batch, cut)
     floors, words = _floors(rough, [fine] if fine else []), PRECISE
     if fine is None or blind(floors):
         memory.copy(MOVED, own.model)
         exact, words = own, JITTERED if fine is None else ROUNDED
         # One after the other: each is a copy of the weights.
-        floors = _floors(rough, (_real(own.jittered(seed).forward(batch), batch) for seed in range(3)))
+        floors = _floors(rough, (cut(own.jittered(seed).forward(batch)) for seed in range(3)))
     return measured(floors, dtype, depth, words), exact
 
 
-def _wide(exact: Reference, batch: Batch) -> dict[str, np.ndarray] | None:
+def _wide(exact: Reference, batch: Batch, cut: Cut) -> dict[str, np.ndarray] | None:
     """The answer in float64 at real positions; None where it is not finite or there is none.
 
     CANINE multiplies a float32 mask by float64's lowest number: infinity times zero. XGLM puts it into a float32.
     """
     try:
-        fine = _real(exact.forward(batch), batch)
+        fine = cut(exact.forward(batch))
     except OriginalError:
         return None
     return fine if all(np.isfinite(value).all() for value in fine.values()) else None
 
 
-def _real(answer: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
+def _real(
+    answer: Mapping[str, np.ndarray], outputs: Mapping[str, tuple[int | str, ...]], padded: Interface, batch: Batch
+) -> dict[str, np.ndarray]:
     """An answer at real positions; all of an output that has none of its own."""
-    return {n: v[batch.mask == 1] if v.shape[:2] == batch.mask.shape else v for n, v in answer.items()}
+    found = {name: positions(outputs[name], padded, batch) for name in answer}
+    return {
+        name: value if (real := found[name]) is None or value.shape[:2] != real.shape else value[real]
+        for name, value in answer.items()
+    }
 
 
 def _floors(rough: Mapping[str, np.ndarray], others: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
@@ -245,7 +257,8 @@ def _floors(rough: Mapping[str, np.ndarray], others: Iterable[Mapping[str, np.nd
 def _typical(inputs: Inputs, masked: bool) -> Batch:
     """A batch like those that the clauses ask."""
     length = inputs.fits(MEASURED)
-    return inputs.draw("floor", left(length, [0, min(5, length - 1) if masked else 0]), target=12)
+    pad = right if inputs.sound else left
+    return inputs.draw("floor", pad(length, [0, min(5, length - 1) if masked else 0]), target=12)
 
 
 def _tolerance_json(tolerance: Tolerance) -> dict[str, Any]:

@@ -158,8 +158,8 @@ def subject_of(role: str, sessions: Mapping[str, Session]) -> Subject:
 
 def text_feeds(interface: Interface, batch: Batch) -> dict[str, np.ndarray]:
     """The batch under the names that the interface takes."""
-    if batch.ids.ndim > 2:
-        return _only(interface, {interface.inputs[0].name: batch.ids})
+    if batch.measured:
+        return _only(interface, {interface.inputs[0].name: batch.ids, "attention_mask": batch.mask})
     feeds = {"input_ids": batch.ids, "attention_mask": batch.mask, "position_ids": batch.positions}
     feeds["token_type_ids"] = np.zeros_like(batch.mask) if batch.types is None else batch.types
     return _only(interface, feeds)

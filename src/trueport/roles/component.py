@@ -155,6 +155,15 @@ def image_input(model: PreTrainedModel) -> Tensor:
     return Tensor(model.main_input_name, float_dtype(model), ("batch_size", channels, *sides))
 
 
+def sound_inputs(model: PreTrainedModel, length: str) -> list[Tensor]:
+    """The samples of a sound and, where the model reads it, their ``attention_mask``, (batch, samples)."""
+    shape = ("batch_size", length)
+    inputs = [Tensor(model.main_input_name, float_dtype(model), shape)]
+    if "attention_mask" in signature(model):
+        inputs.append(Tensor("attention_mask", "int64", shape))
+    return inputs
+
+
 def text_inputs(config: Any, names: set[str], length: str) -> list[Tensor]:
     """``input_ids`` and, where the model reads them, ``attention_mask`` and ``token_type_ids``, (batch, length)."""
     shape = ("batch_size", length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from trueport.roles.component import (
     position_bound,
     sample,
     signature,
+    sound_inputs,
     text_inputs,
     trace_sizes,
 )
@@ -31,6 +33,10 @@ NOT_OUTPUTS = {"loss", *NAMES, "hidden_states", "attentions", "cross_attentions"
 
 PROBED_LENGTHS = 17
 """A model that refuses one token is asked for every length below this."""
+LONGEST_PROBED = 2**20
+"""A model of sound that refuses all of those is asked for ever longer ones, up to this: a minute."""
+POSITIONS = 7
+"""Positions that are traced."""
 
 
 class EncoderModule(nn.Module):
@@ -56,7 +62,8 @@ def components(model: PreTrainedModel, *, untrained: tuple[str, ...] = ()) -> li
         untrained: outputs that no checkpoint trained (a pooler without weights); they are left out.
     """
     constants = {"use_cache": False} if "use_cache" in signature(model) else {}
-    interface = _image_interface(model) if model.main_input_name == "pixel_values" else _text_interface(model)
+    of_kind = {"pixel_values": _image_interface, "input_values": _sound_interface}
+    interface = of_kind.get(model.main_input_name, _text_interface)(model)
     names = _outputs(model, interface, constants, untrained)
     interface = interface.with_outputs(Tensor(name, "float32", ()) for name in names)
     module = EncoderModule(model, names, constants)
@@ -72,6 +79,13 @@ def _text_interface(model: PreTrainedModel) -> Interface:
     return replace(interface, dimensions=(*interface.dimensions, length))
 
 
+def _sound_interface(model: PreTrainedModel) -> Interface:
+    """Samples, of which convolutions make fewer positions: from the fewest on of which they make one."""
+    interface = Interface(tuple(sound_inputs(model, "sequence_length")), (), (Dimension("batch_size"),))
+    length = Dimension("sequence_length", shortest_length(model, interface, LONGEST_PROBED))
+    return replace(interface, dimensions=(*interface.dimensions, length))
+
+
 def _image_interface(model: PreTrainedModel) -> Interface:
     return Interface((image_input(model),), (), (Dimension("batch_size"),))
 
@@ -83,23 +97,35 @@ def trace_length(config: Any, bound: int | None = None) -> int:
     """
     from trueport.roles.windows import windows
 
-    length = max([7, *(2 * window + 3 for window in windows(config))])
+    length = max([POSITIONS, *(2 * window + 3 for window in windows(config))])
     return length if bound is None else max(min(length, bound - 1), 1)
 
 
 def _traced(model: PreTrainedModel, interface: Interface) -> int:
-    """The same, of an interface whose model may end at a position; an image has no such length."""
-    bounds = [d.maximum for d in interface.dimensions if d.name == "sequence_length"]
-    return trace_length(model.config, *bounds)
+    """The same, of an interface whose model may end at a position; an image has no such length.
+
+    What a model makes one position of is a multiple of it, and one sample more: no length at which a convolution comes out
+    even.
+    """
+    lengths = [dimension for dimension in interface.dimensions if dimension.name == "sequence_length"]
+    traced = trace_length(model.config, *(dimension.maximum for dimension in lengths))
+    return max([traced, *(POSITIONS * dimension.minimum + 1 for dimension in lengths if dimension.minimum > traced)])
 
 
-def shortest_length(model: PreTrainedModel, interface: Interface) -> int:
-    """The length from which on the original itself runs: models that pool or stride refuse shorter inputs."""
+def shortest_length(model: PreTrainedModel, interface: Interface, longest: int = PROBED_LENGTHS) -> int:
+    """The length from which on the original itself runs: models that pool or stride refuse shorter inputs.
+
+    Raises:
+        CaptureError: it runs at none up to a ``longest`` beyond ``PROBED_LENGTHS``; that one itself is not tried.
+    """
+
+    def run(length: int) -> None:
+        with torch.no_grad():
+            model(**sample(interface, {"batch_size": 1, "sequence_length": length}))
 
     def runs(length: int) -> bool:
         try:
-            with torch.no_grad():
-                model(**sample(interface, {"batch_size": 1, "sequence_length": length}))
+            run(length)
         except FAILURES:
             return False
         return True
@@ -107,18 +133,36 @@ def shortest_length(model: PreTrainedModel, interface: Interface) -> int:
     if runs(1):
         return 1
     refused = [length for length in range(1, PROBED_LENGTHS) if not runs(length)]
-    return refused[-1] + 1
+    if longest == PROBED_LENGTHS or refused[-1] + 1 < PROBED_LENGTHS:
+        return refused[-1] + 1
+    good = PROBED_LENGTHS
+    while not runs(good):
+        good *= 2
+        if good > longest:
+            with itself(model, f"{interface.inputs[0].name} of 1 to {good // 2} numbers"):
+                run(good // 2)
+    return _between(runs, good // 2, good)
+
+
+def _between(runs: Callable[[int], bool], bad: int, good: int) -> int:
+    """The first length that runs, behind one that does not."""
+    while good - bad > 1:
+        middle = (good + bad) // 2
+        bad, good = (bad, middle) if runs(middle) else (middle, good)
+    return good
 
 
 def _outputs(
     model: PreTrainedModel, interface: Interface, constants: dict[str, Any], untrained: tuple[str, ...]
 ) -> tuple[str, ...]:
     feeds = sample(interface, {"batch_size": 1, "sequence_length": _traced(model, interface)})
-    over = "an image" if model.main_input_name == "pixel_values" else f"{feeds['input_ids'].shape[1]} tokens"
-    with itself(model, over):
+    over = {"pixel_values": "an image", "input_values": f"{_traced(model, interface)} samples"}
+    over.setdefault(model.main_input_name, f"{_traced(model, interface)} tokens")
+    with itself(model, over[model.main_input_name]):
         result = model(**feeds, **constants, return_dict=True)
     return tuple(
         name
         for name, value in result.items()
-        if isinstance(value, torch.Tensor) and name not in NOT_OUTPUTS and name not in untrained
+        # A number over the whole batch, such as a perplexity, is no row's result.
+        if isinstance(value, torch.Tensor) and value.ndim and name not in NOT_OUTPUTS and name not in untrained
     )

@@ -16,12 +16,17 @@ TASKS: dict[str, type[ModelOutput]] = {
     "masked-lm": modeling_outputs.MaskedLMOutput,
     "multiple-choice": modeling_outputs.MultipleChoiceModelOutput,
     "question-answering": modeling_outputs.QuestionAnsweringModelOutput,
+    "automatic-speech-recognition": modeling_outputs.CausalLMOutput,  # of CTC; a decoder's is made by its own model
+    "audio-classification": modeling_outputs.SequenceClassifierOutput,
+    "audio-frame-classification": modeling_outputs.TokenClassifierOutput,
+    "audio-xvector": modeling_outputs.XVectorOutput,
 }
 """By task, where several kinds have the same output names."""
 
 NAMES: dict[frozenset[str], type[ModelOutput]] = {
     frozenset({"last_hidden_state"}): modeling_outputs.BaseModelOutput,
     frozenset({"last_hidden_state", "pooler_output"}): modeling_outputs.BaseModelOutputWithPooling,
+    frozenset({"last_hidden_state", "extract_features"}): modeling_outputs.Wav2Vec2BaseModelOutput,
     frozenset({"start_logits", "end_logits"}): modeling_outputs.QuestionAnsweringModelOutput,
 }
 """By output names, where they tell."""

@@ -104,6 +104,7 @@ class LazyTensor(torch.Tensor):
         """``roots`` are the spans by storage: a view of one of these storages is a part of that span."""
         self.meta, self.leaf, self.recipe = meta, leaf, recipe
         self.roots: dict[int, Span] = roots or {}
+        self.overwritten = ""
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"LazyTensor({tuple(self.shape)}, {self.dtype}, {self.span})"
@@ -155,9 +156,11 @@ class LazyTensor(torch.Tensor):
         kwargs = kwargs or {}
         if func is _aten.detach.default:  # of every parameter, twice
             whole: LazyTensor = args[0]
+            _refuse_overwritten(whole)
             return cls(whole.meta, whole.leaf, (func, args, kwargs, None), whole.roots)
         if func._schema.is_mutable:
-            raise SourceError(f"{func} writes to a weight while it is loaded")
+            return _written(func, args[0])
+        tree_map(_refuse_overwritten, (args, kwargs))
         meta_kwargs = {key: "meta" if key == "device" else value for key, value in tree_map(_meta, kwargs).items()}
         try:
             results = func(*tree_map(_meta, args), **meta_kwargs)
@@ -172,6 +175,22 @@ class LazyTensor(torch.Tensor):
             made = [cls(result, None, (func, args, kwargs, index), roots) for index, result in enumerate(results)]
             return type(results)(made)
         return func(*tree_map(_evaluated, args), **tree_map(_evaluated, kwargs))
+
+
+def _written(func: Any, tensor: Any) -> Any:
+    """A tensor that was computed and is written to: what initialises weights anew does so to a weight-normalised one.
+
+    What it held is gone, and so it may only be thrown away.
+    """
+    if not isinstance(tensor, LazyTensor) or tensor.recipe is None or _storage(tensor.meta) in tensor.roots:
+        raise SourceError(f"{func} writes to a weight while it is loaded")
+    tensor.overwritten = str(func)
+    return tensor
+
+
+def _refuse_overwritten(value: Any) -> None:
+    if isinstance(value, LazyTensor) and value.overwritten:
+        raise SourceError(f"{value.overwritten} writes to a weight while it is loaded")
 
 
 def leaf(span: Span) -> LazyTensor:

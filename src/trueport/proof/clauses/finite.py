@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,10 +43,22 @@ def extremes(asked: Asked) -> Iterator[tuple[str, Batch]]:
         batch = inputs.full("silence", 2, length)
         yield "all zeros", Batch(np.zeros_like(batch.ids), batch.mask, batch.target, batch.types)
         return
+    if inputs.sound:
+        batch = inputs.full("silence", 2, length)
+        for name, factor in (("silence", 0), ("a hundred times as loud", 100)):
+            yield name, replace(batch, ids=batch.ids * batch.ids.dtype.type(factor))
+        yield from _masked(asked, length)
+        return
     for name, token in (("the first token only", 0), ("the last token only", inputs.vocabulary - 1)):
         batch = inputs.full(name, 2, length)
         ids = inputs.ended(np.full_like(batch.ids, token), batch.mask)
         yield name, Batch(ids, batch.mask, batch.target, batch.types)
+    yield from _masked(asked, length)
+
+
+def _masked(asked: Asked, length: int) -> Iterator[tuple[str, Batch]]:
+    """Rows of which nothing, or hardly anything, is real."""
+    inputs = asked.inputs
     if asked.masked:
         yield "a row wholly masked", inputs.draw("wholly masked", right(length, [0, length]))
         yield "every row wholly masked", inputs.draw("all masked", right(length, [length, length]))

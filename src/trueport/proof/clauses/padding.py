@@ -42,23 +42,25 @@ def masks(asked: Asked, *, whole: bool = False) -> dict[str, np.ndarray]:
     """The families, (batch, length): without the original only those that every model treats as no padding at all.
 
     Args:
-        whole: give all of them, for a question that has an answer without the original.
+        whole: give all of them, for a question that has an answer without the original; padding at the right is all that a
+            mask over sound can mean.
     """
     length = asked.inputs.fits(12)
     few, many = min(3, (length - 1) // 2), min(7, length - 1)
     dead = right(length, [0, few, length])
+    of = f"of {length} pieces of sound" if asked.inputs.sound else f"of {length}"
     families = {
-        f"right 0, {few}, {many} of {length}": right(length, [0, few, many]),
-        f"one row wholly masked of {length}": dead,
+        f"right 0, {few}, {many} {of}": right(length, [0, few, many]),
+        f"one row wholly masked {of}": dead,
     }
-    whole = whole or asked.exact is not None
+    whole = (whole and not asked.inputs.sound) or asked.exact is not None
     if whole or asked.role == "decoder":
         # As many real tokens in each row as in the families above: the same questions to the original.
         both = left(length, [0, few - few // 2, many - few]) * right(length, [0, few // 2, few])
-        families[f"left 0, {few}, {many} of {length}"] = left(length, [0, few, many])
-        families[f"both sides of {length}"] = both
+        families[f"left 0, {few}, {many} {of}"] = left(length, [0, few, many])
+        families[f"both sides {of}"] = both
     if whole:
-        families[f"holes in {length}"] = holes(length, 3, asked.inputs.rng("holes"))
+        families[f"holes in {of.removeprefix('of ')}"] = holes(length, 3, asked.inputs.rng("holes"))
     return families
 
 
@@ -102,11 +104,6 @@ def _beside_a_dead_row(asked: Asked, batch: Batch) -> dict[str, np.ndarray]:
     answers = {name: value.copy() for name, value in asked.exact.forward(batch).items()}
     for row in np.flatnonzero(batch.mask.any(axis=1)).tolist():
         for output, value in asked.exact.forward(batch.trimmed(row)).items():
-            span = batch.span(row) if _follows_source(asked, output, batch) else slice(None)
-            answers[output][row, span] = value[0]
+            span = asked.span(output, batch, row)
+            answers[output][row, slice(None) if span is None else span] = value[0]
     return answers
-
-
-def _follows_source(asked: Asked, output: str, batch: Batch) -> bool:
-    real = asked.real(output, batch)
-    return real.ndim == 2 and not (asked.role == "seq2seq" and output == "logits")

@@ -123,7 +123,7 @@ def _outlying(asked: Asked, length: int) -> Iterator[Batch]:
         table: Any = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     except (AttributeError, NotImplementedError, TypeError):  # another model than transformers', or one without tokens
         return
-    if inputs.features is not None or table.ndim != 2 or len(table) < inputs.vocabulary:
+    if inputs.features is not None or inputs.sound or table.ndim != 2 or len(table) < inputs.vocabulary:
         return
     sizes = torch.cat([part.detach().abs().amax(1).float() for part in table[: inputs.vocabulary].split(TAKEN)])
     special = [token for token in sorted(inputs.special) if 0 <= token < inputs.vocabulary]

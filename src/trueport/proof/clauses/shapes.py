@@ -25,12 +25,15 @@ def ask(asked: Asked) -> list[Case]:
     """Batch 1 to 5, lengths 1, 2, traced, traced + 4, long and past chunks, against the original or the rows alone."""
     traced, long = asked.lengths
     sizes = [(1, 1, 1), (1, 2, 3), (2, traced, 1), (5, 2, 4), (1, traced + 4, 2)]
-    sizes += [(1, size, 2) for guard in asked.guards for size in (guard, guard + 5) if size <= LONGEST]
+    if not asked.inputs.sound:
+        sizes += [(1, size, 2) for guard in asked.guards for size in (guard, guard + 5) if size <= LONGEST]
     sizes += _far(asked) or [(2, long, long // 2), (1, CHUNKED, 2)]
-    cases = []
+    batches = {}
     for rows, length, target in dict.fromkeys((r, asked.inputs.fits(n), t) for r, n, t in sizes):
-        name = f"batch {rows}, length {length}" + (f", target {target}" if asked.role == "seq2seq" else "")
-        batch = asked.inputs.full(name, rows, length, target)
+        name = f"batch {rows}, {asked.inputs.words(length)}" + (f", target {target}" if asked.role == "seq2seq" else "")
+        batches[name] = asked.inputs.full(name, rows, length, target)
+    cases = []
+    for name, batch in (batches | _sounds_at_guards(asked)).items():
         try:
             got = asked.ask(batch)
             truth = rows_alone(asked, batch) if asked.exact is None else asked.exact.forward(batch)
@@ -41,14 +44,26 @@ def ask(asked: Asked) -> list[Case]:
     return cases + _late_positions(asked)
 
 
+def _sounds_at_guards(asked: Asked) -> dict[str, Batch]:
+    """Sounds of as many samples as the capture made no promise for; others come in pieces of many samples."""
+    inputs = asked.inputs
+    sizes = [max(size, inputs.sound) for guard in asked.guards for size in (guard, guard + 5)] if inputs.sound else []
+    batches = {}
+    for size in sizes:
+        if inputs.pieces(size) <= LONGEST:
+            whole = inputs.full(f"{size} samples", 1, inputs.pieces(size))
+            batches[f"{size} samples"] = Batch(whole.ids[:, :size], whole.mask[:, :size])
+    return batches
+
+
 def _far(asked: Asked) -> list[tuple[int, int, int]]:
     """One row to the end of a position table, or past the largest relative distance, where that is affordable."""
     end = asked.inputs.limits.length or 0
-    far = end or asked.inputs.reach + 5
+    far = end or (asked.inputs.reach and asked.inputs.reach + 5)
     target = asked.inputs.limits.target or far
     # A planned program has an end of its own, which positions alone do not reach.
     planned = asked.inputs.limits.rows is not None
-    if far > AFFORDABLE or (asked.padded.has_input("position_ids") and not planned):
+    if not far or far > AFFORDABLE or (asked.padded.has_input("position_ids") and not planned):
         return []
     return [(1, far, min(target, far) if asked.role == "seq2seq" else 1)]
 
@@ -78,12 +93,10 @@ def rows_alone(asked: Asked, batch: Batch, answer: Answer | None = None) -> dict
             continue
         alone = answer(batch.trimmed(row) if batch.ids.ndim == 2 else batch.take([row]))
         for name, value in alone.items():
-            padded = (
-                value.shape[1:2] == (batch.span(row).stop - batch.span(row).start,)
-                and asked.real(name, batch).ndim == 2
-            )
-            padded = padded and not (asked.role == "seq2seq" and name == "logits") and batch.ids.ndim == 2
-            length = (batch.mask.shape[1],) if padded else value.shape[1:2]
+            span = asked.span(name, batch, row)
+            if span is not None and value.shape[1] != span.stop - span.start:
+                span = None
+            length = value.shape[1:2] if span is None else asked.real(name, batch).shape[1:]
             into = together.setdefault(name, np.zeros((batch.size, *length, *value.shape[2:])))
-            into[row, batch.span(row) if padded else slice(None)] = value[0]
+            into[row, slice(None) if span is None else span] = value[0]
     return together
