@@ -19,16 +19,23 @@ def positions(shape: tuple[int | str, ...], padded: Interface, batch: Batch) -> 
         padded: the interface of the side that can be padded.
         batch: the question.
     """
-    axis = shape[1] if len(shape) > 1 else 0
-    if not isinstance(axis, str):
+    if len(shape) < 2 or not isinstance(shape[1], str):
         return None
-    length = padded.inputs[0].shape[-1]
-    if axis == length or not isinstance(length, str):
-        return np.asarray(batch.mask == 1)
-    try:
-        whole, *counts = (
-            max(evaluate(axis, {length: int(n)}), 0) for n in (batch.mask.shape[1], *batch.mask.sum(axis=1))
-        )
-    except (KeyError, ValueError):  # another tool's name for the same axis, or the decoder's
+    whole, *counts = (made(shape[1], padded, int(n)) for n in (batch.mask.shape[1], *batch.mask.sum(axis=1)))
+    if whole is None:
         return np.asarray(batch.mask == 1)
     return np.arange(whole) < np.array(counts)[:, None]
+
+
+def made(axis: str, padded: Interface, count: int) -> int | None:
+    """How many positions so many inputs make along an axis that is shortened; None along another one.
+
+    Other tools call the same axis otherwise, and a decoder's has nothing to do with the padded side.
+    """
+    length = padded.inputs[0].shape[-1]
+    if axis == length or not isinstance(length, str):
+        return None
+    try:
+        return max(evaluate(axis, {length: count}), 0)
+    except (KeyError, ValueError):
+        return None

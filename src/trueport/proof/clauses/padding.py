@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked
 from trueport.proof.clauses.shapes import rows_alone
 from trueport.proof.inputs import Batch, holes, left, right
+from trueport.proof.positions import made
 from trueport.proof.result import Case
 
 
@@ -15,8 +18,8 @@ def ask(asked: Asked) -> list[Case]:
     """Every family of masks against the row alone, and where the original itself is not invariant, against it."""
     asked.require_mask()
     cases = []
-    for name, mask in masks(asked).items():
-        batch = asked.inputs.draw("padding", mask)
+    batches = {name: asked.inputs.draw("padding", mask) for name, mask in masks(asked).items()}
+    for name, batch in (batches | _at_borders(asked)).items():
         try:
             got = asked.ask(batch)
             case = _judged(asked, name, batch, got)
@@ -30,6 +33,23 @@ def ask(asked: Asked) -> list[Case]:
                        key=lambda case: case.ratio)  # fmt: skip
         cases.append(case)
     return cases
+
+
+def _at_borders(asked: Asked) -> dict[str, Batch]:
+    """Sound that ends with the last sample of a position, and one before: a length that is off by one shows nowhere else."""
+    inputs = asked.inputs
+    if not inputs.sound:
+        return {}
+    whole = inputs.full("borders", 4, 12)
+    length = whole.mask.shape[1]
+    axes = [shape[1] for shape in asked.outputs.values() if len(shape) > 1 and isinstance(shape[1], str)]
+    ends = (n for n in range(inputs.sound + 1, length) for axis in axes
+            if (made(axis, asked.padded, n) or 0) > (made(axis, asked.padded, n - 1) or 0))  # fmt: skip
+    second = next(ends, length)
+    counts = np.array([length, second - 1, inputs.sound, second])[-whole.size :]
+    mask = (np.arange(length) < counts[:, None]).astype(np.int64)
+    batch = replace(whole, ids=np.where(mask == 1, whole.ids, 0), mask=mask)
+    return {f"rows of {', '.join(map(str, counts))} samples": batch}
 
 
 def _counts_for_itself(asked: Asked) -> bool:

@@ -20,6 +20,7 @@ VANISHES = -104.0
 """From here down float32's exponential is 0."""
 GUARDS = {"ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd", "IsNaN", "IsInf"}
 """What a mask goes through where somebody looks for rows without keys."""
+SCATTERS = {"ScatterND", "ScatterElements"}
 
 
 def check(rule: Rule, view: View) -> Iterator[Finding]:
@@ -29,7 +30,7 @@ def check(rule: Rule, view: View) -> Iterator[Finding]:
             words = "a row in which all keys are hidden has only weights of 0, and is divided by their sum"
             yield rule.finding(view, site.node, words)
             continue
-        if not _fills_with_inf(site) or _guarded(view, site) or not _from_input(view, site):
+        if not _fills_with_inf(site) or _guarded(view, site) or _marked(view, site) or not _from_input(view, site):
             continue
         yield rule.finding(view, site.node, "hidden keys get -inf, and a row in which all are hidden becomes NaN")
     for node in view.nodes:
@@ -92,6 +93,14 @@ def _guarded(view: View, site: Site) -> bool:
             return True
         level = [value for user in users if user.op_type in ("Cast", "Identity", "Reshape") for value in user.outputs]
     return any(node.op_type in GUARDS for node in view.backwards(term.value for term in site.terms))
+
+
+def _marked(view: View, site: Site) -> bool:
+    """Whether a 1 is written into a mask of zeros, as sound models mark a row's last position: one is always seen."""
+    return any(
+        node.op_type in SCATTERS and view.scalar(node.inputs[0]) == 0 and view.scalar(node.inputs[2]) not in (None, 0)
+        for node in view.backwards(term.value for term in site.terms)
+    )
 
 
 NAN_ROWS = Rule(
