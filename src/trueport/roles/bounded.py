@@ -150,6 +150,13 @@ def bounded(component: Component, bounds: Bounds) -> Component:
 
 
 def _encoder(component: Component, bounds: Bounds) -> Component:
+    traced = component.sizes.get("sequence_length", 0)
+    if component.interface.has_input("input_values") and bounds.length <= traced:
+        raise CaptureError(
+            f"The model reads samples of sound, and --max-length (max_length) allows {bounds.length}, where it is traced "
+            f"over {traced}",
+            "Give it in samples: 160000 are ten seconds at 16 kHz.",
+        )
     interface = _bounded(component.interface, bounds)
     return replace(component, interface=interface, bounded=True, stem="forward")
 
