@@ -112,7 +112,7 @@ def test_a_bound_past_the_traced_size_is_handed_to_the_proof() -> None:
         def shape(self, states: torch.Tensor) -> torch.Tensor:
             return states * 2 if states.shape[1] <= 99 else states
 
-    assert capture(component(Sliced())).guards == (99,)
+    assert capture(component(Sliced())).guards == (100,)
 
 
 def test_a_number_that_a_branch_divides_a_length_by_is_handed_to_the_proof() -> None:
@@ -123,18 +123,44 @@ def test_a_number_that_a_branch_divides_a_length_by_is_handed_to_the_proof() -> 
     assert capture(component(Divided())).guards == (97,)
 
 
+@pytest.mark.parametrize(
+    ("condition", "guards"),
+    [
+        (lambda rows, tokens: rows > 20, (21,)),
+        (lambda rows, tokens: tokens >= 5, ()),
+        (lambda rows, tokens: tokens != 61, (61,)),
+        (lambda rows, tokens: rows + tokens <= 50, (49, 50)),
+        (lambda rows, tokens: tokens // 2 < 30, (60,)),
+        (lambda rows, tokens: tokens > 2, ()),
+    ],
+    ids=["rows", "least", "one", "sum", "quotient", "asked anyhow"],
+)
+def test_a_size_at_which_a_branch_would_go_the_other_way_is_handed_to_the_proof(
+    condition: Any, guards: tuple[int, ...]
+) -> None:
+    class Branches(Embeds):
+        def shape(self, states: torch.Tensor) -> torch.Tensor:
+            return states * 2 if condition(*states.shape[:2]) else states
+
+    assert capture(component(Branches())).guards == guards
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stamp", [True, False])
-def test_a_layer_that_is_unlike_at_multiples_of_a_length_is_not_proven(stamp: bool, tmp_path: Path) -> None:
-    def doubled(layer: nn.Module, given: Any, result: torch.Tensor) -> torch.Tensor:
-        return result * 2 if given[0].shape[1] % 97 == 0 else result
+def test_a_layer_that_is_unlike_at_sizes_of_its_own_is_not_proven(stamp: bool, tmp_path: Path) -> None:
+    def doubled(layer: nn.Module, given: Any, named: Any, result: Any) -> Any:
+        rows, tokens = named["hidden_states"].shape[:2]
+        cache = named["past_key_values"]
+        past = 0 if cache is None else cache.get_seq_length(layer.layer_idx) - tokens
+        unlike = tokens % 97 == 0 or rows > 20 or past >= 41
+        return (result[0] * 2, *result[1:]) if unlike else result
 
     model = zoo.build("llama")
-    model.model.layers[1].mlp.register_forward_hook(doubled)
+    model.model.layers[1].self_attn.register_forward_hook(doubled, with_kwargs=True)
     with pytest.raises(ProofError) as raised:
         trueport.export(model, tmp_path / "out", tokenizer=None, stamp=stamp)
-    (clause,) = raised.value.proof.failures()
-    assert [case.case for case in clause.cases if case.failed] == ["batch 1, length 97"]
+    failed = {case.case for clause in raised.value.proof.failures() for case in clause.cases if case.failed}
+    assert {"batch 1, length 97", "batch 21, length 2", "a chunk of 40, 7 x 1"} <= failed
 
 
 def test_a_value_read_by_python_is_refused_with_its_line() -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._sympy.functions import Mod, PythonMod
 
 from trueport.errors import CaptureError, SpecializationError
 from trueport.interface import DTYPES, Interface, Tensor, terms
 from trueport.patches import exportable
+from trueport.promises import broken, placeholders
 from trueport.quiet import silent
 from trueport.rewrite.idle import drop_idle_slices
 from trueport.rewrite.pairs import split_complex
@@ -36,7 +36,7 @@ class Captured:
     """An exported program whose inputs and outputs stand in the order of ``interface``.
 
     ``origins`` are the parameters whose values lie in a checkpoint, by their names in the program.
-    ``guards`` are sizes at or past which torch made no promise, though the model itself may go on: the proof asks there.
+    ``guards`` are sizes from which on torch made no promise, though the model itself may go on: the proof asks there.
     ``stamping`` is there where layers are left out, which the graph is to have all the same.
     ``keep`` is told what the target makes of it and could go on from in another process, where that is wanted.
     """
@@ -132,7 +132,8 @@ def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
     drop_idle_slices(program)
     keep_open_axes(program)
     split_complex(program)
-    guards = _refuse_constants(component, program, seen)
+    _refuse_constants(component, program, seen)
+    guards = tuple(sorted(broken(program, interface, component.sizes)))
     interface = interface.with_outputs(_output_tensors(interface, program))
     return Captured(
         component.name, component.stem, program, interface, tuple(context.report.applied), guards, origins_of(module)
@@ -154,37 +155,20 @@ def _dynamic_axes(component: Component, tensor: Tensor) -> dict[int, Any]:
     return axes
 
 
-def _placeholders(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
-    names = set(program.graph_signature.user_inputs)
-    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-
-
-def _refuse_constants(
-    component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]
-) -> tuple[int, ...]:
-    guards: set[int] = set()
-    for tensor, node in zip(component.interface.inputs, _placeholders(program), strict=True):
+def _refuse_constants(component: Component, program: torch.export.ExportedProgram, seen: list[Specialization]) -> None:
+    for tensor, node in zip(component.interface.inputs, placeholders(program), strict=True):
         for axis, length in enumerate(node.meta["val"].shape):
             if not isinstance(tensor.shape[axis], str):
                 continue
             if not isinstance(length, torch.SymInt):
                 raise _specialized(component, tensor, axis, int(length), seen)
-            guards.update(_divisors(length))
             largest = _largest(program, length)
             if component.bounded:
                 declared = component.interface.largest(tensor.shape[axis])
                 if largest is None or largest < declared:
                     raise _narrowed(component, tensor, axis, largest)
             elif largest is not None and len(terms(tensor.shape[axis])) == 1:
-                guards.update(_refuse_range(component, tensor, axis, largest))
-    return tuple(sorted(guards))
-
-
-def _divisors(length: torch.SymInt) -> set[int]:
-    """Numbers that a branch asks whether an axis divides by: torch took it as it was traced, and checks it nowhere."""
-    promised = length.node.shape_env.deferred_runtime_asserts.values()
-    asked = {atom for found in promised for one in found for atom in one.expr.atoms(Mod, PythonMod)}
-    return {int(by) for size, by in (atom.args for atom in asked) if size == length.node.expr and by.is_Integer}
+                _refuse_range(component, tensor, axis, largest)
 
 
 def _largest(program: torch.export.ExportedProgram, length: torch.SymInt) -> int | None:
@@ -195,10 +179,11 @@ def _largest(program: torch.export.ExportedProgram, length: torch.SymInt) -> int
     return int(bounds.upper)
 
 
-def _refuse_range(component: Component, tensor: Tensor, axis: int, largest: int) -> set[int]:
-    """Refuse a range that ends at the traced size (a block count of 1, say); give back one that ends later.
+def _refuse_range(component: Component, tensor: Tensor, axis: int, largest: int) -> None:
+    """Refuse a range that ends at the traced size (a block count of 1, say).
 
-    DeBERTa slices a table of positions that it then does not read: a bound of torch's, not of the model's.
+    One that ends later may be a bound of torch's, not of the model's: DeBERTa slices a table of positions that it then does
+    not read.
     """
     name = str(tensor.shape[axis])
     if largest <= component.sizes[name]:
@@ -207,9 +192,6 @@ def _refuse_range(component: Component, tensor: Tensor, axis: int, largest: int)
             f"up to {largest} only",
             "A branch of the model depends on the size; `TORCH_LOGS=guards` shows the line.",
         )
-    maximum = component.interface.dimension(name).maximum
-    # Where two sizes share a bound, torch takes the other to be 2 or more.
-    return {largest} if maximum is None or largest + 2 < maximum else set()
 
 
 def _narrowed(component: Component, tensor: Tensor, axis: int, largest: int | None) -> SpecializationError:
@@ -235,7 +217,7 @@ def _specialized(
 def _output_tensors(interface: Interface, program: torch.export.ExportedProgram) -> list[Tensor]:
     """The outputs with the dtypes and symbolic shapes that the program computed."""
     names: dict[str, str] = {}
-    for tensor, node in zip(interface.inputs, _placeholders(program), strict=True):
+    for tensor, node in zip(interface.inputs, placeholders(program), strict=True):
         for declared, length in zip(tensor.shape, node.meta["val"].shape, strict=True):
             if isinstance(declared, str) and isinstance(length, torch.SymInt) and len(terms(declared)) == 1:
                 names.setdefault(str(length.node.expr), declared)

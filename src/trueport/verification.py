@@ -308,7 +308,7 @@ def _quantised(
 
 
 def _guards(entries: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Sizes at or past which a capture made no promise."""
+    """Sizes from which on a capture made no promise."""
     found = {guard for component in entries for guard in component.get("guards") or ()}
     return sorted(guard for guard in found if isinstance(guard, int))
 

@@ -43,7 +43,7 @@ class Asked:
         lengths: interesting lengths of this model: the traced one and one far past it.
         maskable: whether the model itself, though perhaps not its graph, takes a mask.
         cached: whether the decoder's graph can go on from an earlier step.
-        guards: lengths at or past which the capture made no promise.
+        guards: sizes from which on the capture made no promise.
         prompts: how many ``generate`` is asked with.
         quantised: how the artefact is quantised; None where it computes in floats.
         memory: what the proof may take.

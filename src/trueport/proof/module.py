@@ -150,7 +150,7 @@ class AskedModule:
         time: the dimension along which two runs equal one; None where there is none.
         tolerance: budgets.
         own, exact: the original in its own dtype and in float64; None without the original.
-        guards: lengths at or past which the capture made no promise.
+        guards: sizes from which on the capture made no promise.
         memory: what the proof may take.
     """
 

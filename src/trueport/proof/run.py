@@ -71,7 +71,7 @@ def prove(
         dtype: the artefact's float dtype.
         depth: operators in a row, for the tolerance without the original.
         runnable: the loaded artefact with ``generate``.
-        guards: lengths at or past which the capture made no promise.
+        guards: sizes from which on the capture made no promise.
         quantised: how the artefact is quantised; it is then judged by ``proof/quantised.py``.
         clauses: names of those to ask; None asks all.
         seed: of all inputs.

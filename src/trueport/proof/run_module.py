@@ -46,7 +46,7 @@ def prove_module(
         original: the unpatched module; None judges the artefact by itself.
         dtype: the artefact's float dtype.
         depth: operators in a row, for the tolerance without the original.
-        guards: lengths at or past which the capture made no promise.
+        guards: sizes from which on the capture made no promise.
         clauses: names of those to ask; None asks all.
         seed: of all inputs.
         progress: told each clause's name.

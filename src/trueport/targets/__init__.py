@@ -37,7 +37,7 @@ class Lowered:
     Attributes:
         file: relative to the artefact's root.
         interface: what the file takes and gives.
-        guards: sizes at or past which torch made no promise.
+        guards: sizes from which on torch made no promise.
         depth: operators in the graph; the proof's tolerance without an original grows with its square root.
         extra: what else the target's ``open`` needs, and what the report tells; JSON.
     """

@@ -96,7 +96,7 @@ class Maps:
     def put(self, content: memoryview) -> memoryview:
         """The same bytes as pages of a scratch file, which take no memory that the system could not use otherwise."""
         path, offset = self._put([content], len(content))
-        return memoryview(self._files[path])[offset : offset + len(content)]
+        return memoryview(self._files[path])[offset : offset + len(content)].toreadonly()
 
     def _put(self, pieces: Iterable[memoryview], size: int) -> tuple[Path, int]:
         """Write bytes to a file without a name, which goes away with the process; which file, and where in it."""

@@ -153,7 +153,8 @@ class Tower(nn.Module):
         self.layers = nn.ModuleList(Layer(index) for index in range(9))
         if how == "tied":
             self.layers[5].linear.weight = self.layers[2].linear.weight
-
+        if how == "hooked":
+            self.layers[4].register_forward_pre_hook(lambda _, x: (x[0] * 2, *x[1:]) if x[0].shape[0] > 50 else x)
         if how == "zeros":  # where the shortened model sees them, and nowhere else
             for index in (0, 1, 8):
                 self.layers[index].linear.bias = nn.Parameter(torch.zeros(4))
@@ -216,6 +217,7 @@ def outputs(graph: Graph, place: Path, batch: int, length: int, past: int) -> li
 
 UNLIKE = (
     "every fourth", "in the middle", "looks back", "first again", "scaled", "sums up", "tied", "by number", "by depth",
+    "hooked",
 )  # fmt: skip
 
 
@@ -239,9 +241,9 @@ def test_what_is_not_equal_is_traced_and_told(how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("over", [400, 10**6])
+@pytest.mark.parametrize(("live", "over"), [(False, 400), (False, 10**6), (True, 400)])
 def test_a_layer_that_is_unlike_past_a_length_is_traced(
-    over: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    live: bool, over: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle, where a shortened program has no guard that would make the proof ask there."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -252,9 +254,12 @@ def test_a_layer_that_is_unlike_past_a_length_is_traced(
         made = forward(self, hidden_states, *args, **kwargs)
         return made * 2 if self.self_attn.layer_idx == 4 and hidden_states.shape[1] > over else made
 
-    zoo.build("llama", num_hidden_layers=8).save_pretrained(tmp_path / "checkpoint")
+    model = zoo.build("llama", num_hidden_layers=8)
+    model.save_pretrained(tmp_path / "checkpoint")
     monkeypatch.setattr(LlamaDecoderLayer, "forward", unlike)
-    trueport.export(tmp_path / "checkpoint", tmp_path / "out", tokenizer=None, proof=False, progress=told.append)
+    trueport.export(
+        model if live else tmp_path / "checkpoint", tmp_path / "out", tokenizer=None, proof=False, progress=told.append
+    )
     assert any("layers.4 does not do what" in line for line in told) == (over == 400), told
 
 

@@ -19,6 +19,8 @@ from trueport.artifact import read_manifest
 from trueport.cli import app
 from trueport.errors import ArtifactError
 
+pytestmark = pytest.mark.xdist_group("executorch-external")  # most ask of one artefact
+
 PTE, PTD = Path("executorch/model.pte"), Path("executorch/model.ptd")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from trueport.interface import Interface
 from trueport.roles import Component
 from trueport.targets.executorch import blobs as home
 from trueport.targets.executorch import lower
-from trueport.targets.executorch.blobs import Blobs, uncopied
+from trueport.targets.executorch.blobs import LARGE, Blobs, uncopied
 from trueport.targets.executorch.kept import from_bytes, to_bytes
 from trueport.targets.executorch.methods import Emitted, Method, emitted, together
 from trueport.weights.mapped import Maps
@@ -97,6 +98,15 @@ def test_a_view_is_of_the_very_storage(tmp_path: Path) -> None:
     assert view is not None and view.readonly and bytes(view) == whole.numpy().tobytes()
     assert blobs.hold(torch.nn.Parameter(whole)) is view
     assert blobs.hold(torch.empty(3, device="meta")) is None and blobs.hold(torch.empty(0)) is None
+
+
+def test_what_was_transposed_lies_in_a_scratch_file_and_has_a_hash(tmp_path: Path) -> None:
+    """ExecuTorch keeps the bytes by those they begin with: of a convolution of a MiB and more that was an error."""
+    moved = torch.arange(LARGE / 4).reshape(2, -1).t().contiguous()
+    whole = (ctypes.c_char * LARGE).from_address(moved.data_ptr())
+    view = Blobs(Maps(tmp_path)).take(whole)
+    assert isinstance(view, memoryview) and hash(view[:32]) == hash(bytes(view[:32]))
+    assert bytes(view) == moved.numpy().tobytes()
 
 
 @pytest.mark.slow

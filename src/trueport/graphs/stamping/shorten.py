@@ -92,13 +92,19 @@ def _chosen(component: Component, stacks: Sequence[Stack]) -> tuple[Stack, list[
         raise RefusedError("none of its layers runs")
     twins, far = twins_of(component, running[0], trace), _far(component)
     if far is not None:  # a layer may ask how long its input is
-        twins_of(far, running[0], traced(far, running[:1]))
+        try:
+            long = traced(far, running[:1], valued=False)
+        except RefusedError:  # what has values may need them
+            if is_fake(component.module):
+                raise
+        else:
+            twins_of(far, running[0], long)
     return running[0], twins, trace
 
 
 def _far(component: Component) -> Component | None:
-    """The component with long inputs; None where these take memory, are given, or are bounded."""
-    if not is_fake(component.module) or component.feeds is not None:
+    """The component with long inputs; None where these are given, or are bounded."""
+    if component.feeds is not None:
         return None
     free = {dimension.name for dimension in component.interface.dimensions if dimension.maximum is None}
     grown = free & {"sequence_length", "encoder_sequence_length"}  # a long past would be memory

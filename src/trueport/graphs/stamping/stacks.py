@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ WORTH = 4
 """Layers that have to be spared for the way by stamping to be the shorter one."""
 OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+"""Those that hold what runs before and behind a module."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ def _structure(module: nn.Module, numbers: list[int]) -> Any:
     plain = {name: value for name, value in vars(module).items() if name not in OWN and not name.startswith("_")}
     attributes = tuple((name, _form(plain[name], numbers)) for name in sorted(plain))
     children = tuple((name, _structure(child, numbers)) for name, child in module.named_children())
-    return type(module), module.training, tuple(tensors), attributes, children
+    hooks = tuple((name, _form(tuple(vars(module)[name].values()), numbers)) for name in HOOKS)
+    return type(module), module.training, tuple(tensors), attributes, hooks, children
 
 
 def _form(value: Any, numbers: list[int]) -> Any:
@@ -155,12 +160,17 @@ def _form(value: Any, numbers: list[int]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         numbers.append(value)
         return int
-    if isinstance(value, (str, float, bool, torch.dtype)):
+    if isinstance(value, (str, float, bool, torch.dtype, CodeType)):
         return value
     if isinstance(value, (tuple, list)):
         return tuple(_form(entry, numbers) for entry in value)
     if isinstance(value, Mapping):
         return tuple((str(key), _form(value[key], numbers)) for key in sorted(value, key=str))
+    if isinstance(value, (FunctionType, MethodType)):
+        bound = inspect.getclosurevars(getattr(value, "__func__", value)).nonlocals
+        # One that it calls may hold this one in turn.
+        held = {name: getattr(inner, "__code__", inner) for name, inner in bound.items()}
+        return value.__code__, _form(value.__defaults__ or (), numbers), _form(held, numbers)
     return type(value)
 
 

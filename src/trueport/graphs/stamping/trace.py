@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueport.graphs.stamping import RefusedError
@@ -101,8 +101,13 @@ class Recorder(TorchDispatchMode):
         return self.known[id(tensor)]
 
 
-def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
+def traced(component: Component, stacks: Sequence[Stack], *, valued: bool = True) -> Trace:
     """Run the component once at the sizes that the capture takes.
+
+    Args:
+        component: what to run.
+        stacks: the layers whose operations are told apart.
+        valued: whether it computes; else it runs on shapes alone, as a model without memory does in any case.
 
     Raises:
         RefusedError: it does not run.
@@ -114,6 +119,10 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
 
     module, interface = component.module, component.interface
     feeds = _feeds(component)
+    mode: AbstractContextManager[Any] = fake_mode_of(module)
+    if not valued and not is_fake(module):
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        feeds, mode = {name: fake.from_tensor(tensor) for name, tensor in feeds.items()}, fake
     known: dict[int, Reference] = {id(tensor): ("input", name) for name, tensor in feeds.items()}
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False),
@@ -124,7 +133,7 @@ def traced(component: Component, stacks: Sequence[Stack]) -> Trace:
         known[id(tensor)] = ("weight", name)
     recorder = Recorder(known)
     kernels = kernels_of(modules_of(module))  # their own loops are long, and may lose a state
-    with ExitStack() as hooks, torch.no_grad(), applied(kernels), exporting(), fake_mode_of(module), recorder:
+    with ExitStack() as hooks, torch.no_grad(), applied(kernels), exporting(), mode, recorder:
         for stack in stacks:
             ends = recorder.trace.ends.setdefault(stack.path, [])
             for index, layer in enumerate(module.get_submodule(stack.path).children()):

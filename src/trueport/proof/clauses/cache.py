@@ -9,10 +9,13 @@ import numpy as np
 
 from trueport.errors import TrueportError
 from trueport.proof.asked import Asked, NotApplicableError
-from trueport.proof.clauses.shapes import CHUNKED
+from trueport.proof.clauses.shapes import CHUNKED, LONGEST
 from trueport.proof.inputs import Batch, left, right
 from trueport.proof.reference import OriginalError
 from trueport.proof.result import Case
+
+BEYOND = 6
+"""Tokens past a size from which on torch promised nothing."""
 
 
 def ask(asked: Asked) -> list[Case]:
@@ -35,7 +38,23 @@ def ask(asked: Asked) -> list[Case]:
     cases.append(stepped(asked, "rows reordered and repeated", batch, [half, 1, length - half - 1], beams))
     if asked.padded.kept_states or any(pair.initial == "zeros" for pair in asked.padded.state):
         cases.append(_long(asked))
-    return cases
+    return cases + [_behind(asked, guard) for guard in asked.guards if _affordable(asked, guard)]
+
+
+def _affordable(asked: Asked, guard: int) -> bool:
+    return guard + BEYOND <= min(LONGEST, asked.inputs.target_fits(LONGEST))
+
+
+def _behind(asked: Asked, guard: int) -> Case:
+    """Steps up to, at and past so many tokens, in all and in the cache, from where on torch promised nothing.
+
+    Of one token, as ``generate`` takes them: the original's own may be unlike its whole.
+    """
+    length = guard + BEYOND
+    batch = asked.inputs.full("cache", 1, 9 if asked.role == "seq2seq" else length, length)
+    chunks = [guard - 1] + [1] * (BEYOND + 1)
+    own = asked.exact is not None and asked.role == "decoder"
+    return stepped(asked, f"a chunk of {guard - 1}, {BEYOND + 1} x 1", batch, chunks, own=own)
 
 
 def _long(asked: Asked) -> Case:
@@ -72,32 +91,48 @@ def ragged(asked: Asked, name: str, length: int) -> Batch:
 
 
 def stepped(
-    asked: Asked, name: str, batch: Batch, chunks: Sequence[int], reorder: Mapping[int, Sequence[int]] | None = None
+    asked: Asked,
+    name: str,
+    batch: Batch,
+    chunks: Sequence[int],
+    reorder: Mapping[int, Sequence[int]] | None = None,
+    *,
+    own: bool = False,
 ) -> Case:
-    """Logits over the cache against the original over the whole, or against the artefact's own whole."""
+    """Logits over the cache against the original over the whole, or against the artefact's own whole.
+
+    With ``own``, a decoder's against the original's own steps, where it takes them.
+    """
     final = batch
     for rows in (reorder or {}).values():
         final = final.take(rows)
     try:
         asked.afford(batch)
         got = asked.subject.decode(batch, chunks, reorder).astype(np.float64)
-        truth = asked.ask(final) if asked.exact is None else asked.exact.forward(final)
+        truth = _steps(asked, batch, chunks) if own else None
+        if truth is None:
+            truth = asked.ask(final) if asked.exact is None else asked.exact.forward(final)
     except TrueportError as error:
         return asked.refused(name, batch, error)
     found = asked.compare(name, final, {"logits": got}, truth)
-    return _own_steps(asked, found, batch, chunks, got) if found.failed and not reorder else found
+    return _own_steps(asked, found, batch, chunks, got) if found.failed and not (reorder or own) else found
+
+
+def _steps(asked: Asked, batch: Batch, chunks: Sequence[int]) -> dict[str, np.ndarray] | None:
+    """The original's own; None where it refuses them."""
+    assert asked.exact is not None
+    try:
+        return {"logits": asked.exact.steps(batch, chunks)}
+    except OriginalError:
+        return None
 
 
 def _own_steps(asked: Asked, found: Case, batch: Batch, chunks: Sequence[int], got: np.ndarray) -> Case:
     """The case against the original's own steps, where these are not its whole: a rotation that changes with the length."""
     if asked.exact is None or asked.role != "decoder" or len(chunks) == 1:
         return found
-    whole = asked.exact.forward(batch)
-    try:
-        own = {"logits": asked.exact.steps(batch, chunks)}
-    except OriginalError:
-        return found
-    if not asked.compare(found.case, batch, own, whole).failed:
+    whole, own = asked.exact.forward(batch), _steps(asked, batch, chunks)
+    if own is None or not asked.compare(found.case, batch, own, whole).failed:
         return found
     against = asked.compare(found.case, batch, {"logits": got}, own)
     note = "; ".join(filter(None, ["the original's own steps are not its whole; against these steps", against.note]))

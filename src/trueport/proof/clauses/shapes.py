@@ -17,6 +17,8 @@ AFFORDABLE = 1100
 """Tokens in one pass of the float64 original: the tables of BERT and GPT-2 end at 512 and 1024."""
 CHUNKED = 133
 """Tokens past the chunks of 64 and 128 in which kernels work: a loop over them that was unrolled once serves no more."""
+MOST = 64
+"""Rows that are asked where a promise on sizes ends with as many."""
 LONGEST = 8192
 """Tokens: past this a single attention matrix no longer fits where proofs run."""
 
@@ -27,6 +29,9 @@ def ask(asked: Asked) -> list[Case]:
     sizes = [(1, 1, 1), (1, 2, 3), (2, traced, 1), (5, 2, 4), (1, traced + 4, 2)]
     if not asked.inputs.sound:
         sizes += [(1, size, 2) for guard in asked.guards for size in (guard, guard + 5) if size <= LONGEST]
+    if asked.role == "seq2seq":
+        sizes += [(1, traced, asked.inputs.target_fits(guard)) for guard in asked.guards if guard <= LONGEST]
+    sizes += [(guard, 2, 2) for guard in asked.guards if guard <= MOST]
     sizes += _far(asked) or [(2, long, long // 2), (1, CHUNKED, 2)]
     batches = {}
     for rows, length, target in dict.fromkeys((r, asked.inputs.fits(n), t) for r, n, t in sizes):

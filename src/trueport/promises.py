@@ -1,0 +1,118 @@
+"""Sizes at which something that torch took for granted while it traced first fails.
+
+A branch on a size is traced one way. torch keeps what it took for granted, but neither target checks it where it runs: the
+proof asks there instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import sympy  # type: ignore[import-untyped]
+import torch
+from sympy.printing.numpy import NumPyPrinter  # type: ignore[import-untyped]
+
+from trueport.interface import Interface, terms
+
+FARTHEST = 8192
+"""Tokens: the proof asks for no more at once. Of sound a model takes so many samples at least, and as often as many."""
+ASKED = 2
+"""Sizes up to here are asked whatever torch promises."""
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "FloorDiv": np.floor_divide, "CleanDiv": np.floor_divide, "Mod": np.mod, "PythonMod": np.mod, "IntTrueDiv": np.divide,
+    "FloatTrueDiv": np.divide, "CeilDiv": lambda one, by: -(-one // by), "Max": np.maximum, "Min": np.minimum,
+    "ToFloat": np.float64, "TruncToInt": np.trunc, "FloorToInt": np.floor, "CeilToInt": np.ceil, "RoundToInt": np.round,
+    "PowByNatural": np.power, "ModularIndexing": lambda one, by, most: one // by % most, "Where": np.where,
+    "Identity": lambda one: one,
+}  # fmt: skip
+"""torch's own functions of sizes, over arrays of them."""
+
+
+class _Printer(NumPyPrinter):
+    """sympy's own wants all parts of an ``Or`` to be of one shape."""
+
+    def _print_And(self, promise: sympy.Basic) -> str:
+        return " & ".join(f"({self._print(part)})" for part in promise.args)
+
+    def _print_Or(self, promise: sympy.Basic) -> str:
+        return " | ".join(f"({self._print(part)})" for part in promise.args)
+
+
+def placeholders(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+    """The program's inputs, in their order; no weights."""
+    names = set(program.graph_signature.user_inputs)
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+
+
+def broken(program: torch.export.ExportedProgram, interface: Interface, sizes: Mapping[str, int]) -> set[int]:
+    """The smallest size of each dimension at which each promise fails, the others as small as can be.
+
+    Args:
+        program: as torch.export gives it, with its guards deferred.
+        interface: its inputs, in the program's order.
+        sizes: of each dimension, as it was traced.
+    """
+    axes = _axes(program, interface)
+    small = {name: min(size, interface.dimension(name).minimum) for name, size in sizes.items()}
+    found: set[int] = set()
+    for promise in _promises(program, axes):
+        holds = _vectorised(promise, list(axes))
+        for name in {part for symbol in promise.free_symbols for part in axes[symbol]}:
+            maximum, farthest = interface.dimension(name).maximum, FARTHEST * max(interface.dimension(name).minimum, 1)
+            # Where two sizes share a bound, torch takes the other to be 2 or more; the end itself is asked anyhow.
+            most = farthest if maximum is None else min(maximum - 2, farthest)
+            with suppress(NameError):  # a function of sizes that is not listed: nothing is known of it
+                found.update(_first(holds, list(axes.values()), small, name, [sizes[name], *range(1, most + 1)]))
+    return found
+
+
+def _axes(program: torch.export.ExportedProgram, interface: Interface) -> dict[sympy.Symbol, tuple[str, ...]]:
+    """The dimensions whose sum each symbol is."""
+    axes: dict[sympy.Symbol, tuple[str, ...]] = {}
+    for tensor, node in zip(interface.inputs, placeholders(program), strict=True):
+        for declared, length in zip(tensor.shape, node.meta["val"].shape, strict=True):
+            if isinstance(declared, str) and isinstance(length, torch.SymInt) and length.node.expr.is_Symbol:
+                axes.setdefault(length.node.expr, terms(declared))
+    return axes
+
+
+def _promises(program: torch.export.ExportedProgram, known: Collection[sympy.Symbol]) -> list[sympy.Basic]:
+    """What torch took for granted of sizes of inputs, each once: ranges, and what is no range."""
+    environments = {
+        length.node.shape_env
+        for node in placeholders(program) for length in node.meta["val"].shape if isinstance(length, torch.SymInt)
+    }  # fmt: skip
+    found = [one.expr for env in environments for kept in env.deferred_runtime_asserts.values() for one in kept]
+    for symbol, bounds in program.range_constraints.items():  # infinity is no integer
+        found += [symbol >= bounds.lower] if bounds.lower.is_Integer else []
+        found += [symbol <= bounds.upper] if bounds.upper.is_Integer else []
+    return [promise for promise in dict.fromkeys(found) if promise.free_symbols and promise.free_symbols <= set(known)]
+
+
+def _vectorised(promise: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callable[..., np.ndarray]:
+    """Over arrays of sizes, one for each symbol."""
+    options = {"fully_qualified_modules": False, "inline": True, "allow_unknown_functions": True}
+    printer = _Printer({**options, "user_functions": {name: name for name in FUNCTIONS}})
+    return sympy.lambdify(symbols, promise, [FUNCTIONS, "numpy"], printer=printer)
+
+
+def _first(
+    holds: Callable[..., np.ndarray],
+    axes: Sequence[tuple[str, ...]],
+    small: Mapping[str, int],
+    name: str,
+    asked: Sequence[int],
+) -> list[int]:
+    """The first of the sizes that were asked at which the promise fails.
+
+    Empty where it holds at all of them, or at none as at the traced size, the first; or where it fails at one that the proof
+    asks anyhow.
+    """
+    sizes: dict[str, Any] = {**small, name: np.array(asked)}
+    with np.errstate(all="ignore"):
+        truth = np.broadcast_to(holds(*(sum(sizes[part] for part in axis) for axis in axes)), len(asked)).astype(bool)
+    failing = np.flatnonzero(~truth)
+    return [asked[failing[0]]] if truth[0] and len(failing) and asked[failing[0]] > ASKED else []
