@@ -104,7 +104,7 @@ def test_what_was_transposed_lies_in_a_scratch_file_and_has_a_hash(tmp_path: Pat
     """ExecuTorch keeps the bytes by those they begin with: of a convolution of a MiB and more that was an error."""
     moved = torch.arange(LARGE / 4).reshape(2, -1).t().contiguous()
     whole = (ctypes.c_char * LARGE).from_address(moved.data_ptr())
-    view = Blobs(Maps(tmp_path)).take(whole)
+    view = Blobs(Maps(tmp_path, private=True)).take(whole)
     assert isinstance(view, memoryview) and hash(view[:32]) == hash(bytes(view[:32]))
     assert bytes(view) == moved.numpy().tobytes()
 
