@@ -174,7 +174,7 @@ ENTRIES: tuple[Entry, ...] = (
     _encoder("dinov2", "Dinov2", base=_VIT, note="pixel_values (batch, 3, 8, 8)"),
     _encoder(
         "wav2vec2", "Wav2Vec2", "ForCTC", _SOUND, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
-        adapter_attn_dim=8, note="input_values (batch, samples); the settings of MMS",
+        num_hidden_layers=1, adapter_attn_dim=8, note="input_values (batch, samples); the settings of MMS",
     ),
     _encoder(
         "wavlm", "WavLM", base=_SOUND, num_buckets=8, max_bucket_distance=16,
