@@ -127,6 +127,9 @@ def answers(model: Any, role: str) -> Iterator[np.ndarray]:
     """What a loaded folder says to batches that no proof asks, at real positions."""
     config = model.config
     vocabulary = config.vocab_size
+    if model.main_input_name == "input_values":
+        yield from _heard(model)
+        return
     for number in range(BATCHES):
         draw = np.random.default_rng(1000 + number)
         rows, length = int(draw.integers(1, 5)), int(draw.integers(1, 70))
@@ -147,6 +150,24 @@ def answers(model: Any, role: str) -> Iterator[np.ndarray]:
         if role != "encoder" and number < BATCHES // 4:
             told = {key: value for key, value in given.items() if not key.startswith("decoder")}
             yield model.generate(**told, max_new_tokens=6, do_sample=False).numpy()
+
+
+def _heard(model: Any) -> Iterator[np.ndarray]:
+    """What a loaded folder makes of sound of any length, padded at the right, at real positions."""
+    from trueport.proof.inputs import Batch
+    from trueport.proof.positions import positions
+
+    interface = model.interfaces["model"]
+    fewest, output = interface.dimension("sequence_length").minimum, interface.plain_outputs[0]
+    for number in range(BATCHES):
+        draw = np.random.default_rng(1000 + number)
+        rows, length = int(draw.integers(1, 5)), int(draw.integers(fewest, 60 * fewest))
+        counts = np.append(draw.integers(fewest, length + 1, rows - 1), length)
+        mask = (np.arange(length) < counts[:, None]).astype(np.int64)
+        batch = Batch(draw.normal(size=(rows, length)).astype(np.float32), mask)
+        result = model(input_values=torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(mask))
+        real = positions(output.shape, interface, batch)
+        yield result[output.name].detach().numpy()[... if real is None else real]
 
 
 def differs(right: list[np.ndarray], folder: Path, role: str) -> bool:
