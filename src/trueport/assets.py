@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,31 @@ BACKEND = "TokenizersBackend"
 WITHOUT = "Give --no-tokenizer (tokenizer=None) to export without one."
 
 
+@dataclass(frozen=True)
+class Written:
+    """What prepares images, and what reads the tokens that are written about them: checkpoints have both, or a processor."""
+
+    image_processor: Any
+    tokenizer: Any
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the files of both."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
 def load_tokenizer(folder: Path, model: PreTrainedModel, where: str, *, trust_remote_code: bool) -> Any:
-    """The folder's tokenizer; of a speech model its processor, which holds one; of others what prepares images or sound."""
+    """The folder's tokenizer; of a speech model its processor, which holds one; of others what prepares images or sound.
+
+    A model that writes about images has both.
+    """
     if model.main_input_name == "input_values":
         return _load_feature_extractor(folder, where, trust_remote_code=trust_remote_code)
     if model.main_input_name == "pixel_values":
-        return _load_image_processor(folder, where, trust_remote_code=trust_remote_code)
+        images = _load_image_processor(folder, where, trust_remote_code=trust_remote_code)
+        if not model.can_generate():
+            return images
+        return Written(images, _load_text_tokenizer(folder, where, trust_remote_code=trust_remote_code))
     if model.main_input_name == "input_features":
         return _load_processor(folder, where, trust_remote_code=trust_remote_code)
     return _load_text_tokenizer(folder, where, trust_remote_code=trust_remote_code)
