@@ -39,6 +39,7 @@ from trueport.artifact import read_manifest
 from trueport.errors import TrueportError
 from trueport.roles import components
 from trueport.roles.component import sample
+from trueport.runtime.text import stream
 
 
 def nllb_moe() -> torch.nn.Module:
@@ -169,5 +170,9 @@ def test_what_is_written_about_an_image_is_the_originals(
         "decoder_input_ids": torch.tensor([[2, 7], [2, 8]]),
     }
     assert torch.equal(trueport.load(tmp_path / "out").generate(**options), model.generate(**options))
+    with pytest.raises(
+        TrueportError, match=r"reads pixel_values, no text\. Call trueport\.load\(\.\.\.\)\.generate\(pixel_"
+    ):
+        stream(tmp_path / "out", "a text", {})
     found = AutoProcessor.from_pretrained(tmp_path / "out")
     assert found.tokenizer.decode([5]) == "w5" and found.image_processor.size["height"] == 16

@@ -40,6 +40,12 @@ def stream(
     model = load(folder, memory=memory, runtime=runtime)
     if not model.can_generate():
         raise RunError(f"{folder} holds an encoder, which generates no text", "Call it from Python: trueport.load().")
+    given = getattr(model, "main_input_name", "input_ids")
+    if given != "input_ids":
+        raise RunError(
+            f"{folder} holds a model that reads {given}, no text",
+            f"Call trueport.load(...).generate({given}=...) from Python.",
+        )
     tokenizer = _tokenizer(folder)
     inputs = tokenizer(text, return_tensors="pt")
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
