@@ -101,11 +101,12 @@ def test_speech_of_any_length_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_models_of_their_own_vocabularies_become_one(tmp_path: Path) -> None:
-    """BERT reads, GPT-2 writes: two configs, two widths, and tokens that only one of them knows."""
+@pytest.mark.parametrize("width", [32, 48])
+def test_two_models_of_their_own_vocabularies_become_one(width: int, tmp_path: Path) -> None:
+    """BERT reads, GPT-2 writes: two configs, widths that may need a projection, tokens that one alone knows."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}
     config = EncoderDecoderConfig.from_encoder_decoder_configs(
-        BertConfig(vocab_size=50, hidden_size=48, **sizes),
+        BertConfig(vocab_size=50, hidden_size=width, **sizes),
         GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, add_cross_attention=True),
     )
     config.decoder_start_token_id, config.pad_token_id = 1, 0

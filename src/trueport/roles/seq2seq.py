@@ -67,7 +67,8 @@ class Seq2SeqDecoderModule(nn.Module):
         """Inputs by name to ``logits`` and both grown caches."""
         own = [inputs[pair.input] for pair in self.own]
         cross = [inputs[pair.input] for pair in self.cross]
-        states = inputs["encoder_hidden_states"][:, cross[0].shape[2] :]
+        # GPT-2's projection views them, which a slice that may be of any length does not allow.
+        states = inputs["encoder_hidden_states"][:, cross[0].shape[2] :].contiguous()
         mask = {"attention_mask": inputs[MASK]} if MASK in inputs else {}
         with _every_state(self.model, inputs["encoder_hidden_states"]):
             result = self.model(
