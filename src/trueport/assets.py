@@ -23,7 +23,9 @@ WITHOUT = "Give --no-tokenizer (tokenizer=None) to export without one."
 
 def load_tokenizer(folder: Path, model: PreTrainedModel, where: str, *, trust_remote_code: bool) -> Any:
     """The folder's tokenizer; of a speech model its processor, which holds one; of others what prepares images or sound."""
-    if model.main_input_name == "input_values":
+    if model.main_input_name == "input_values" or (
+        model.main_input_name == "input_features" and not model.can_generate()
+    ):
         return _load_feature_extractor(folder, where, trust_remote_code=trust_remote_code)
     if model.main_input_name == "pixel_values":
         return _load_image_processor(folder, where, trust_remote_code=trust_remote_code)

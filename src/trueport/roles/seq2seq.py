@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,15 @@ from trueport.cache_names import cache_of, given_cache
 from trueport.errors import CaptureError
 from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cross_cache
-from trueport.roles.component import Component, float_dtype, position_bound, signature, text_inputs, trace_sizes
+from trueport.roles.component import (
+    Component,
+    features_input,
+    float_dtype,
+    position_bound,
+    signature,
+    text_inputs,
+    trace_sizes,
+)
 from trueport.roles.encoder import trace_length
 from trueport.roles.probing import itself
 
@@ -107,15 +115,13 @@ def _encoder(model: PreTrainedModel) -> Component:
 
 def _features(model: PreTrainedModel, name: str) -> Tensor:
     """Log-mel features of the one length that the encoder's position table serves, (batch, mels, frames)."""
-    encoder = model.get_encoder()
-    told = all(hasattr(model.config, name) for name in ("max_source_positions", "num_mel_bins"))
-    if not (told and hasattr(encoder, "conv1") and hasattr(encoder, "conv2")):
+    found = features_input(model)
+    if found is None:
         raise CaptureError(
-            f"The {type(encoder).__name__} of a {type(model).__name__} takes features of any length",
+            f"The {type(model.get_encoder()).__name__} of a {type(model).__name__} takes features of any length",
             "This version exports speech encoders of one length, as Whisper's.",
         )
-    frames = model.config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
-    return Tensor(name, float_dtype(model), ("batch_size", model.config.num_mel_bins, frames))
+    return replace(found, name=name)
 
 
 def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
