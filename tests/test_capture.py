@@ -52,6 +52,18 @@ class BakedBatch(Embeds):
         return states.reshape(2, -1, 4)
 
 
+class Draws(Embeds):
+    def shape(self, states: torch.Tensor) -> torch.Tensor:
+        states = nn.functional.dropout(states, 0.5, training=False)
+        return states + torch.rand_like(states) if self.drawn else nn.functional.dropout(states, 0.5)
+
+    drawn = True
+
+
+class DropsOut(Draws):
+    drawn = False
+
+
 class ReadsValues(Embeds):
     def shape(self, states: torch.Tensor) -> torch.Tensor:
         if states.sum() > 0:
@@ -168,6 +180,12 @@ def test_a_value_read_by_python_is_refused_with_its_line() -> None:
         capture(component(ReadsValues()))
     assert f"test_capture.py:{line_of(ReadsValues, 'if states.sum() > 0')}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Draws, DropsOut])
+def test_random_numbers_are_refused_with_their_line(kind: type[Draws]) -> None:
+    with pytest.raises(CaptureError, match=r"aten\.\w+\.default draws random numbers at .*test_capture\.py:\d+"):
+        capture(component(kind()))
 
 
 def test_no_hook_stays_after_a_failure() -> None:

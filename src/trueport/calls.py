@@ -58,6 +58,16 @@ class Call:
         return Call(data["arguments"], tuple(data["leaves"]), tuple(data["outputs"]))
 
 
+def _held(module: nn.Module) -> str:
+    """A sentence about the transformers model that another module wraps, as ``torch.compile`` and PEFT do; or empty."""
+    from transformers import PreTrainedModel
+
+    for path, part in module.named_modules():
+        if isinstance(part, PreTrainedModel):
+            return f"It holds a {type(part).__name__}: export its `.{path}`. "
+    return ""
+
+
 def arguments_of(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Sample inputs as args and kwargs: whatever ``forward`` can take by name goes by name.
 
@@ -68,11 +78,10 @@ def arguments_of(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[
     Raises:
         SourceError: there are none, or forward does not take them.
     """
-    kind = type(module).__name__
     if inputs is None:
         raise SourceError(
-            f"{kind} is not a transformers PreTrainedModel, so only sample inputs tell what it takes",
-            "Give inputs=, a tuple or dict of sample tensors.",
+            f"{type(module).__name__} is not a transformers PreTrainedModel, so only sample inputs tell what it takes",
+            f"{_held(module)}Give inputs=, a tuple or dict of sample tensors.",
         )
     if isinstance(inputs, Mapping):
         args, kwargs = (), dict(inputs)
@@ -82,7 +91,9 @@ def arguments_of(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise SourceError(f"{kind}.forward does not take these inputs: {error}", "Give what forward takes.") from error
+        raise SourceError(
+            f"{type(module).__name__}.forward does not take these inputs: {error}", "Give what forward takes."
+        ) from error
     except ValueError:  # forward is C code: it keeps its order
         return args, kwargs
     named: dict[str, Any] = {}

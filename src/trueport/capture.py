@@ -129,6 +129,7 @@ def capture(component: Component, *, skip: Collection[str] = ()) -> Captured:
             )
         except Exception as error:
             raise _explain(component, error, seen) from error
+    _refuse_random(component, program)
     drop_idle_slices(program)
     keep_open_axes(program)
     split_complex(program)
@@ -169,6 +170,29 @@ def _refuse_constants(component: Component, program: torch.export.ExportedProgra
                     raise _narrowed(component, tensor, axis, largest)
             elif largest is not None and len(terms(tensor.shape[axis])) == 1:
                 _refuse_range(component, tensor, axis, largest)
+
+
+def _refuse_random(component: Component, program: torch.export.ExportedProgram) -> None:
+    """Random numbers are others at every call, and in every runtime: nothing could be proven of them."""
+    for node in program.graph.nodes:
+        if node.users and _draws(node):
+            line = source_line(node.meta.get("stack_trace") or "")
+            where = f" at {line}" if line else ""
+            raise CaptureError(
+                f"{component.name}: {node.target} draws random numbers{where}, others at every call",
+                "Take them as an input, or leave them out where the model only answers.",
+            )
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    """Whether an operator takes random numbers as it is called: a dropout outside of training takes none."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    arguments = node.target._schema.arguments
+    given = {argument.name: argument.default_value for argument in arguments}
+    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    trained = given.get("train", given.get("training", True))
+    return bool(trained) and given.get("dropout_p", given.get("p", 1.0)) != 0.0
 
 
 def _largest(program: torch.export.ExportedProgram, length: torch.SymInt) -> int | None:
@@ -289,6 +313,18 @@ def user_line(stack: traceback.StackSummary) -> str:
         file, line = original_place(frame.filename, frame.lineno or 0)
         return f"{file}:{line} ({linecache.getline(file, line).strip() or frame.line})"
     return ""
+
+
+FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)(?:\n\s+(.*))?')
+"""A frame of a traceback as text."""
+
+
+def source_line(text: str) -> str:
+    """The innermost line of a traceback, as text, that is neither torch's nor Trueport's; or empty."""
+    frames = [
+        traceback.FrameSummary(file, int(at), name, line=code or "") for file, at, name, code in FRAME.findall(text)
+    ]
+    return user_line(traceback.StackSummary.from_list(frames))
 
 
 STATIC = re.compile(r"static shape of (\d+) for dimension inputs\['args'\]\[(\d+)\]\.shape\[(\d+)\]")

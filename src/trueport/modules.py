@@ -17,6 +17,7 @@ from trueport.dtypes import DTYPES
 from trueport.errors import SourceError, TrueportError
 from trueport.proof.draws import draws_of
 from trueport.roles.custom import Described, Dynamic, describe
+from trueport.weights.plain import check_plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,6 +144,7 @@ def check(model: nn.Module, inputs: Any) -> None:
     devices = sorted({part.device.type for part in (*model.parameters(), *model.buffers())} - {"cpu"})
     if devices:
         raise SourceError(f"The {kind} has weights on {', '.join(devices)}", "Move it to the CPU first.")
+    check_plain(model)
     args, kwargs = arguments_of(model, inputs)
     try:
         findings = conduct(model, args if args else kwargs)

@@ -56,12 +56,13 @@ def broken(program: torch.export.ExportedProgram, interface: Interface, sizes: M
         sizes: of each dimension, as it was traced.
     """
     axes = _axes(program, interface)
-    small = {name: min(size, interface.dimension(name).minimum) for name, size in sizes.items()}
+    known = {dimension.name: dimension for dimension in interface.dimensions}
+    small = {name: min(size, known[name].minimum if name in known else 0) for name, size in sizes.items()}
     found: set[int] = set()
     for promise in _promises(program, axes):
         holds = _vectorised(promise, list(axes))
-        for name in {part for symbol in promise.free_symbols for part in axes[symbol]}:
-            maximum, farthest = interface.dimension(name).maximum, FARTHEST * max(interface.dimension(name).minimum, 1)
+        for name in {part for symbol in promise.free_symbols for part in axes[symbol]} & set(known):
+            maximum, farthest = known[name].maximum, FARTHEST * max(known[name].minimum, 1)
             # Where two sizes share a bound, torch takes the other to be 2 or more; the end itself is asked anyhow.
             most = farthest if maximum is None else min(maximum - 2, farthest)
             with suppress(NameError):  # a function of sizes that is not listed: nothing is known of it

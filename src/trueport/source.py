@@ -25,6 +25,7 @@ from trueport.tasks import (
 )
 from trueport.weights.linked import Checkpoint, load_linked, mark_origins, open_checkpoint, origin_of
 from trueport.weights.mapped import Maps, attached, mapped
+from trueport.weights.plain import check_plain
 from trueport.words import count_words, listed
 
 if TYPE_CHECKING:
@@ -346,6 +347,7 @@ def _live(model: Any, task: str | None, dtype: str | None, tokenizer: Any) -> So
     devices = sorted({tensor.device.type for tensor in model.parameters()} - {"cpu"})
     if devices:
         refuse(f"The {kind.__name__} has weights on {listed(devices)}", "Load it onto the CPU first.")
+    check_plain(model)
     check_inputs(kind, "The model")
     _check_quantized(model, f"The {kind.__name__}")
     if is_bare_seq2seq(kind):

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     FSMTConfig,
     FSMTForConditionalGeneration,
+    GPT2Config,
     NllbMoeConfig,
     NllbMoeForConditionalGeneration,
     Speech2TextConfig,
@@ -18,6 +22,8 @@ from transformers import (
 )
 
 import trueport
+from tests import zoo
+from trueport.artifact import read_manifest
 from trueport.errors import TrueportError
 from trueport.roles import components
 from trueport.roles.component import sample
@@ -79,3 +85,18 @@ def test_speech_of_any_length_is_refused_in_a_sentence(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(TrueportError, match=r"Speech2TextEncoder .* takes features of any length"):
         trueport.export(Speech2TextForConditionalGeneration(config).eval(), tmp_path / "out", tokenizer=None)
+
+
+@pytest.mark.slow
+def test_two_models_of_their_own_vocabularies_become_one(tmp_path: Path) -> None:
+    """BERT reads, GPT-2 writes: two configs, two widths, and tokens that only one of them knows."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(
+        BertConfig(vocab_size=50, hidden_size=48, **sizes),
+        GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, add_cross_attention=True),
+    )
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    model = EncoderDecoderModel(config).eval()
+    zoo.amplify(model, seed=0)
+    trueport.export(model, tmp_path / "out", tokenizer=None)
+    assert read_manifest(tmp_path / "out")["proof"]["verdict"] == "proven"

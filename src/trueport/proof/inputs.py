@@ -141,8 +141,7 @@ class Inputs:
         self.config, self.role, self.seed, self.limits = config, role, seed, limits
         self.features, self.sound, self.typed, self.ending = features, sound, typed, tuple(ending)
         self.reach = reach(config)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        self.vocabulary = int(text.vocab_size) if getattr(text, "vocab_size", None) else 1000
+        self.vocabulary = vocabulary_of(config)
         if not 0 < self.vocabulary <= LARGEST_VOCABULARY:
             raise TrueportError(f"The config says vocab_size {self.vocabulary}", "Mend config.json.")
         self.special = special_ids(config)
@@ -272,6 +271,14 @@ def reach(config: Any) -> int:
     """The longest distance or position that the config names; what lies past a proof's short batches."""
     distances = {value for name in DISTANCES if isinstance(value := getattr(config, name, None), int)}
     return max(position_limits(config) | distances, default=0)
+
+
+def vocabulary_of(config: Any) -> int:
+    """Tokens that every side of the model knows: an encoder and a decoder may each have their own."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    parts = [text, getattr(config, "encoder", None), getattr(config, "decoder", None)]
+    sizes = [getattr(part, "vocab_size", None) for part in parts] + [getattr(config, "decoder_vocab_size", None)]
+    return min((int(size) for size in sizes if size), default=1000)
 
 
 def special_ids(config: Any) -> set[int]:

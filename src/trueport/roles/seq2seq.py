@@ -132,7 +132,11 @@ def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
         inputs.append(Tensor("encoder_attention_mask", "int64", ("batch_size", "encoder_sequence_length")))
     inputs.append(Tensor("input_ids", "int64", ("batch_size", "sequence_length")))
     inputs.append(Tensor("encoder_hidden_states", dtype, ("batch_size", "encoder_sequence_length", probed.width)))
-    outputs = [Tensor("logits", dtype, ("batch_size", "sequence_length", model.config.vocab_size))]
+    outputs = [
+        Tensor(
+            "logits", dtype, ("batch_size", "sequence_length", model.config.get_text_config(decoder=True).vocab_size)
+        )
+    ]
     own, cross = list[StatePair](), list[StatePair]()
     kinds = (
         ("decoder", own, probed.own, "past_sequence_length", "past_sequence_length + sequence_length"),

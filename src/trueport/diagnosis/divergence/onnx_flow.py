@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import re
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ SHOWN = 8
 """A constant of more elements is told by its shape."""
 AT_ONCE = 64
 """Values fetched in one run."""
-SOURCE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)(?:\n\s+(.*))?')
-"""A frame of a traceback as text."""
 
 
 def flow_of(model: ir.Model) -> Flow:
@@ -101,18 +97,9 @@ def _origin(node: ir.Node) -> Origin:
 
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     module = node.metadata_props.get(MODULE_KEY, "") or module_path(scopes)
+    from trueport.capture import source_line
+
     return Origin(module, source_line(node.metadata_props.get("pkg.torch.onnx.stack_trace", "")))
-
-
-def source_line(text: str) -> str:
-    """The innermost line of a traceback that is neither torch's nor Trueport's."""
-    from trueport.capture import user_line
-
-    frames = [
-        traceback.FrameSummary(file, int(line), name, line=code or "")
-        for file, line, name, code in SOURCE.findall(text)
-    ]
-    return user_line(traceback.StackSummary.from_list(frames))
 
 
 def traced_name(node: ir.Node) -> str:

@@ -250,7 +250,7 @@ def origins_of(program: Any, method: str) -> dict[tuple[int, int | None], Origin
 
 def origin_of_node(node: Any) -> Origin:
     """From what torch.export notes: the stack of modules and the traceback."""
-    from trueport.diagnosis.divergence.onnx_flow import source_line
+    from trueport.capture import source_line
     from trueport.graphs.origin import module_path
 
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
