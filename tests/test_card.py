@@ -155,6 +155,20 @@ def test_who_gives_speech_or_an_image_gives_no_text(tensor: tuple[Any, ...], wor
     assert "A text of your own" not in text and "takes what the original's takes" in text
 
 
+def test_sound_is_a_second_of_silence_that_is_all_real() -> None:
+    """optimum's class gives such a graph no mask, and the tokenizer beside it writes letters, and reads no text."""
+    manifest = samples.encoder()
+    (entry,) = manifest["components"].values()
+    entry["inputs"] = [samples.tensor(name, dtype, "batch_size", "sequence_length")
+                       for name, dtype in (("input_values", "float32"), ("attention_mask", "int64"))]  # fmt: skip
+    manifest["source"]["task"] = "automatic-speech-recognition"
+    code = snippet(manifest)
+    assert code is not None and "samples = np.zeros([1, 16000], np.float32)" in code and "AutoTokenizer" not in code
+    assert '"input_values": samples,' in code and '"attention_mask": np.ones(samples.shape, np.int64),' in code
+    text = card(manifest, None)
+    assert "ORTModel" not in text and "AutoTokenizer" not in text
+
+
 def test_no_program_where_numpy_or_onnxruntime_cannot() -> None:
     manifest = samples.decoder()
     for tensor in manifest["components"]["model"]["inputs"]:

@@ -40,7 +40,9 @@ def load_tokenizer(folder: Path, model: PreTrainedModel, where: str, *, trust_re
 
     A model that writes about images has both.
     """
-    if model.main_input_name == "input_values":
+    if model.main_input_name == "input_values" or (
+        model.main_input_name == "input_features" and not model.can_generate()
+    ):
         return _load_feature_extractor(folder, where, trust_remote_code=trust_remote_code)
     if model.main_input_name == "pixel_values":
         images = _load_image_processor(folder, where, trust_remote_code=trust_remote_code)

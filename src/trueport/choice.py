@@ -111,11 +111,11 @@ def check_inputs(kind: type[PreTrainedModel], where: str) -> None:
         (name for name in ("pixel_values", "input_values", "pixel_values_videos") if name in names), None
     )
     written = {"input_ids"} if kind.main_input_name == "pixel_values" else {"input_ids", "decoder_input_ids"}
-    if kind.main_input_name in ("pixel_values", "input_values") and not written & names:
+    if kind.main_input_name in ("pixel_values", "input_values", "input_features") and not written & names:
         other = None
     elif kind.main_input_name not in ("input_ids", "input_features"):
         other = kind.main_input_name
-    if kind.main_input_name == "input_features" and not {"decoder_input_ids", "input_features"} <= names:
+    if kind.main_input_name == "input_features" and not alone and not {"decoder_input_ids", "input_features"} <= names:
         other = "input_features"
     if kind.__name__.endswith("ForMultipleChoice"):
         other = "input_ids of three dimensions"

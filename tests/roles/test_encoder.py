@@ -12,6 +12,7 @@ import transformers
 import trueport
 from tests import zoo
 from trueport.errors import CaptureError
+from trueport.roles import components
 
 
 @pytest.mark.slow
@@ -24,6 +25,44 @@ def test_a_window_wider_than_half_the_positions_is_traced_within_them(tmp_path: 
     model = transformers.BigBirdForSequenceClassification(config).eval()
     zoo.amplify(model, seed=0)
     assert trueport.export(model, tmp_path / "out", tokenizer=None).verdict == "proven"
+
+
+SPECTROGRAMS = {
+    "AST": ({"patch_size": 4, "frequency_stride": 3, "time_stride": 3, "max_length": 24, "hidden_size": 32,
+             "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}, (24, 16)),
+    "Whisper": ({"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 64,
+                 "decoder_layers": 1, "max_source_positions": 8, "vocab_size": 9, "pad_token_id": 0}, (16, 16)),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECTROGRAMS)
+def test_a_spectrogram_of_one_shape_is_classified(name: str, tmp_path: Path) -> None:
+    """As what reads features it was refused where it writes nothing."""
+    sizes, shape = SPECTROGRAMS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**sizes, num_mel_bins=16, num_labels=3)
+    model = getattr(transformers, f"{name}ForAudioClassification")(config).eval()
+    zoo.amplify(model, seed=0)
+    artifact = trueport.export(model, tmp_path / "out", tokenizer=None)
+    assert artifact.verdict == "proven" and artifact.manifest["source"]["task"] == "audio-classification"
+    (given,) = artifact.manifest["components"]["model"]["inputs"]
+    assert (given["name"], given["shape"]) == (model.main_input_name, ["batch_size", *shape])
+
+
+def test_features_of_any_length_are_refused() -> None:
+    config = transformers.Wav2Vec2BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    with pytest.raises(CaptureError, match="Wav2Vec2BertModel reads features of a shape that its config does not tell"):
+        components(transformers.Wav2Vec2BertModel(config).eval())
+
+
+def test_samples_in_channels_are_refused() -> None:
+    """EnCodec takes (batch, channels, samples), whatever their number."""
+    model = transformers.EncodecModel(transformers.EncodecConfig(num_filters=2, hidden_size=8, codebook_size=4)).eval()
+    with pytest.raises(CaptureError, match="EncodecModel does not run over input_values of 1 to 557056 numbers itself"):
+        components(model)
 
 
 @pytest.mark.slow

@@ -155,6 +155,25 @@ def image_input(model: PreTrainedModel) -> Tensor:
     return Tensor(model.main_input_name, float_dtype(model), ("batch_size", channels, *sides))
 
 
+def features_input(model: PreTrainedModel) -> Tensor | None:
+    """A spectrogram of the one shape that a model's table of positions serves; None where the config tells none.
+
+    (batch, frames, mels) where it names a number of frames (AST), (batch, mels, frames) where two convolutions make
+    positions of them (Whisper).
+    """
+    encoder = model.get_encoder()
+    mels = getattr(model.config, "num_mel_bins", None)
+    frames, positions = (getattr(model.config, name, None) for name in ("max_length", "max_source_positions"))
+    if mels is None:
+        return None
+    if positions is not None and hasattr(encoder, "conv1") and hasattr(encoder, "conv2"):
+        frames = positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        return Tensor(model.main_input_name, float_dtype(model), ("batch_size", mels, frames))
+    if frames is None or getattr(model.config, "patch_size", None) is None:
+        return None
+    return Tensor(model.main_input_name, float_dtype(model), ("batch_size", frames, mels))
+
+
 def sound_inputs(model: PreTrainedModel, length: str) -> list[Tensor]:
     """The samples of a sound and, where the model reads it, their ``attention_mask``, (batch, samples)."""
     shape = ("batch_size", length)

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from trueport.cache_names import NAMES
+from trueport.errors import CaptureError
 from trueport.interface import Dimension, Interface, Tensor
 from trueport.roles.component import (
     Component,
+    features_input,
     image_input,
     position_bound,
     sample,
@@ -62,7 +64,11 @@ def components(model: PreTrainedModel, *, untrained: tuple[str, ...] = ()) -> li
         untrained: outputs that no checkpoint trained (a pooler without weights); they are left out.
     """
     constants = {"use_cache": False} if "use_cache" in signature(model) else {}
-    of_kind = {"pixel_values": _image_interface, "input_values": _sound_interface}
+    of_kind = {
+        "pixel_values": _image_interface,
+        "input_values": _sound_interface,
+        "input_features": _features_interface,
+    }
     interface = of_kind.get(model.main_input_name, _text_interface)(model)
     names = _outputs(model, interface, constants, untrained)
     interface = interface.with_outputs(Tensor(name, "float32", ()) for name in names)
@@ -80,10 +86,22 @@ def _text_interface(model: PreTrainedModel) -> Interface:
 
 
 def _sound_interface(model: PreTrainedModel) -> Interface:
-    """Samples, of which convolutions make fewer positions: from the fewest on of which they make one."""
+    """Samples, of which convolutions make fewer positions: from the fewest on of which they make one; or a spectrogram."""
+    if features_input(model) is not None:
+        return _features_interface(model)
     interface = Interface(tuple(sound_inputs(model, "sequence_length")), (), (Dimension("batch_size"),))
     length = Dimension("sequence_length", shortest_length(model, interface, LONGEST_PROBED))
     return replace(interface, dimensions=(*interface.dimensions, length))
+
+
+def _features_interface(model: PreTrainedModel) -> Interface:
+    found = features_input(model)
+    if found is None:
+        raise CaptureError(
+            f"A {type(model).__name__} reads features of a shape that its config does not tell, or of any length",
+            "This version exports models of raw sound, and of spectrograms of one length, as AST's and Whisper's.",
+        )
+    return Interface((found,), (), (Dimension("batch_size"),))
 
 
 def _image_interface(model: PreTrainedModel) -> Interface:
@@ -156,9 +174,9 @@ def _outputs(
     model: PreTrainedModel, interface: Interface, constants: dict[str, Any], untrained: tuple[str, ...]
 ) -> tuple[str, ...]:
     feeds = sample(interface, {"batch_size": 1, "sequence_length": _traced(model, interface)})
-    over = {"pixel_values": "an image", "input_values": f"{_traced(model, interface)} samples"}
-    over.setdefault(model.main_input_name, f"{_traced(model, interface)} tokens")
-    with itself(model, over[model.main_input_name]):
+    named = {"pixel_values": "an image", "input_values": f"{_traced(model, interface)} samples"}
+    over = "a spectrogram" if len(interface.inputs[0].shape) == 3 else named.get(model.main_input_name)
+    with itself(model, over or f"{_traced(model, interface)} tokens"):
         result = model(**feeds, **constants, return_dict=True)
     return tuple(
         name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from trueport.interface import Dimension, Interface, StatePair, Tensor
 from trueport.roles.caches import cache_tensors, graph_cross_cache
 from trueport.roles.component import (
     Component,
+    features_input,
     float_dtype,
     image_input,
     position_bound,
@@ -147,17 +148,15 @@ def _features(model: PreTrainedModel, name: str) -> Tensor:
 
     (batch, channels, height, width) or (batch, mels, frames).
     """
-    encoder = model.get_encoder()
     if name == "pixel_values":
-        return image_input(encoder)
-    told = all(hasattr(model.config, name) for name in ("max_source_positions", "num_mel_bins"))
-    if not (told and hasattr(encoder, "conv1") and hasattr(encoder, "conv2")):
+        return image_input(model.get_encoder())
+    found = features_input(model)
+    if found is None:
         raise CaptureError(
-            f"The {type(encoder).__name__} of a {type(model).__name__} takes features of any length",
+            f"The {type(model.get_encoder()).__name__} of a {type(model).__name__} takes features of any length",
             "This version exports speech encoders of one length, as Whisper's.",
         )
-    frames = model.config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
-    return Tensor(name, float_dtype(model), ("batch_size", model.config.num_mel_bins, frames))
+    return replace(found, name=name)
 
 
 def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:

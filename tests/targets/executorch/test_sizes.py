@@ -145,3 +145,24 @@ def test_xnnpack_takes_the_products_of_experts():
     called = [str(node.target) for graph in inner for node in graph.graph.nodes]
     assert not [name for name in called if "bmm" in name]
     assert called.count("executorch_call_delegate") == 3
+
+
+class Convolved(nn.Module):
+    """Of (1, length) numbers, (1, 2, about half)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x[:, None])
+
+
+def test_one_row_is_not_bounded_by_how_torch_would_convolve_it() -> None:
+    """torch hands 20,480 numbers and more of one row to oneDNN, and so the program took no more."""
+    from trueport.targets.executorch.lower import to_program
+
+    lengths = ({1: torch.export.Dim.DYNAMIC(max=50_000)},)
+    program = torch.export.export(Convolved().eval(), (torch.randn(1, 64),), dynamic_shapes=lengths)
+    found = to_program({"forward": program}, None).exported_program("forward")
+    assert [int(bounds.upper) for bounds in found.range_constraints.values()] == [50_000]

@@ -145,7 +145,9 @@ def to_program(
         put_beside(stripped)
     try:
         with remembered_shapes():
-            with quickly_functional(), quickly_grouped(), only_needed(), shared_weights():
+            # torch asks how its own CPU would convolve, which for one row depends on the length: it was bounded by that.
+            own = torch.backends.mkldnn.flags(enabled=False)
+            with quickly_functional(), quickly_grouped(), only_needed(), shared_weights(), own:
                 edge = to_edge_transform_and_lower(
                     stripped,
                     partitioner=[] if partitioner is None else [partitioner],
