@@ -110,8 +110,9 @@ def check_inputs(kind: type[PreTrainedModel], where: str) -> None:
     other: str | None = next(
         (name for name in ("pixel_values", "input_values", "pixel_values_videos") if name in names), None
     )
-    written = {"input_ids"} if kind.main_input_name == "pixel_values" else {"input_ids", "decoder_input_ids"}
-    if kind.main_input_name in ("pixel_values", "input_values", "input_features") and not written & names:
+    writes = "decoder_input_ids" in names
+    alone = "input_ids" not in names and (not writes or kind.main_input_name == "pixel_values")
+    if kind.main_input_name in ("pixel_values", "input_values", "input_features") and alone:
         other = None
     elif kind.main_input_name not in ("input_ids", "input_features"):
         other = kind.main_input_name

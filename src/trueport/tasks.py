@@ -60,6 +60,11 @@ TASKS = {
     "image-classification": _task(
         "encoder", "AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"
     ),
+    "object-detection": _task("encoder", "AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES"),
+    "semantic-segmentation": _task(
+        "encoder", "AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES"
+    ),
+    "depth-estimation": _task("encoder", "AutoModelForDepthEstimation", "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES"),
     "audio-classification": _task(
         "encoder", "AutoModelForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES"
     ),
