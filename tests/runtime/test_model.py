@@ -13,6 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from tests.runtime.test_generate import prompts
 from trueport.cache_names import NAMES, cache_of
 from trueport.errors import RunError
+from trueport.interface import Dimension, Interface, Tensor
+from trueport.runtime.feeds import Feeder
 
 pytestmark = pytest.mark.xdist_group("runtime")
 
@@ -266,6 +268,25 @@ def test_seq2seq_refusals(pair):
         model(IDS, decoder_input_ids=IDS, decoder_attention_mask=IDS * 0)
 
 
+def test_what_a_decoder_does_not_read_is_refused_beside_the_encoders_outputs(pair):
+    _, model = pair("t5")
+    given = {"decoder_input_ids": IDS, "encoder_outputs": model.get_encoder()(IDS)}
+    for name in ("labels", "decoder_inputs_embeds", "position_ids"):
+        with pytest.raises(RunError, match=f"takes no {name}"):
+            model(**given, **{name: IDS})
+    assert torch.equal(model(IDS, IDS * 0 + 1, **given).logits, model(IDS, decoder_input_ids=IDS).logits)
+
+
+def test_too_many_rows_are_told_apart_from_too_many_tokens():
+    sizes = Dimension("batch_size", 1, 2), Dimension("sequence_length", 1, 8)
+    tensor = Tensor("input_ids", "int64", ("batch_size", "sequence_length"))
+    feeder = Feeder("model.pte", Interface((tensor,), (), sizes))
+    with pytest.raises(RunError, match=r"batch_size is 3; .* Give fewer rows or beams"):
+        feeder({"input_ids": torch.zeros(3, 4, dtype=torch.long)}, {})
+    with pytest.raises(RunError, match=r"sequence_length is 9; .* Give a shorter input"):
+        feeder({"input_ids": torch.zeros(2, 9, dtype=torch.long)}, {})
+
+
 @pytest.mark.slow
 def test_features(pair):
     """An audio encoder reads every frame: a mask is taken and ignored, another number of frames refused."""
@@ -275,4 +296,4 @@ def test_features(pair):
     masked = model.generate(input_features=features, attention_mask=torch.zeros(1, 32), **options)
     assert torch.equal(masked, model.generate(input_features=features, **options))
     with pytest.raises(RunError, match=r"input_features of shape \(batch_size, 8, 32\), not \(1, 8, 30\)"):
-        model.generate(input_features=features[..., :30], **options)
+        model(features[..., :30], decoder_input_ids=torch.tensor([[3]]))

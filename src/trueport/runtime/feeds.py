@@ -11,6 +11,8 @@ import torch
 from trueport.errors import RunError
 from trueport.interface import PAST, Dimension, Interface, Tensor, evaluate, terms
 
+TOO_LONG = "Give a shorter input, or generate fewer tokens."
+
 
 class Feeder:
     """Completes and checks the plain inputs of one component.
@@ -162,6 +164,5 @@ def _is_sum(axis: int | str) -> bool:
 
 
 def _too_long(name: str, dimension: str, size: int, maximum: int) -> RunError:
-    return RunError(
-        f"{dimension} is {size}; {name} serves at most {maximum}", "Give a shorter input, or generate fewer tokens."
-    )
+    remedy = "Give fewer rows or beams at once." if dimension == "batch_size" else TOO_LONG
+    return RunError(f"{dimension} is {size}; {name} serves at most {maximum}", remedy)

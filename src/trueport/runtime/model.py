@@ -95,7 +95,10 @@ class TrueportModel:
         generation_config: its generation defaults.
         sessions: the open sessions by component name.
         task: what the artefact was exported for; None where the manifest does not say.
+        opening: the options of the ``load`` that made it.
     """
+
+    opening: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -130,6 +133,11 @@ class TrueportModel:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, components={list(self.sessions)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle or a copy opens the folder anew, where it is used: a runtime's session cannot leave its process."""
+        kept = {"config": self.config, "generation_config": self.generation_config}  # they may have been changed since
+        return _opened, (self.folder.absolute(), self.opening), kept
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tensors by name, or in the order of the interface, to transformers' output of the model's kind.
@@ -180,6 +188,12 @@ class TrueportModel:
         outputs, _ = self.main.run(inputs)
         result = make_output(self.output_kind, outputs)
         return result if return_dict else result.to_tuple()
+
+
+def _opened(folder: Path, options: Mapping[str, Any]) -> TrueportModel:
+    from trueport.runtime import load
+
+    return load(folder, **options)
 
 
 def with_signature(call: Callable[[dict[str, Any], bool], Any], names: list[str]) -> Callable[..., Any]:

@@ -50,7 +50,10 @@ def stream(
         streamer = _streamer(tokenizer, out, skip_prompt=not model.config.is_encoder_decoder)
     torch.manual_seed(seed)
     try:
-        tokens = model.generate(**inputs, **options, streamer=streamer)[0]
+        # Stop strings are looked for with the tokenizer; a result of another form may be what the folder asks for.
+        tokens = model.generate(
+            **inputs, **options, streamer=streamer, tokenizer=tokenizer, return_dict_in_generate=False
+        )[0]
     except (TypeError, ValueError) as error:  # transformers looks at some of them only when it uses them
         reason = " ".join(str(error).split())[:200]
         raise RunError(
