@@ -163,6 +163,20 @@ def test_assisted(pair, name: str, kind: str):
     assert torch.equal(generate(model, inputs, do_sample=False, **options), wanted)
 
 
+def test_an_assistant_of_another_vocabulary_that_samples_is_refused(pair, tokenizer):
+    """transformers would cut its output layer down to what both tokenizers know."""
+    original, model = pair("llama")
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["another"])
+    small = copy.copy(model.config)
+    small.vocab_size = 98
+    assistant = copy.deepcopy(model)
+    assistant.config = small
+    options = {"tokenizer": tokenizer, "assistant_tokenizer": other, "do_sample": True, "max_new_tokens": 4}
+    with pytest.raises(RunError, match=r"output embeddings.*do_sample=False"):
+        original.generate(torch.tensor([[5, 6, 7]]), assistant_model=assistant, **options)
+
+
 def test_prefill_in_chunks(pair):
     original, model = pair("llama")
     inputs = prompts(original, 3)

@@ -277,6 +277,18 @@ def test_what_a_decoder_does_not_read_is_refused_beside_the_encoders_outputs(pai
     assert torch.equal(model(IDS, IDS * 0 + 1, **given).logits, model(IDS, decoder_input_ids=IDS).logits)
 
 
+@pytest.mark.parametrize("length", [4, 9])
+def test_a_cache_of_another_source_is_refused(pair, length: int):
+    """A decoder projects what its cache lacks of a source: of a longer one it would read the rest behind the other's."""
+    _, model = pair("t5")
+    cache = cache_of(model(IDS, decoder_input_ids=IDS[:, :2]))
+    source = torch.arange(30, 30 + length)[None]
+    with pytest.raises(RunError, match=f"begun with a source of 7 tokens, and this one has {length}"):
+        model(source, decoder_input_ids=IDS[:, :1], past_key_values=cache)
+    with pytest.raises(RunError, match="begun with a source of 7 tokens"):
+        model.generate(source, decoder_input_ids=IDS[:, :3], past_key_values=cache, max_new_tokens=2)
+
+
 def test_too_many_rows_are_told_apart_from_too_many_tokens():
     sizes = Dimension("batch_size", 1, 2), Dimension("sequence_length", 1, 8)
     tensor = Tensor("input_ids", "int64", ("batch_size", "sequence_length"))

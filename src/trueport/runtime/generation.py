@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
@@ -67,8 +67,12 @@ class GenerativeModel(TrueportModel, GenerationMixin):
     def get_input_embeddings(self) -> None:
         """The graph keeps its embeddings to itself."""
 
-    def get_output_embeddings(self) -> None:
-        """The graph keeps its head to itself."""
+    def get_output_embeddings(self) -> NoReturn:
+        """The graph keeps its head to itself, and transformers asks for it to cut it down to another vocabulary."""
+        raise RunError(
+            "An artefact's output embeddings are within its graph, so it cannot sample for a model of another tokenizer",
+            "As its assistant_model it proposes with do_sample=False alone.",
+        )
 
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[GenerationConfig, dict[str, Any]]:
         """The options of one call: what it is given, then the folder's own, then transformers' defaults."""

@@ -20,6 +20,9 @@ from trueport.runtime.protocol import Session, State
 NOT_GIVEN_OUT = ("output_attentions", "output_hidden_states", "output_router_logits")
 """What transformers' models give out on request and a graph does not."""
 
+SOURCE, PAST_SOURCE = "encoder_sequence_length", "past_encoder_sequence_length"
+"""How long an encoder's output is, and as much of it as a decoder's cache holds: nothing or all."""
+
 HANDED_ON = ("tokenizer", "assistant_tokenizer")
 """What transformers' ``generate`` needs itself, and gives to the model all the same."""
 
@@ -45,6 +48,8 @@ class Component:
         self._empty = dict.fromkeys(told, 0)
         self.stateful = bool(interface.state or interface.kept)
         shapes = [interface.input(pair.input).shape for pair in interface.state]
+        places = [(p.input, axis) for p in interface.state for axis in enumerate(interface.input(p.input).shape)]
+        self._source = next(((name, index) for name, (index, axis) in places if axis == PAST_SOURCE), None)
         self.named = any(shape[:1] != ("batch_size",) or fed & set(shape[1:]) for shape in shapes)
 
     def run(
@@ -61,10 +66,21 @@ class Component:
         if state is None and self.stateful:
             rows = self._sizes(feeds) if self.named else len(next(iter(feeds.values())))
             state = self.session.empty_state(rows, encoded)
+        elif state is not None and self._source is not None:
+            self._check_source(feeds, int(state.length(*self._source)))  # type: ignore[attr-defined]
         try:
             return self.session.advance(feeds, state)
         except RunError as error:
             raise self._in_words(feeds, error) from error
+
+    def _check_source(self, feeds: Mapping[str, torch.Tensor], held: int) -> None:
+        """Refuse another source than the cache's: of a longer one, the graph would append what lies behind its end."""
+        given = self._sizes(feeds).get(SOURCE, held)
+        if given != held > 0:
+            raise RunError(
+                f"The cache was begun with a source of {held} tokens, and this one has {given}",
+                "Give the source that it was begun with, or begin anew.",
+            )
 
     def _in_words(self, feeds: Mapping[str, torch.Tensor], error: RunError) -> RunError:
         """What a runtime refused, in better words where its own do not tell the cause."""
