@@ -282,7 +282,6 @@ SPEECH = {
     "no_timestamps_token_id": 75,
     "suppress_tokens": [5, 6],
     "begin_suppress_tokens": [9, 2],
-    "alignment_heads": [[0, 0]],
 }
 
 
@@ -308,7 +307,7 @@ def test_a_generate_of_the_originals_own(pair, monkeypatch):
         assert torch.equal(got, wanted)
         found.append(wanted.tolist())
     assert found[0] != found[1] != found[2] and len(found[3][0]) > 12
-    with pytest.raises(RunError, match="output_attentions"):
+    with pytest.raises(RunError, match="return_token_timestamps"):
         model.generate(**short, return_token_timestamps=True)
 
 

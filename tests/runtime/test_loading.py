@@ -19,7 +19,7 @@ import trueport
 from tests import zoo
 from tests.runtime.test_generate import generate
 from tests.runtime.test_large_pages import has_large_pages, large_bytes
-from trueport.errors import ArtifactError, RunError
+from trueport.errors import ArtifactError, Interruption, RunError
 from trueport.resident import resident
 from trueport.runtime import TrueportModel, load
 from trueport.runtime.text import stream
@@ -63,7 +63,9 @@ def test_pipelines_of_transformers_know_what_it_can_do(artefact, tokenizer, capl
     """They ask by the name of the class, and say of others that they are not supported."""
     model = load(artefact("llama"), threads=1)
     with caplog.at_level("WARNING", logger="transformers"):
-        told = pipeline("text-generation", model=model, tokenizer=tokenizer)("w5 w6", max_new_tokens=4, do_sample=False)
+        made = pipeline("text-generation", model=model, tokenizer=tokenizer)
+        told = made("w5 w6", max_new_tokens=4, do_sample=False)
+    assert "LlamaForCausalLM" in repr(made)
     assert len(told[0]["generated_text"].replace("w", " w").split()) == 6
     assert "not supported" not in caplog.text
 
@@ -217,6 +219,20 @@ def test_stream_of_a_folder_that_asks_for_more_than_tokens(artefact, tmp_path):
     assert beams and told({"return_dict_in_generate": True, "output_scores": True}, num_beams=2) == beams
     stop = whole.strip()[:-4]
     assert stop in told({"stop_strings": [stop]}) != whole
+
+
+def test_an_interrupted_stream_does_not_say_that_nothing_was_written(copied, tokenizer):
+    class Pressed(io.StringIO):
+        def write(self, text: str) -> int:
+            if text != "\n" and self.getvalue():
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    tokenizer.save_pretrained(copied)
+    out = Pressed()
+    with pytest.raises(Interruption, match=r"^Interrupted while generating$"):
+        stream(copied, "w5 w6 w7", {"max_new_tokens": 6, "min_new_tokens": 6}, file=out)
+    assert out.getvalue().strip() and out.getvalue().endswith("\n")
 
 
 def test_stream_refusals(copied, artefact, tokenizer):

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig
 
 from trueport.cache_names import NAMES
+from trueport.errors import RunError
 from trueport.runtime.generation import GenerativeModel
 from trueport.runtime.model import TrueportModel
 from trueport.tasks import class_named
@@ -38,6 +39,15 @@ class _Segmented:
         frames = self.encoder.component.session.interface.plain_inputs[0].shape[-1]
         first, second = (SimpleNamespace(stride=(n,)) for n in (frames // self.config.max_source_positions, 1))
         return SimpleNamespace(encoder=SimpleNamespace(conv1=first, conv2=second), config=self.config)
+
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """The original's own, but for what it reads from attention."""
+        if kwargs.get("return_token_timestamps"):
+            raise RunError(
+                "return_token_timestamps reads the attention of layers, which the artefact's graph does not give out",
+                "Leave it out: return_timestamps=True gives the times of phrases.",
+            )
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def _postprocess_outputs(self: Any, seek_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Each row's share of a result, less the cache: the runtime keeps that for all rows."""

@@ -16,6 +16,7 @@ from trueport.interface import CAPACITY, PAST, Interface, terms
 from trueport.runtime.feeds import Feeder
 from trueport.runtime.outputs import make_output, output_kind
 from trueport.runtime.protocol import Session, State
+from trueport.tasks import class_named
 
 NOT_GIVEN_OUT = ("output_attentions", "output_hidden_states", "output_router_logits")
 """What transformers' models give out on request and a graph does not."""
@@ -187,6 +188,12 @@ class TrueportModel:
     def can_generate(self) -> bool:
         """Whether ``generate`` works."""
         return False
+
+    @property
+    def input_modalities(self) -> tuple[str, ...]:
+        """What the original reads, which transformers' pipelines tell of a model."""
+        found = getattr(class_named(type(self).__name__), "input_modalities", "text")
+        return (found,) if isinstance(found, str) else tuple(found)
 
     def to(self, *args: Any, **kwargs: Any) -> TrueportModel:
         """The same model: the runtime decides where it runs and on which dtype."""
