@@ -277,6 +277,17 @@ def test_what_a_decoder_does_not_read_is_refused_beside_the_encoders_outputs(pai
     assert torch.equal(model(IDS, IDS * 0 + 1, **given).logits, model(IDS, decoder_input_ids=IDS).logits)
 
 
+@pytest.mark.slow
+def test_token_types_that_are_tokens_are_refused(pair):
+    """GPT-2 adds the embedding of token 0 where its token_type_ids are zeros; Llama has none, and passes them over."""
+    original, model = pair("gpt2")
+    types = torch.zeros_like(IDS)
+    with torch.no_grad():
+        assert not torch.allclose(original(IDS, token_type_ids=types).logits, original(IDS).logits)
+    with pytest.raises(RunError, match="token_type_ids"):
+        model(IDS, token_type_ids=types)
+
+
 @pytest.mark.parametrize("length", [4, 9])
 def test_a_cache_of_another_source_is_refused(pair, length: int):
     """A decoder projects what its cache lacks of a source: of a longer one it would read the rest behind the other's."""

@@ -126,9 +126,11 @@ class DecoderModel(GenerativeModel):
 
     Attributes:
         reread_past: the number of tokens past which ``generate`` drops a cache of no more; None where it keeps every one.
+        types_are_tokens: whether the original looks ``token_type_ids`` up among its tokens, so that zeros say something.
     """
 
     reread_past: int | None = None
+    types_are_tokens: bool = False
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads from its signature what it takes
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -145,6 +147,10 @@ class DecoderModel(GenerativeModel):
         return [*super()._signature(), CACHE, "use_cache"]
 
     def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
+        if self.types_are_tokens and "token_type_ids" in inputs:
+            raise RunError(
+                f"{self.main.feeder.name} takes no token_type_ids, and zeros are tokens here", "Leave them out."
+            )
         logits, cache = self._decode(inputs, pop_cache(inputs), inputs.pop("use_cache", None))
         result = CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
         return result if return_dict else result.to_tuple()

@@ -10,6 +10,7 @@ from transformers import GenerationMixin, PreTrainedConfig
 
 from trueport.cache_names import NAMES
 from trueport.errors import RunError
+from trueport.roles.component import signature
 from trueport.runtime.generation import GenerativeModel
 from trueport.runtime.model import TrueportModel
 from trueport.tasks import class_named
@@ -27,7 +28,8 @@ def like_original(kind: type[TrueportModel], config: PreTrainedConfig) -> type[T
     loops = [base for base in original.__mro__ if issubclass(base, GenerationMixin)] if original is not None else []
     own = next((base for base in loops if not issubclass(base, nn.Module)), GenerationMixin)
     bases = (kind,) if own is GenerationMixin else (_Segmented, kind, own)
-    return type(name, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    typed = original is not None and "token_type_ids" in signature(original) and not hasattr(config, "type_vocab_size")
+    return type(name, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__, "types_are_tokens": typed})
 
 
 class _Segmented:
