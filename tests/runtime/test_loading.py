@@ -54,6 +54,7 @@ def test_a_copy_opens_the_folder_again(artefact):
     wanted = model.generate(ids)
     for made in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert made.main.session is not model.main.session and made.opening == model.opening
+        assert type(made) is type(model)
         assert torch.equal(made.generate(ids), wanted)
         made.generation_config.max_new_tokens = 1
     assert torch.equal(model.generate(ids), wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,12 +25,18 @@ def like_original(kind: type[TrueportModel], config: PreTrainedConfig) -> type[T
     checkpoint does not: only transformers' own classes are asked.
     """
     name = (config.architectures or [kind.__name__])[0]
+    return _named(kind, name, typed=hasattr(config, "type_vocab_size"))  # type: ignore[arg-type]  # a class has a hash
+
+
+@functools.cache  # two models of one kind are of one class
+def _named(kind: type[TrueportModel], name: str, *, typed: bool) -> type[TrueportModel]:
     original = class_named(name) if issubclass(kind, GenerativeModel) else None
     loops = [base for base in original.__mro__ if issubclass(base, GenerationMixin)] if original is not None else []
     own = next((base for base in loops if not issubclass(base, nn.Module)), GenerationMixin)
     bases = (kind,) if own is GenerationMixin else (_Segmented, kind, own)
-    typed = original is not None and "token_type_ids" in signature(original) and not hasattr(config, "type_vocab_size")
-    return type(name, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__, "types_are_tokens": typed})
+    types_are_tokens = original is not None and "token_type_ids" in signature(original) and not typed
+    told = {"__module__": kind.__module__, "__doc__": kind.__doc__, "types_are_tokens": types_are_tokens}
+    return type(name, bases, told)
 
 
 class _Segmented:
