@@ -208,6 +208,7 @@ IDS = torch.arange(5, 12)[None]
         ({}, "needs input_ids; it takes input_ids, attention_mask, position_ids"),
         ({"input_ids": IDS, "labels": IDS}, "has no input labels; it takes input_ids"),
         ({"input_ids": IDS.float()}, "takes input_ids as int64, not as float32"),
+        ({"input_ids": IDS, "attention_mask": IDS / 12}, "takes attention_mask as int64, not as float32"),
         ({"input_ids": IDS[0]}, r"takes input_ids of shape \(batch_size, sequence_length\), not \(7,\)"),
         ({"input_ids": IDS[:, :0]}, "sequence_length is 0; model.onnx takes 1 or more"),
         ({"input_ids": IDS[:0]}, "batch_size is 0; model.onnx takes 1 or more"),
@@ -255,7 +256,8 @@ def test_what_is_equal_is_taken(pair):
     assert not scattered.is_contiguous()
     for ids in (IDS.int(), IDS.numpy(), IDS.numpy().astype(np.int16), scattered):
         assert torch.equal(model(ids).logits, wanted)
-    assert torch.equal(model(IDS, torch.ones(1, 7, dtype=torch.bool)).logits, wanted)
+    for kind in (torch.bool, torch.float32, torch.float16):
+        assert torch.equal(model(IDS, torch.ones(1, 7, dtype=kind)).logits, wanted)
     assert torch.equal(model(IDS, position_ids=torch.arange(7)[None]).logits, wanted)
     assert torch.equal(model(IDS, token_type_ids=torch.zeros_like(IDS)).logits, wanted)
 
