@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trueport.checkpoint import one_line, refuse
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 ORIGIN_KEYS = ("_name_or_path", "name_or_path", "_commit_hash")
 LOADING_KEYS = (
@@ -112,6 +112,17 @@ def _load_processor(folder: Path, where: str, *, trust_remote_code: bool) -> Any
 def _need(folder: Path, stems: tuple[str, ...], noun: str, where: str) -> None:
     if not any(path.name.startswith(stems) for path in folder.iterdir() if path.is_file()):
         refuse(f"There is no {noun} in {where}", WITHOUT)
+
+
+def read_generation_config(folder: Path) -> GenerationConfig:
+    """How the model in a folder generates; where no file of its own says it, config.json may, as in older checkpoints."""
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_pretrained(
+        folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
+    )
 
 
 def save_config(model: PreTrainedModel, dtype: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from trueport.artifact import MANIFEST, described, read_manifest
 from trueport.errors import ArtifactError
 from trueport.runtime.generation import DecoderModel, Seq2SeqModel
+from trueport.runtime.kinds import like_original
 from trueport.runtime.large_pages import large_pages
 from trueport.runtime.model import TrueportModel
 from trueport.runtime.protocol import Session
@@ -44,7 +45,9 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
     kind: type[TrueportModel] = {"decoder": DecoderModel, "seq2seq": Seq2SeqModel}.get(role, TrueportModel)
     _check_components(folder, role, sessions)
     config = _config(folder)
+    kind = like_original(kind, config)
     model = kind(folder, config, _generation_config(folder, config), sessions, source.get("task"))
+    model.opening = {"runtime": runtime, "memory": memory, "threads": threads}
     if isinstance(model, DecoderModel):
         model.reread_past = source.get("reread_past")
     return model

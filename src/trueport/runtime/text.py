@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from trueport.errors import ArtifactError, RunError
+from trueport.errors import ArtifactError, Interruption, RunError
 from trueport.runtime import load
 from trueport.words import is_unicode
 
@@ -56,7 +56,14 @@ def stream(
         streamer = _streamer(tokenizer, out, skip_prompt=not model.config.is_encoder_decoder)
     torch.manual_seed(seed)
     try:
-        tokens = model.generate(**inputs, **options, streamer=streamer)[0]
+        # Stop strings are looked for with the tokenizer; a result of another form may be what the folder asks for.
+        tokens = model.generate(
+            **inputs, **options, streamer=streamer, tokenizer=tokenizer, return_dict_in_generate=False
+        )[0]
+    except KeyboardInterrupt as error:
+        if streamer is not None:  # the line is not ended
+            print(file=out, flush=True)
+        raise Interruption("Interrupted while generating") from error
     except (TypeError, ValueError) as error:  # transformers looks at some of them only when it uses them
         reason = " ".join(str(error).split())[:200]
         raise RunError(
