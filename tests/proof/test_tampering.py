@@ -149,7 +149,25 @@ def test_a_manifest_that_says_of_float_weights_that_they_are_quantised(copied: E
     onnx.save(model, path)
     edit_json(folder / MANIFEST, lambda content: content.update(quantize={"kind": "int4", "layers": ["lm_head"]}))
     proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["shapes", "quality"])
-    assert failed(proof) == {"shapes"}
+    assert failed(proof) == {"files", "shapes"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["source"].update(reread_past=2),
+        lambda content: content["source"].update(task="fill-mask"),
+        lambda content: content.update(optimized={}),
+        lambda content: content["proof"].update(verdict="failed"),
+    ],
+)
+def test_a_manifest_that_says_other_things_than_the_proven_one(
+    copied: Exported, change: Callable[[dict], None]
+) -> None:
+    """With ``reread_past`` a model forgot its prompt after two tokens, and passed."""
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, change)
+    assert failed(trueport.verify(folder, clauses=["causal"])) == {"files"}
 
 
 def test_a_manifest_whose_interface_is_not_the_proven_one(copied: Exported) -> None:
@@ -176,7 +194,7 @@ def test_a_manifest_of_wrong_types_is_one_line(copied: Exported, part: str, valu
     [
         (lambda content: content["source"].pop("role"), "does not say what role"),
         (lambda content: content["source"].update(role="reader"), "source.role is none of encoder, decoder"),
-        (lambda content: content["source"].update(role=["decoder"]), "source.role is none of encoder, decoder"),
+        (lambda content: content["source"].update(role=["decoder"]), "source.role is no text"),
         (lambda content: content["files"].update({"a\0b": {"size": 1}}), "name holds a NUL"),
         (lambda content: content["source"].update(task=["x"]), "source.task is no text"),
         (lambda content: content["components"].clear(), "names no components"),
@@ -195,7 +213,7 @@ def test_a_manifest_that_cannot_be_judged_is_one_line(
 
 def test_a_path_is_no_original_of_a_module(copied: Exported) -> None:
     folder = copied("llama-tales")
-    edit_json(folder / MANIFEST, lambda content: content["source"].update(role="custom"))
+    edit_json(folder / MANIFEST, lambda content: content["source"].update(role="custom", call={}, draws={}, sizes={}))
     with pytest.raises(TrueportError, match="a module that no checkpoint names"):
         trueport.verify(folder, against=EXAMPLES / "llama-tales")
 
@@ -222,7 +240,7 @@ def test_a_component_outside_its_folder_is_not_written(copied: Exported, tmp_pat
     before = victim.stat().st_mtime_ns  # it was written, and put back where the trial came to its end
     (folder / "proof.json").unlink()
     edit_json(rehashed(folder) / MANIFEST, lambda content: content["components"]["model"].update(file="../victim.onnx"))
-    with pytest.raises(TrueportError, match="points out of its folder"):
+    with pytest.raises(TrueportError, match="no place in the folder"):
         trueport.optimize(folder, against=EXAMPLES / "llama-tales")
     assert victim.stat().st_mtime_ns == before
 

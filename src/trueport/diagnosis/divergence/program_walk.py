@@ -23,6 +23,7 @@ from trueport.diagnosis.divergence.questions import questions
 from trueport.diagnosis.divergence.walk import Difference, difference
 from trueport.interface import Interface
 from trueport.proof.tolerance import random_walk
+from trueport.targets import find_target
 
 
 def compare_programs(folder: Path, manifest: Mapping[str, Any], original: Any) -> list[Divergence]:
@@ -34,11 +35,15 @@ def compare_programs(folder: Path, manifest: Mapping[str, Any], original: Any) -
     parts = {part.name: part for part in _components(original, manifest)}
     captured = {name: capture(part) for name, part in parts.items()}
     backend = str(next(iter(entries.values())).get("backend", "xnnpack"))
-    program = to_program({each.stem: each.program for each in captured.values()}, partitioner_of(backend))
+    beside = any("data" in entry for entry in entries.values())
+    programs = {each.stem: each.program for each in captured.values()}
+    program = to_program(programs, partitioner_of(backend), beside=beside)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "fresh.pte"
         with path.open("wb") as stream:
             program.write_to_file(stream)
+        if beside:
+            program.write_tensor_data_to_file(temporary)
         fresh = dict.fromkeys(entries, path)
         right = _answers(fresh, entries, manifest, original)
         given = _answers(
@@ -87,12 +92,9 @@ def _answers(
     paths: Mapping[str, Path], entries: Mapping[str, Any], manifest: Mapping[str, Any], original: Any
 ) -> dict[str, list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]]:
     """What each method is asked and answers, by component."""
-    from trueport.targets.executorch.session import ProgramSession
-
+    target = find_target("executorch")
     sessions = {
-        label.rpartition("/")[2]: ProgramSession(
-            paths[label], Interface.from_json(entry), method=str(entry.get("method", "forward"))
-        )
+        label.rpartition("/")[2]: target.open(paths[label], Interface.from_json(entry), entry=entry)
         for label, entry in entries.items()
     }
     asked = questions(sessions, manifest, getattr(original, "config", None))

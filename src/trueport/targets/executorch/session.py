@@ -178,7 +178,7 @@ class ProgramSession:
         if state is None:
             state = self.empty_state(len(next(iter(feeds.values()))))
         if not self.interface.kept:
-            return self._execute(feeds), state
+            return self._execute({**feeds, **state.given}), state
         new = feeds["input_ids"].shape[1]
         whole = replace(state, grown={name: self._joined(name, state, feeds[name]) for name in state.grown})
         self._check_lengths(whole)
