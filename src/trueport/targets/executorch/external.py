@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trueport.errors import ArtifactError
+from trueport.targets.executorch.flat import check_data
 
 LARGEST_PROGRAM = 2 * 10**9
 """Bytes of weights that a ``.pte`` holds by itself unless the user says otherwise; phones' loaders and 32 bit offsets
@@ -55,6 +56,7 @@ class Beside:
 
         if not data.is_file():
             raise ArtifactError(f"{data.name} is missing, which holds the weights of {path.name}", "Export again.")
+        check_data(data)
         try:
             self._module = _load_for_executorch(str(path), str(data))
             self.method_names = set(self._module.method_names())
