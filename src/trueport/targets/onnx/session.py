@@ -248,7 +248,7 @@ def _in_blocks(path: Path) -> bool:
 
 
 def session_options(memory: str, threads: int | None, *, packed: bool = False) -> onnxruntime.SessionOptions:
-    """ONNX Runtime's options for ``fast`` or ``map``; ``packed`` lets it copy weights into the order of its kernels in both."""
+    """ONNX Runtime's options for ``fast`` or ``map``; ``packed`` lets it copy weights into its kernels' order in both."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
