@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trueport.errors import ArtifactError
@@ -23,25 +24,45 @@ def check_data(path: Path) -> None:
     Raises:
         ArtifactError: one line says so.
     """
+    with _opened(path) as data:
+        list(_entries(data))
+
+
+def stored(path: Path) -> dict[str, bytes]:
+    """What a ``.ptd`` holds, by name.
+
+    Raises:
+        ArtifactError: as ``check_data``.
+    """
+    with _opened(path) as data:
+        return {name: data[start:end] for name, start, end in _entries(data)}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[mmap.mmap]:
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _check(data)
+            yield data
     except (struct.error, ValueError) as error:
         raise ArtifactError(f"{path.name} is no file of weights, or cut short or broken", "Export again.") from error
 
 
-def _check(data: mmap.mmap) -> None:
-    """Raise ValueError or struct.error where something lies outside; fields as flat_tensor.fbs numbers them."""
+def _entries(data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
+    """Names, and where their bytes begin and end; ValueError or struct.error where something lies outside.
+
+    Fields as flat_tensor.fbs numbers them.
+    """
     magic, _, begin, size, base, total = HEADER.unpack_from(data, 8)
     if data[4:8] != IDENTIFIER or magic != MAGIC or begin + size > len(data) or base + total > len(data):
         raise ValueError
     buffer = _Buffer(data, begin + size)
     root = buffer.follow(0)
-    segments = [buffer.number(table, 0, "Q") + buffer.number(table, 1, "Q") for table in buffer.tables(root, 1)]
-    if any(end > total for end in segments):
+    segments = [(buffer.number(table, 0, "Q"), buffer.number(table, 1, "Q")) for table in buffer.tables(root, 1)]
+    if any(start + count > total for start, count in segments):
         raise ValueError
     for entry in buffer.tables(root, 2):
-        if buffer.number(entry, 1, "I") >= len(segments) or not buffer.vector(entry, 0, 1, ends=True):
+        index, name = buffer.number(entry, 1, "I"), buffer.vector(entry, 0, 1, ends=True)
+        if index >= len(segments) or name is None:
             raise ValueError
         layout = buffer.field(entry, 2, 4)
         if layout:
@@ -52,6 +73,8 @@ def _check(data: mmap.mmap) -> None:
             kind = buffer.number(table, 0, "b")
             if not 0 <= kind < TYPES or ranks[0] != ranks[1] or sorted(order) != list(range(ranks[0])):
                 raise ValueError
+        start, count = segments[index]
+        yield data[name[0] : sum(name)].decode(), base + start, base + start + count
 
 
 class _Buffer:

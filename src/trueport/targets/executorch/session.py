@@ -222,6 +222,8 @@ class ProgramSession:
         try:
             with self._lock:
                 results = self.method.execute(ordered)
+        except ArtifactError:
+            raise
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
             reason = " ".join(str(error).split())
