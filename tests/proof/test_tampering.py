@@ -14,7 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import trueport
-from tests.conftest import EXAMPLES, Exported
+from tests.conftest import EXAMPLES, Exported, Once
+from tests.custom.test_export import build
 from trueport.artifact import MANIFEST, list_files, write_json
 from trueport.errors import TrueportError
 from trueport.proof.result import Proof
@@ -263,3 +264,29 @@ def test_a_manifest_that_lacks_a_part_is_not_optimised(copied: Exported, change:
     with pytest.raises(TrueportError) as caught:
         trueport.optimize(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda source: source["sizes"].update(batch_size="x"), "tells no sizes or no inputs of the module"),
+        (lambda source: source["draws"].update(ids=3), "tells no sizes or no inputs of the module"),
+        (lambda source: source["draws"]["ids"].update(low=9, high=2), "tells no sizes or no inputs of the module"),
+        (lambda source: source["call"]["outputs"].reverse(), ""),
+        (lambda source: source["call"]["outputs"].__setitem__(0, "x"), "does not tell how the module is called"),
+        (lambda source: source["call"].update(arguments="[1]"), "does not tell how the module is called"),
+        (lambda source: source["first_call"]["leaves"].pop(), "does not tell how the module is called"),
+    ],
+)
+def test_a_module_that_a_manifest_describes_wrongly(
+    once: Once, tmp_path: Path, change: Callable[[dict], None], words: str
+) -> None:
+    module, inputs, state = build("mems")
+    made = once("mems-unproven", lambda out: trueport.export(module, out, inputs=inputs, state=state, proof=False))
+    folder = Path(shutil.copytree(made, tmp_path / "out"))
+    edit_json(folder / MANIFEST, lambda content: change(content["source"]))
+    if not words:  # right in form, and found by asking
+        assert failed(trueport.verify(folder, against=module, clauses=["shapes"])) == {"shapes"}
+        return
+    with pytest.raises(TrueportError, match=words):
+        trueport.verify(folder, against=module, clauses=["shapes"])
