@@ -282,4 +282,6 @@ def _tensor_json(tensor: Tensor) -> dict[str, Any]:
 
 
 def _tensor_from_json(entry: Mapping[str, Any]) -> Tensor:
+    if not isinstance(entry["shape"], list):
+        raise TypeError(f"{entry['name']} has no list as shape")
     return Tensor(entry["name"], entry["dtype"], tuple(entry["shape"]))
