@@ -41,7 +41,6 @@ def named(name: str) -> Callable[[dict[str, Any]], object]:
         (lambda m: m.update(patches={}), "patches is no list"),
         (lambda m: m.update(quantize=["int8"]), "quantize is not an object"),
         (lambda m: m["source"].update(role="reader"), "source.role is none of encoder, decoder, seq2seq, custom"),
-        (lambda m: m["source"].update(role="custom"), "source has no call"),
         (lambda m: m["source"].update(reread_past="9"), "source.reread_past is no whole number"),
         (lambda m: m["source"].update(reread_past=True), "source.reread_past is no whole number"),
         (lambda m: m["source"].update(untrained=[3]), "source.untrained holds something that is no text"),

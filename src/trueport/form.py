@@ -26,8 +26,6 @@ COMPONENT = {
 FILE = {"size": int, "sha256": str, "mtime_ns": int}
 LISTED = {"untrained": str, "guards": int, "kernels": str}
 """What is in those lists."""
-NEEDED = {"custom": ("call", "draws", "sizes")}
-"""What a source has to tell besides, by its role."""
 NAMES = {"seq2seq": ("encoder", "decoder")}
 """The components of each target, by the role; of all others it is the model."""
 LONGEST = 255, 4095
@@ -48,9 +46,6 @@ def check_form(manifest: Any) -> None:
     role = source.get("role", ROLES[0])
     if role not in ROLES:
         raise ValueError(f"source.role is none of {', '.join(ROLES)}")
-    for key in NEEDED.get(role, ()):
-        if key not in source:
-            raise ValueError(f"source has no {key}")
     for part, form in (("components", COMPONENT), ("files", FILE)):
         for name, entry in manifest[part].items():
             if not isinstance(entry, dict):

@@ -174,7 +174,8 @@ def calls_of(source: Mapping[str, Any], interface: Interface) -> tuple[Call, Cal
     """
     given, wanted = ({tensor.name for tensor in kind} for kind in (interface.inputs, interface.outputs))
     try:
-        calls = [Call.from_json(source[key]) for key in ("call", "first_call") if source.get(key) is not None]
+        first = source.get("first_call")
+        calls = [Call.from_json(part) for part in (source["call"], *([] if first is None else [first]))]
         for call in calls:
             fed = {leaf["input"] for leaf in call.leaves if "input" in leaf}
             if not fed <= given or not wanted <= set(call.outputs):

@@ -214,7 +214,7 @@ def test_a_manifest_that_cannot_be_judged_is_one_line(
 
 def test_a_path_is_no_original_of_a_module(copied: Exported) -> None:
     folder = copied("llama-tales")
-    edit_json(folder / MANIFEST, lambda content: content["source"].update(role="custom", call={}, draws={}, sizes={}))
+    edit_json(folder / MANIFEST, lambda content: content["source"].update(role="custom"))
     with pytest.raises(TrueportError, match="a module that no checkpoint names"):
         trueport.verify(folder, against=EXAMPLES / "llama-tales")
 
@@ -272,6 +272,8 @@ def test_a_manifest_that_lacks_a_part_is_not_optimised(copied: Exported, change:
         (lambda source: source["sizes"].update(batch_size="x"), "tells no sizes or no inputs of the module"),
         (lambda source: source["draws"].update(ids=3), "tells no sizes or no inputs of the module"),
         (lambda source: source["draws"]["ids"].update(low=9, high=2), "tells no sizes or no inputs of the module"),
+        (lambda source: source.pop("draws"), "tells no sizes or no inputs of the module"),
+        (lambda source: source.pop("call"), "does not tell how the module is called"),
         (lambda source: source["call"]["outputs"].reverse(), ""),
         (lambda source: source["call"]["outputs"].__setitem__(0, "x"), "does not tell how the module is called"),
         (lambda source: source["call"].update(arguments="[1]"), "does not tell how the module is called"),

@@ -49,6 +49,7 @@ def load(
     source = manifest.get("source") or {}
     role = source.get("role") or _role(sessions)
     kind: type[TrueportModel] = {"decoder": DecoderModel, "seq2seq": Seq2SeqModel}.get(role, TrueportModel)
+    _check_names(folder, role, sessions)
     config = _config(folder)
     model = kind(folder, config, _generation_config(folder, config), sessions, source.get("task"))
     if isinstance(model, DecoderModel):
@@ -85,6 +86,24 @@ def _role(sessions: Mapping[str, Session]) -> str:
         return "seq2seq"
     interface = next(iter(sessions.values())).interface
     return "decoder" if (interface.state or interface.kept) and interface.has_input("input_ids") else "encoder"
+
+
+GENERATED = {
+    "decoder": (("model", ("input_ids",), ("logits",)),),
+    "seq2seq": (("encoder", (), ("last_hidden_state",)), ("decoder", ("input_ids",), ("logits",))),
+}
+"""Inputs and outputs of components that ``generate`` knows by name, by role."""
+
+
+def _check_names(folder: Path, role: str, sessions: Mapping[str, Session]) -> None:
+    """Programs take and give tensors by place: their names are the manifest's alone."""
+    for component, *wanted in GENERATED.get(role, ()):
+        interface = sessions[component].interface if component in sessions else None
+        tensors = () if interface is None else (interface.inputs, interface.outputs)
+        for kind, names, found in zip(("input", "output"), wanted, tensors, strict=False):
+            lost = set(names) - {tensor.name for tensor in found}
+            if lost:
+                raise ArtifactError(f"{folder / MANIFEST} names no {kind} {min(lost)} of {component}", "Export again.")
 
 
 def _config(folder: Path) -> PreTrainedConfig:

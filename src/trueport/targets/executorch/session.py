@@ -293,6 +293,9 @@ class ProgramSession:
         for kind, count, tensors in told:
             if count != len(tensors):
                 raise self._mismatch(f"has {count} {kind}, not the {len(tensors)} of the manifest")
+        handed = all(pair.initial == "encoder" for pair in self.interface.state)
+        if handed and self.interface.counts_past and not self.interface.kept:
+            raise self._mismatch("reads a past, and the manifest names nothing that it keeps")
         for place, declared in enumerate(self.interface.inputs):
             sizes = tuple(meta.input_tensor_meta(place).sizes())
             promised = tuple(self._largest(axis) for axis in declared.shape)
