@@ -135,6 +135,11 @@ def test_config_of_an_unknown_kind(copied):
     model.generate(torch.arange(5, 12)[None], max_new_tokens=2)
 
 
+def blank(path: Path) -> None:
+    """Other bytes, as many."""
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
 def _component(**changes):
     return lambda manifest: manifest["components"]["model"].update(changes)
 
@@ -157,10 +162,14 @@ def _first_state(**changes):
         (lambda f: edit(f, lambda m: m.update(components={})), "names no components"),
         (lambda f: edit(f, lambda m: m["components"]["model"].pop("inputs")), "describes the component model wrongly"),
         (lambda f: edit(f, _component(target="tpu")), "was exported to tpu"),
-        (lambda f: edit(f, _component(file="../model.onnx")), "points out of its folder"),
-        (lambda f: edit(f, lambda m: m["source"].update(role="seq2seq")), "says seq2seq and has no component encoder"),
+        (lambda f: edit(f, _component(file="../model.onnx")), "no place in the folder"),
+        (
+            lambda f: edit(f, lambda m: m["source"].update(role="seq2seq")),
+            "is seq2seq, and there is no component encoder",
+        ),
         (lambda f: (f / "onnx/model.onnx").unlink(), "lacks onnx/model.onnx"),
-        (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "model.onnx is not an ONNX file"),
+        (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "onnx/model.onnx has 6 bytes"),
+        (lambda f: blank(f / "onnx/model.onnx"), "model.onnx is not an ONNX file"),
         (lambda f: (f / "config.json").write_text("["), "config.json cannot be read"),
         (lambda f: (f / "config.json").write_text("[" * 5000), "config.json cannot be read"),
         (lambda f: (f / "config.json").write_text('{"model_type": ["llama"]}'), "config.json cannot be read"),

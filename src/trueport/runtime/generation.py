@@ -15,7 +15,7 @@ from transformers.utils import logging
 from trueport.cache_names import field_name, pop_cache
 from trueport.errors import RunError
 from trueport.runtime.cache import RuntimeCache
-from trueport.runtime.model import Component, TrueportModel, with_signature
+from trueport.runtime.model import Component, TrueportModel, main_of, with_signature
 from trueport.runtime.options import check_guidance, check_options
 
 logger = logging.get_logger(__name__)
@@ -162,7 +162,7 @@ class Encoder:
     def __init__(self, component: Component) -> None:
         self.component = component
         self.names = names = [tensor.name for tensor in component.session.interface.plain_inputs]
-        self.main_input_name = next((name for name in names if not name.endswith("mask")), names[0])
+        self.main_input_name = main_of(names)
         self.forward = with_signature(self._forward, names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BaseModelOutput:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,7 +140,7 @@ class TrueportModel:
         ranks = {tensor.name: len(tensor.shape) for tensor in outputs}
         self.output_kind = output_kind(frozenset(ranks), ranks, task)
         first = self.components.get("encoder", self.main).session.interface.plain_inputs
-        self.main_input_name = first[0].name if first else "input_ids"
+        self.main_input_name = main_of([tensor.name for tensor in first])
         self.forward = with_signature(self._forward, self._signature())
 
     @property
@@ -217,6 +217,11 @@ def _opened(folder: Path, options: Mapping[str, Any]) -> TrueportModel:
     from trueport.runtime import load
 
     return load(folder, **options)
+
+
+def main_of(names: Sequence[str]) -> str:
+    """Of the inputs, in any order, the one that the others go with."""
+    return next((name for name in names if not name.endswith("mask")), names[0] if names else "input_ids")
 
 
 def with_signature(call: Callable[[dict[str, Any], bool], Any], names: list[str]) -> Callable[..., Any]:
