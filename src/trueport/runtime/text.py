@@ -38,14 +38,7 @@ def stream(
     if not is_unicode(text):  # bytes of a command line that are no text
         raise RunError("The text is not UTF-8", "Give it in the encoding of this terminal.")
     model = load(folder, memory=memory, runtime=runtime)
-    if not model.can_generate():
-        raise RunError(f"{folder} holds an encoder, which generates no text", "Call it from Python: trueport.load().")
-    given = getattr(model, "main_input_name", "input_ids")
-    if given != "input_ids":
-        raise RunError(
-            f"{folder} holds a model that reads {given}, no text",
-            f"Call trueport.load(...).generate({given}=...) from Python.",
-        )
+    _check_reads_text(model, folder)
     tokenizer = _tokenizer(folder)
     inputs = tokenizer(text, return_tensors="pt")
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
@@ -76,6 +69,17 @@ def stream(
     if streamer is None:
         print(result, file=out, flush=True)
     return result
+
+
+def _check_reads_text(model: Any, folder: Path) -> None:
+    if not model.can_generate():
+        raise RunError(f"{folder} holds an encoder, which generates no text", "Call it from Python: trueport.load().")
+    given = getattr(model, "main_input_name", "input_ids")
+    if given != "input_ids":
+        raise RunError(
+            f"{folder} holds a model that reads {given}, no text",
+            f"Call trueport.load(...).generate({given}=...) from Python.",
+        )
 
 
 def _tokenizer(folder: Path) -> Any:
