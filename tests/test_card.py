@@ -106,7 +106,7 @@ def test_the_plain_onnxruntime_program_runs(name: str, tmp_path: Path) -> None:
     manifest = without_tokenizer(MANIFESTS[name])
     for entry in manifest["components"].values():
         write_graph(entry, tmp_path)
-    (tmp_path / "config.json").write_text('{"decoder_start_token_id": 3, "eos_token_id": 255}')
+    (tmp_path / "generation_config.json").write_text('{"decoder_start_token_id": 3, "eos_token_id": 255}')
     code = snippet(manifest)
     assert code is not None
     printed = run(code, tmp_path)
@@ -134,6 +134,25 @@ def test_unknown_inputs_get_zeros_of_their_shape() -> None:
     code = snippet(manifest)
     assert code is not None and '"input_features": np.zeros([1, 80, 3000], np.float32),' in code
     compile(code, "snippet", "exec")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (
+            ("input_features", "float32", "batch_size", 80, 3000),
+            "# Silence below: your own features come from transformers' Auto",
+        ),
+        (("pixel_values", "float32", "batch_size", 3, 8, 8), "# A black image below: your own pixels come from"),
+    ],
+    ids=["speech", "image"],
+)
+def test_who_gives_speech_or_an_image_gives_no_text(tensor: tuple[Any, ...], words: str) -> None:
+    manifest = samples.seq2seq()
+    manifest["components"]["encoder"]["inputs"] = [samples.tensor(*tensor)]
+    text = card(manifest, None)
+    assert words in text and "tokenizer.decode(target[0]" in text
+    assert "A text of your own" not in text and "takes what the original's takes" in text
 
 
 def test_sound_is_a_second_of_silence_that_is_all_real() -> None:

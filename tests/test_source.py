@@ -299,6 +299,18 @@ def test_a_generation_config_that_transformers_would_not_save(checkpoint, tmp_pa
     assert json.loads(written["generation_config.json"])["temperature"] == 0.7
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_config_of_a_time_before_generation_configs(checkpoint, tmp_path, link):
+    """Older checkpoints say in config.json how to generate, and transformers goes by it."""
+    folder = checkpoint("t5")
+    (folder / "generation_config.json").unlink()
+    told = {"num_beams": 3, "max_length": 9, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2}
+    _edit(folder / "config.json", **told)
+    written = json.loads(_saved(load_source(folder, link=link), tmp_path / "out")["generation_config.json"])
+    wanted = transformers.T5ForConditionalGeneration.from_pretrained(folder).generation_config.to_diff_dict()
+    assert written == wanted and written.items() >= told.items()
+
+
 # What does not load
 
 

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trueport.errors import ArtifactError
+from trueport.form import check_form
 from trueport.interface import Interface
 from trueport.interrupts import held
 from trueport.moving import explained, mounted, put_in_place, remove, sync
@@ -27,8 +28,6 @@ from trueport.words import is_unicode
 
 MANIFEST = "trueport.json"
 SCHEMA_VERSION = 1
-ROLES = ("encoder", "decoder", "seq2seq", "custom")
-"""What a model is to its runtime and its proof."""
 HASHED = 16 * 2**30
 """Bytes of the largest folder whose every file is hashed by an export that is not paranoid."""
 LARGE = 2**30
@@ -79,7 +78,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
         if version == SCHEMA_VERSION:
-            _check_types(manifest)
+            check_form(manifest)
     except (ValueError, KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a manifest of Trueport's: {error}", "Export again.") from error
     if version != SCHEMA_VERSION:
@@ -90,45 +89,37 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _check_types(manifest: Any) -> None:
-    """Raise ValueError where a part that others rely on is missing or of another kind."""
-    parts = {"source": dict, "components": dict, "files": dict, "proof": dict}
-    for name, kind in parts.items():
-        if not isinstance(manifest.setdefault(name, {}), kind):
-            raise ValueError(f"{name} is not an object")
-    if manifest["source"].get("role", ROLES[0]) not in ROLES:
-        raise ValueError(f"source.role is none of {', '.join(ROLES)}")
-    if not isinstance(manifest["source"].get("task"), str | None):
-        raise ValueError("source.task is no text")
-    if not isinstance(manifest["source"].get("reread_past"), int | None):
-        raise ValueError("source.reread_past is no number")
-    if any("\0" in name for name in manifest["files"]):
-        raise ValueError("a file's name holds a NUL")
-    named = ("components", "files")
-    if not all(isinstance(entry, dict) for part in named for entry in manifest[part].values()):
-        raise ValueError("a component or a file is not an object")
-    if not all(isinstance(entry.get("guards"), list | None) for entry in manifest["components"].values()):
-        raise ValueError("a component's guards are no list")
-    if not isinstance(manifest.get("versions", {}), dict) or not isinstance(manifest.get("patches", []), list):
-        raise ValueError("versions is not an object, or patches no list")
-
-
 def described(folder: Path, name: str, entry: Mapping[str, Any]) -> tuple[str, Path, Interface]:
-    """Target, file and interface of a manifest's component: what is read or written of it lies in the folder.
+    """Target, file and interface of a manifest's component.
 
     Raises:
-        ArtifactError: the entry lacks one of them, or points elsewhere.
+        ArtifactError: the entry lacks one of them, or the folder the file.
     """
     try:
         target, file = str(entry["target"]), PurePosixPath(entry["file"])
         interface = Interface.from_json(entry)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{folder / MANIFEST} describes the component {name} wrongly: {error!r}") from error
-    if file.is_absolute() or ".." in file.parts:
-        raise ArtifactError(f"{folder / MANIFEST} points out of its folder: {file}")
     if not (folder / file).is_file():
         raise ArtifactError(f"{folder} lacks {file}", "Export again.")
     return target, folder / file, interface
+
+
+def check_sizes(folder: Path, manifest: Mapping[str, Any], file: Path) -> None:
+    """Refuse a file beside a component's, or that itself, which is not as long as the export wrote it.
+
+    Raises:
+        ArtifactError: it was cut, or is another one.
+    """
+    home = file.parent.relative_to(folder).as_posix()
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if PurePosixPath(name).parent.as_posix() != home or not path.is_file():
+            continue
+        size, told = path.stat().st_size, entry.get("size")
+        if size != told:
+            problem = f"{name} has {size} bytes, and {MANIFEST} says {told}"
+            raise ArtifactError(problem, "Copy it again, or export again.")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -196,23 +187,29 @@ def changed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
         elif not is_as_listed(path, entry):
             kind = "sha256" if "sha256" in entry else "its size or time of modification"
             found.append(f"{name} is not the file that was exported ({kind} differs)")
-    if _proven_interface(folder) not in (None, interface_digest(manifest)):
-        found.append(f"the components in {MANIFEST} are not those that proof.json was made for")
+    if not _is_proven(folder, manifest):
+        found.append(f"what {MANIFEST} says is not what proof.json was made for")
     return found + [f"{name} is not in the manifest" for name in unnamed_files(folder, manifest)]
 
 
-def interface_digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 of what the manifest says of its components: names, shapes and dtypes decide what a runtime is fed."""
-    return hashlib.sha256(json.dumps(manifest.get("components", {}), sort_keys=True).encode()).hexdigest()
+LATER = ("files", "proof", "fleet")
+"""What a manifest gets when its proof is there."""
 
 
-def _proven_interface(folder: Path) -> str | None:
-    """The digest that ``proof.json`` carries; None where there is no such file, or none of ours."""
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of what the manifest said when it was proven: what a runtime is fed, and what the proof asked."""
+    said = {key: value for key, value in manifest.items() if key not in LATER}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _is_proven(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether ``proof.json`` was made for this manifest; so is none, or one of others, which has no digest."""
     try:
         proof = json.loads((folder / "proof.json").read_text(encoding="utf-8"))
-        return str(proof["interface_sha256"])
+        digest, verdict = proof["manifest_sha256"], proof["verdict"]
     except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return True
+    return bool(digest == manifest_digest(manifest) and verdict == manifest.get("proof", {}).get("verdict"))
 
 
 def unnamed_files(folder: Path, manifest: dict[str, Any]) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueport.checkpoint import one_line, refuse
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 ORIGIN_KEYS = ("_name_or_path", "name_or_path", "_commit_hash")
 LOADING_KEYS = (
@@ -21,14 +22,33 @@ BACKEND = "TokenizersBackend"
 WITHOUT = "Give --no-tokenizer (tokenizer=None) to export without one."
 
 
+@dataclass(frozen=True)
+class Written:
+    """What prepares images, and what reads the tokens that are written about them: checkpoints have both, or a processor."""
+
+    image_processor: Any
+    tokenizer: Any
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the files of both."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
 def load_tokenizer(folder: Path, model: PreTrainedModel, where: str, *, trust_remote_code: bool) -> Any:
-    """The folder's tokenizer; of a speech model its processor, which holds one; of others what prepares images or sound."""
+    """The folder's tokenizer; of a speech model its processor, which holds one; of others what prepares images or sound.
+
+    A model that writes about images has both.
+    """
     if model.main_input_name == "input_values" or (
         model.main_input_name == "input_features" and not model.can_generate()
     ):
         return _load_feature_extractor(folder, where, trust_remote_code=trust_remote_code)
     if model.main_input_name == "pixel_values":
-        return _load_image_processor(folder, where, trust_remote_code=trust_remote_code)
+        images = _load_image_processor(folder, where, trust_remote_code=trust_remote_code)
+        if not model.can_generate():
+            return images
+        return Written(images, _load_text_tokenizer(folder, where, trust_remote_code=trust_remote_code))
     if model.main_input_name == "input_features":
         return _load_processor(folder, where, trust_remote_code=trust_remote_code)
     return _load_text_tokenizer(folder, where, trust_remote_code=trust_remote_code)
@@ -92,6 +112,17 @@ def _load_processor(folder: Path, where: str, *, trust_remote_code: bool) -> Any
 def _need(folder: Path, stems: tuple[str, ...], noun: str, where: str) -> None:
     if not any(path.name.startswith(stems) for path in folder.iterdir() if path.is_file()):
         refuse(f"There is no {noun} in {where}", WITHOUT)
+
+
+def read_generation_config(folder: Path) -> GenerationConfig:
+    """How the model in a folder generates; where no file of its own says it, config.json may, as in older checkpoints."""
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_pretrained(
+        folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
+    )
 
 
 def save_config(model: PreTrainedModel, dtype: str, folder: Path) -> None:

@@ -54,8 +54,17 @@ class Call:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Call:
-        """The call that ``to_json`` wrote."""
-        return Call(data["arguments"], tuple(data["leaves"]), tuple(data["outputs"]))
+        """The call that ``to_json`` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not of its form.
+        """
+        found = Call(data["arguments"], tuple(data["leaves"]), tuple(data["outputs"]))
+        spec = pytree.treespec_loads(found.arguments)
+        told = [isinstance(leaf, dict) and len({"input", "value"} & leaf.keys()) == 1 for leaf in found.leaves]
+        if spec.num_leaves != len(told) or not all(told) or not all(isinstance(n, str | None) for n in found.outputs):
+            raise ValueError("it has other leaves than its tree")
+        return found
 
 
 def _held(module: nn.Module) -> str:

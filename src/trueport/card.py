@@ -47,7 +47,7 @@ def card(manifest: Mapping[str, Any], proof: Mapping[str, Any] | None) -> str:
         planned=program_words(manifest),
         verdict=_verdict(manifest, proof),
         reported=proof is not None,
-        tokenizer=_has_tokenizer(manifest) and (kind != "encoder" or any(map(_reads_text, graphs.values()))),
+        tokenizer=_has_tokenizer(manifest) and _takes_text(kind, components),
         snippet=snippet(manifest),
         ort_class=_ort_class(task, graphs),
         javascript=_runs_in_javascript(task, graphs),
@@ -172,6 +172,12 @@ def snippet(manifest: Mapping[str, Any]) -> str | None:
     if kind == "decoder":
         return _decoder(entry, tokenizer) if {"input_ids", "logits"} <= _names(entry) else None
     return _encoder(entry, tokenizer)
+
+
+def _takes_text(kind: str, components: Mapping[str, Any]) -> bool:
+    """Whether its user gives tokens: a decoder of speech or images only writes them."""
+    first = [components["encoder"]] if kind == "seq2seq" and "encoder" in components else components.values()
+    return any(map(_reads_text, first))
 
 
 def _reads_text(entry: Mapping[str, Any]) -> bool:
@@ -327,13 +333,13 @@ def _seq2seq(components: Mapping[str, Any], tokenizer: bool) -> str | None:
             *_imports(tokenizer, "json", "pathlib"),
             _session("encoder", encoder),
             _session("decoder", decoder),
-            *(_tokens(tokenizer) if text else _features(tokenizer)),
+            *(_tokens(tokenizer) if text else _features(encoder, tokenizer)),
             *_feeds(encoder, {"input_ids": "ids", "attention_mask": "mask"} if text else {}, length=length),
             "}",
             f"states = encoder.run([{_quoted(encoder['outputs'][0]['name'])}], feeds)[0]",
             *_past("decoder", decoder),
             "",
-            'config = json.loads(pathlib.Path("config.json").read_text())',
+            'config = json.loads(pathlib.Path("generation_config.json").read_text())',
             'step = np.array([[config.get("decoder_start_token_id") or 0]])',
             "target = step",
             "for _ in range(20):",
@@ -344,14 +350,16 @@ def _seq2seq(components: Mapping[str, Any], tokenizer: bool) -> str | None:
             "    past = {name: outputs[state[name]] for name in past}",
             '    step = outputs["logits"][:, -1:].argmax(-1)',
             "    target = np.concatenate([target, step], axis=1)",
-            '    if step[0, 0] == config.get("eos_token_id"):',
+            '    if np.isin(step[0, 0], config.get("eos_token_id") or -1):',
             "        break",
             f"print({'tokenizer.decode(target[0], skip_special_tokens=True)' if tokenizer else 'target'})",
         ]
     )
 
 
-def _features(tokenizer: bool) -> list[str]:
-    """Speech: the features are zeros in the code, and the tokenizer only decodes."""
-    lines = ["# Silence below: your own features come from transformers' AutoFeatureExtractor."]
+def _features(encoder: Mapping[str, Any], tokenizer: bool) -> list[str]:
+    """Speech or an image: zeros in the code, and the tokenizer only decodes."""
+    image = "pixel_values" in _names(encoder)
+    zeros, maker = ("A black image", "AutoImageProcessor") if image else ("Silence", "AutoFeatureExtractor")
+    lines = [f"# {zeros} below: your own {'pixels' if image else 'features'} come from transformers' {maker}."]
     return [*lines, *(['tokenizer = AutoTokenizer.from_pretrained(".")'] if tokenizer else [])]

@@ -103,14 +103,15 @@ def _remote_class(folder: Path, where: str, reference: str) -> type[PreTrainedMo
 
 
 def check_inputs(kind: type[PreTrainedModel], where: str) -> None:
-    """Refuse what reads neither text, nor images or sound alone, nor, to write text, speech."""
+    """Refuse what reads neither text, nor images or sound alone, nor, to write text, speech or images."""
     from trueport.roles.component import signature
 
     names = signature(cast("Any", kind))
     other: str | None = next(
         (name for name in ("pixel_values", "input_values", "pixel_values_videos") if name in names), None
     )
-    alone = not {"input_ids", "decoder_input_ids"} & names
+    writes = "decoder_input_ids" in names
+    alone = "input_ids" not in names and (not writes or kind.main_input_name == "pixel_values")
     if kind.main_input_name in ("pixel_values", "input_values", "input_features") and alone:
         other = None
     elif kind.main_input_name not in ("input_ids", "input_features"):
@@ -122,5 +123,5 @@ def check_inputs(kind: type[PreTrainedModel], where: str) -> None:
     if other is not None:
         refuse(
             f"{where}: a {kind.__name__} reads {other}",
-            "This version exports models of text, of images, of sound, and of speech to text.",
+            "This version exports models of text, of images, of sound, and of speech or images to text.",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trueport.artifact import MANIFEST, file_entry, interface_digest, list_files, write_json
+from trueport.artifact import MANIFEST, file_entry, list_files, manifest_digest, write_json
 from trueport.progress import Meter
 
 
@@ -18,7 +18,7 @@ def finish(
 
     if proof is not None:
         manifest["proof"] = {"verdict": proof["verdict"], "file": "proof.json"}
-        proof["interface_sha256"] = interface_digest(manifest)
+        proof["manifest_sha256"] = manifest_digest(manifest)
         write_json(staging / "proof.json", proof)
     manifest["files"] = list_files(staging, largest=largest, meter=meter)
     (staging / "report.html").write_text(

@@ -13,6 +13,8 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "
 """Element sizes in bytes by dtype name."""
 
 
+INITIAL = ("empty", "zeros", "encoder")
+"""What a state is before the first step: of length 0 along an axis, all zeros, or what an encoder gave out."""
 BATCH = "batch_size"
 """The dimension of the rows, where a user gave it no other name."""
 PAST = "past_sequence_length"
@@ -191,6 +193,9 @@ class Interface:
         Raises:
             KeyError, TypeError, ValueError: ``data`` is not of its form.
         """
+        for part in ("inputs", "outputs", "state", "kept", "ending"):
+            if not isinstance(data.get(part, []), list):
+                raise ValueError(f"{part} is no list")
         found = Interface(
             inputs=tuple(_tensor_from_json(entry) for entry in data["inputs"]),
             outputs=tuple(_tensor_from_json(entry) for entry in data["outputs"]),
@@ -209,22 +214,41 @@ class Interface:
         """Raise ValueError where a tensor has no name, an unknown dtype or axis, or a dimension no bounds."""
         for dimension in self.dimensions:
             bounds = [dimension.minimum] + ([] if dimension.maximum is None else [dimension.maximum])
-            if not all(isinstance(bound, int) for bound in bounds):
-                raise ValueError(f"{dimension.name} has no whole numbers as bounds")
+            if not all(_is_length(bound) for bound in bounds):
+                raise ValueError(f"{dimension.name} has bounds that are no lengths")
+            if bounds[0] > bounds[-1]:
+                raise ValueError(f"{dimension.name} ends before it begins")
         if not all(_is_length(token) for token in self.ending):
             raise ValueError("the ending holds something else than tokens")
         tensors = (*self.inputs, *self.outputs, *self.kept)
         if not all(isinstance(name, str) for tensor in tensors for name in (tensor.name, tensor.dtype)):
             raise ValueError("a tensor's name or dtype is no text")
-        for tensor in (*self.inputs, *self.kept):
+        for kind in (self.inputs, self.outputs, self.kept):
+            if len({tensor.name for tensor in kind}) < len(kind):
+                raise ValueError("two tensors have one name")
+        for tensor in tensors:
             if not all(isinstance(axis, str) or _is_length(axis) for axis in tensor.shape):
                 raise ValueError(f"{tensor.name} has an axis that is no length")
             if tensor.dtype not in DTYPES:
                 raise ValueError(f"{tensor.name} has the dtype {tensor.dtype!r}")
+        for tensor in (*self.inputs, *self.kept):
             for axis in tensor.shape:
                 unknown = set(terms(axis)) - {dimension.name for dimension in self.dimensions}
                 if unknown:
                     raise ValueError(f"{tensor.name} has an axis {axis!r}, and there is no dimension {min(unknown)}")
+        for pair in self.state:
+            self._check_state(pair)
+
+    def _check_state(self, pair: StatePair) -> None:
+        ranks = {tensor.name: len(tensor.shape) for tensor in self.inputs}
+        given = [tensor.name for tensor in self.outputs]
+        if pair.initial not in INITIAL:
+            raise ValueError(f"the state {pair.input} begins as {pair.initial!r}")
+        texts = isinstance(pair.input, str) and isinstance(pair.output, str)
+        if not texts or pair.input not in ranks or (pair.output not in given and pair.initial != INITIAL[-1]):
+            raise ValueError(f"the state {pair.input} is no input and output")
+        if not _is_length(pair.axis) or pair.axis >= max(ranks[pair.input], 1):
+            raise ValueError(f"the state {pair.input} has no axis {pair.axis!r}")
 
 
 @functools.cache
@@ -254,7 +278,7 @@ def evaluate(axis: int | str, sizes: Mapping[str, int]) -> int:
 
 
 def _is_length(axis: Any) -> bool:
-    return isinstance(axis, int) and 0 <= axis < 2**63
+    return isinstance(axis, int) and not isinstance(axis, bool) and 0 <= axis < 2**63
 
 
 def _find(tensors: Iterable[Tensor], name: str) -> Tensor:
@@ -269,4 +293,6 @@ def _tensor_json(tensor: Tensor) -> dict[str, Any]:
 
 
 def _tensor_from_json(entry: Mapping[str, Any]) -> Tensor:
+    if not isinstance(entry["shape"], list):
+        raise TypeError(f"{entry['name']} has no list as shape")
     return Tensor(entry["name"], entry["dtype"], tuple(entry["shape"]))

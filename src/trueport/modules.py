@@ -14,7 +14,7 @@ import torch
 from trueport.calls import Call, arguments_of
 from trueport.checkpoint import weights_digest
 from trueport.dtypes import DTYPES
-from trueport.errors import SourceError, TrueportError
+from trueport.errors import ArtifactError, SourceError, TrueportError
 from trueport.proof.draws import draws_of
 from trueport.roles.custom import Described, Dynamic, describe
 from trueport.weights.plain import check_plain
@@ -22,6 +22,7 @@ from trueport.weights.plain import check_plain
 if TYPE_CHECKING:
     from torch import nn
 
+    from trueport.interface import Interface
     from trueport.roles import Component
     from trueport.targets import Lowered, Target
     from trueport.weights.mapped import Maps
@@ -167,7 +168,20 @@ def check(model: nn.Module, inputs: Any) -> None:
         raise SourceError(f"{place}{first.problem}", first.mend)
 
 
-def calls_of(source: Mapping[str, Any]) -> tuple[Call, Call | None]:
-    """The two ways of calling the module that a manifest describes."""
-    first = source.get("first_call")
-    return Call.from_json(source["call"]), None if first is None else Call.from_json(first)
+def calls_of(source: Mapping[str, Any], interface: Interface) -> tuple[Call, Call | None]:
+    """The two ways of calling the module that a manifest describes.
+
+    Raises:
+        ArtifactError: one of them is described wrongly, or does not give what the interface names.
+    """
+    given, wanted = ({tensor.name for tensor in kind} for kind in (interface.inputs, interface.outputs))
+    try:
+        first = source.get("first_call")
+        calls = [Call.from_json(part) for part in (source["call"], *([] if first is None else [first]))]
+        for call in calls:
+            fed = {leaf["input"] for leaf in call.leaves if "input" in leaf}
+            if not fed <= given or not wanted <= set(call.outputs):
+                raise ValueError("it has other names than the interface")
+        return calls[0], calls[1] if len(calls) > 1 else None
+    except (KeyError, TypeError, ValueError, NotImplementedError) as error:
+        raise ArtifactError("The manifest's source does not tell how the module is called", "Export again.") from error

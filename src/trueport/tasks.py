@@ -45,6 +45,7 @@ TASKS = {
             Way("encoder", "AutoModelForCTC", "MODEL_FOR_CTC_MAPPING_NAMES"),
         )
     ),
+    "image-to-text": _task("seq2seq", "AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
     "text-generation": _task("decoder", "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     "fill-mask": _task("encoder", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
     "text-classification": _task(
@@ -59,6 +60,11 @@ TASKS = {
     "image-classification": _task(
         "encoder", "AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"
     ),
+    "object-detection": _task("encoder", "AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES"),
+    "semantic-segmentation": _task(
+        "encoder", "AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES"
+    ),
+    "depth-estimation": _task("encoder", "AutoModelForDepthEstimation", "MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES"),
     "audio-classification": _task(
         "encoder", "AutoModelForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES"
     ),
@@ -165,5 +171,6 @@ def task_by_role(model: PreTrainedModel) -> str:
     from trueport.roles import role_of
 
     if role_of(model) == "seq2seq":
-        return "automatic-speech-recognition" if model.main_input_name == "input_features" else "text2text-generation"
+        written = {"input_features": "automatic-speech-recognition", "pixel_values": "image-to-text"}
+        return written.get(model.main_input_name, "text2text-generation")
     return "text-generation" if role_of(model) == "decoder" else "feature-extraction"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from trueport.artifact import MANIFEST, read_manifest
+from trueport.artifact import MANIFEST, described, read_manifest
 from trueport.errors import ArtifactError, TrueportError
 from trueport.foreign_proof import judge_foreign
 from trueport.graphs.loading import check
@@ -173,10 +173,10 @@ def _check_original(original: Any, source: Mapping[str, Any]) -> None:
 
 
 def _check_graphs(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse hostile graphs before a runtime opens them: the manifest may vouch for anything."""
-    for component in manifest["components"].values():
-        path = folder / str(component.get("file", ""))
-        if path.suffix == ".onnx" and path.is_file():
+    """Refuse what lies elsewhere, and hostile graphs before a runtime opens them: the manifest may vouch for anything."""
+    for name, entry in manifest["components"].items():
+        _, path, _ = described(folder, name, entry)
+        if path.suffix == ".onnx":
             check(path)
 
 
@@ -243,9 +243,9 @@ def _judge_target(
     prompts: Prompts,
 ) -> Proof:
     """The proof of what one target's runtime runs."""
-    from trueport.runtime import load
+    from trueport.runtime.loading import load
 
-    runnable = load(folder, runtime=target, memory=memory.opened)
+    runnable = load(folder, runtime=target, memory=memory.opened, sized=False)  # the clause ``files`` tells
     if original is not None:
         _check_dtype(folder, manifest["source"], [session.interface for session in runnable.sessions.values()])
     role = manifest["source"]["role"]

@@ -279,3 +279,15 @@ def test_a_fused_folder_is_not_accused_of_its_fusions(caches: str, tmp_path: Pat
     trueport.export(model, tmp_path / "out", tokenizer=None, optimize="cpu", caches=caches)
     with pytest.raises(TrueportError, match=r"A fused artefact is not what torch\.export captured.*without --optimize"):
         trueport.diagnose(tmp_path / "out", against=model)
+
+
+@pytest.mark.slow
+def test_weights_that_lie_beside_a_program_are_read_and_blamed(tmp_path: Path) -> None:
+    """It was opened without them, and refused."""
+    module, other = (torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)).eval() for _ in range(2))
+    options: dict[str, Any] = {"to": "executorch", "backend": "portable", "max_pte": 0, "proof": False}
+    out = tmp_path / "out"
+    trueport.export(module, out, inputs=torch.tensor([[1, 2, 8]]), **options)
+    assert trueport.diagnose(out, against=module).agrees  # type: ignore[union-attr]
+    (found,) = trueport.diagnose(out, against=other).divergences  # type: ignore[union-attr]
+    assert "embedding" in found.kind and "the constant" in found.reasons[0]

@@ -14,7 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import trueport
-from tests.conftest import EXAMPLES, Exported
+from tests.conftest import EXAMPLES, Exported, Once
+from tests.custom.test_export import build
 from trueport.artifact import MANIFEST, list_files, write_json
 from trueport.errors import TrueportError
 from trueport.proof.result import Proof
@@ -149,7 +150,25 @@ def test_a_manifest_that_says_of_float_weights_that_they_are_quantised(copied: E
     onnx.save(model, path)
     edit_json(folder / MANIFEST, lambda content: content.update(quantize={"kind": "int4", "layers": ["lm_head"]}))
     proof = trueport.verify(rehashed(folder), against=EXAMPLES / "llama-tales", clauses=["shapes", "quality"])
-    assert failed(proof) == {"shapes"}
+    assert failed(proof) == {"files", "shapes"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["source"].update(reread_past=2),
+        lambda content: content["source"].update(task="fill-mask"),
+        lambda content: content.update(optimized={}),
+        lambda content: content["proof"].update(verdict="failed"),
+    ],
+)
+def test_a_manifest_that_says_other_things_than_the_proven_one(
+    copied: Exported, change: Callable[[dict], None]
+) -> None:
+    """With ``reread_past`` a model forgot its prompt after two tokens, and passed."""
+    folder = copied("llama-tales")
+    edit_json(folder / MANIFEST, change)
+    assert failed(trueport.verify(folder, clauses=["causal"])) == {"files"}
 
 
 def test_a_manifest_whose_interface_is_not_the_proven_one(copied: Exported) -> None:
@@ -176,7 +195,7 @@ def test_a_manifest_of_wrong_types_is_one_line(copied: Exported, part: str, valu
     [
         (lambda content: content["source"].pop("role"), "does not say what role"),
         (lambda content: content["source"].update(role="reader"), "source.role is none of encoder, decoder"),
-        (lambda content: content["source"].update(role=["decoder"]), "source.role is none of encoder, decoder"),
+        (lambda content: content["source"].update(role=["decoder"]), "source.role is no text"),
         (lambda content: content["files"].update({"a\0b": {"size": 1}}), "name holds a NUL"),
         (lambda content: content["source"].update(task=["x"]), "source.task is no text"),
         (lambda content: content["components"].clear(), "names no components"),
@@ -222,7 +241,7 @@ def test_a_component_outside_its_folder_is_not_written(copied: Exported, tmp_pat
     before = victim.stat().st_mtime_ns  # it was written, and put back where the trial came to its end
     (folder / "proof.json").unlink()
     edit_json(rehashed(folder) / MANIFEST, lambda content: content["components"]["model"].update(file="../victim.onnx"))
-    with pytest.raises(TrueportError, match="points out of its folder"):
+    with pytest.raises(TrueportError, match="no place in the folder"):
         trueport.optimize(folder, against=EXAMPLES / "llama-tales")
     assert victim.stat().st_mtime_ns == before
 
@@ -245,3 +264,31 @@ def test_a_manifest_that_lacks_a_part_is_not_optimised(copied: Exported, change:
     with pytest.raises(TrueportError) as caught:
         trueport.optimize(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda source: source["sizes"].update(batch_size="x"), "tells no sizes or no inputs of the module"),
+        (lambda source: source["draws"].update(ids=3), "tells no sizes or no inputs of the module"),
+        (lambda source: source["draws"]["ids"].update(low=9, high=2), "tells no sizes or no inputs of the module"),
+        (lambda source: source.pop("draws"), "tells no sizes or no inputs of the module"),
+        (lambda source: source.pop("call"), "does not tell how the module is called"),
+        (lambda source: source["call"]["outputs"].reverse(), ""),
+        (lambda source: source["call"]["outputs"].__setitem__(0, "x"), "does not tell how the module is called"),
+        (lambda source: source["call"].update(arguments="[1]"), "does not tell how the module is called"),
+        (lambda source: source["first_call"]["leaves"].pop(), "does not tell how the module is called"),
+    ],
+)
+def test_a_module_that_a_manifest_describes_wrongly(
+    once: Once, tmp_path: Path, change: Callable[[dict], None], words: str
+) -> None:
+    module, inputs, state = build("mems")
+    made = once("mems-unproven", lambda out: trueport.export(module, out, inputs=inputs, state=state, proof=False))
+    folder = Path(shutil.copytree(made, tmp_path / "out"))
+    edit_json(folder / MANIFEST, lambda content: change(content["source"]))
+    if not words:  # right in form, and found by asking
+        assert failed(trueport.verify(folder, against=module, clauses=["shapes"])) == {"shapes"}
+        return
+    with pytest.raises(TrueportError, match=words):
+        trueport.verify(folder, against=module, clauses=["shapes"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import transformers
 
 import trueport
 from tests import zoo
+from trueport.artifact import read_manifest
 from trueport.errors import CaptureError
 from trueport.roles import components
 
@@ -87,3 +90,48 @@ def test_a_config_without_a_size_of_images_is_told_what_to_write(name: str, tmp_
     assert artifact.verdict == "proven"
     shape = artifact.manifest["components"]["model"]["inputs"][0]["shape"]
     assert shape == ["batch_size", 3, 64, 96]
+
+
+VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+
+
+def finds() -> Any:
+    config = transformers.YolosConfig(**VIT | {"image_size": [16, 24]}, num_hidden_layers=2, num_detection_tokens=3)
+    return transformers.YolosForObjectDetection(config)
+
+
+def parts() -> Any:
+    config = transformers.SegformerConfig(
+        depths=[1, 1], num_encoder_blocks=2, sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2],
+        num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, image_size=32,
+    )  # fmt: skip
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+def measures() -> Any:
+    config = transformers.DPTConfig(
+        **VIT, num_hidden_layers=4, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8
+    )
+    return transformers.DPTForDepthEstimation(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "task", "outputs"),
+    [
+        (finds, "object-detection", {"logits", "pred_boxes", "last_hidden_state"}),
+        (parts, "semantic-segmentation", {"logits"}),
+        (measures, "depth-estimation", {"predicted_depth"}),
+    ],
+)
+def test_what_is_told_of_an_image_besides_its_class(
+    make: Callable[[], Any], task: str, outputs: set[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    zoo.amplify(model, seed=0)
+    model.save_pretrained(tmp_path / "checkpoint")
+    trueport.export(tmp_path / "checkpoint", tmp_path / "out", tokenizer=None)
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest["source"]["task"], manifest["proof"]["verdict"]) == (task, "proven")
+    assert {tensor["name"] for tensor in manifest["components"]["model"]["outputs"]} == outputs

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import (
+    AutoProcessor,
     BertConfig,
+    DonutSwinConfig,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     FSMTConfig,
     FSMTForConditionalGeneration,
     GPT2Config,
+    MBartConfig,
     NllbMoeConfig,
     NllbMoeForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Speech2TextConfig,
     Speech2TextForConditionalGeneration,
     SwitchTransformersConfig,
     SwitchTransformersForConditionalGeneration,
+    TrOCRProcessor,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
 )
 
 import trueport
@@ -27,6 +39,7 @@ from trueport.artifact import read_manifest
 from trueport.errors import TrueportError
 from trueport.roles import components
 from trueport.roles.component import sample
+from trueport.runtime.text import stream
 
 
 def nllb_moe() -> torch.nn.Module:
@@ -88,11 +101,12 @@ def test_speech_of_any_length_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_models_of_their_own_vocabularies_become_one(tmp_path: Path) -> None:
-    """BERT reads, GPT-2 writes: two configs, two widths, and tokens that only one of them knows."""
+@pytest.mark.parametrize("width", [32, 48])
+def test_two_models_of_their_own_vocabularies_become_one(width: int, tmp_path: Path) -> None:
+    """BERT reads, GPT-2 writes: two configs, widths that may need a projection, tokens that one alone knows."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 40}
     config = EncoderDecoderConfig.from_encoder_decoder_configs(
-        BertConfig(vocab_size=50, hidden_size=48, **sizes),
+        BertConfig(vocab_size=50, hidden_size=width, **sizes),
         GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, add_cross_attention=True),
     )
     config.decoder_start_token_id, config.pad_token_id = 1, 0
@@ -100,3 +114,66 @@ def test_two_models_of_their_own_vocabularies_become_one(tmp_path: Path) -> None
     zoo.amplify(model, seed=0)
     trueport.export(model, tmp_path / "out", tokenizer=None)
     assert read_manifest(tmp_path / "out")["proof"]["verdict"] == "proven"
+
+
+def writes_about(seen: Any, written: Any) -> VisionEncoderDecoderModel:
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(seen, written)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 1, 3
+    model = VisionEncoderDecoderModel(config).eval()
+    zoo.amplify(model, seed=0)
+    return model
+
+
+def vit_gpt2() -> VisionEncoderDecoderModel:
+    """GPT-2 makes a mask of ones for the states that it is given, of another width than its own."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 16}
+    written = GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, add_cross_attention=True)
+    return writes_about(ViTConfig(hidden_size=48, patch_size=8, **sizes), written)
+
+
+def donut() -> VisionEncoderDecoderModel:
+    """Wide images in shifted windows, and MBart's decoder."""
+    seen = DonutSwinConfig(
+        embed_dim=16, depths=[1, 1], num_heads=[2, 4], image_size=[32, 48], patch_size=4, window_size=2
+    )
+    written = MBartConfig(
+        vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, is_decoder=True,
+        decoder_attention_heads=4, decoder_ffn_dim=64, max_position_embeddings=64, add_cross_attention=True,
+        is_encoder_decoder=False,
+    )  # fmt: skip
+    return writes_about(seen, written)
+
+
+def processor() -> TrOCRProcessor:
+    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(99)}, unk_token="w0"))
+    images = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    return TrOCRProcessor(
+        image_processor=images, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [vit_gpt2, donut])
+def test_what_is_written_about_an_image_is_the_originals(
+    make: Callable[[], VisionEncoderDecoderModel], tmp_path: Path
+) -> None:
+    model, folder = make(), tmp_path / "checkpoint"
+    model.save_pretrained(folder)
+    processor().save_pretrained(folder)
+    trueport.export(folder, tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["proof"]["verdict"] == "proven"
+    height, width = model.encoder.config.image_size if make is donut else (16, 16)
+    pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    options = {
+        "pixel_values": pixels,
+        "max_new_tokens": 9,
+        "num_beams": 2,
+        "decoder_input_ids": torch.tensor([[2, 7], [2, 8]]),
+    }
+    assert torch.equal(trueport.load(tmp_path / "out").generate(**options), model.generate(**options))
+    with pytest.raises(
+        TrueportError, match=r"reads pixel_values, no text\. Call trueport\.load\(\.\.\.\)\.generate\(pixel_"
+    ):
+        stream(tmp_path / "out", "a text", {})
+    found = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert found.tokenizer.decode([5]) == "w5" and found.image_processor.size["height"] == 16

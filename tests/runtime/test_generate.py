@@ -163,6 +163,20 @@ def test_assisted(pair, name: str, kind: str):
     assert torch.equal(generate(model, inputs, do_sample=False, **options), wanted)
 
 
+def test_an_assistant_of_another_vocabulary_that_samples_is_refused(pair, tokenizer):
+    """transformers would cut its output layer down to what both tokenizers know."""
+    original, model = pair("llama")
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["another"])
+    small = copy.copy(model.config)
+    small.vocab_size = 98
+    assistant = copy.deepcopy(model)
+    assistant.config = small
+    options = {"tokenizer": tokenizer, "assistant_tokenizer": other, "do_sample": True, "max_new_tokens": 4}
+    with pytest.raises(RunError, match=r"output embeddings.*do_sample=False"):
+        original.generate(torch.tensor([[5, 6, 7]]), assistant_model=assistant, **options)
+
+
 def test_prefill_in_chunks(pair):
     original, model = pair("llama")
     inputs = prompts(original, 3)
@@ -208,6 +222,98 @@ def test_inputs_embeds_are_refused(pair):
         _, model = pair(name)
         with pytest.raises(RunError, match="has no input inputs_embeds"):
             model.generate(inputs_embeds=torch.randn(1, 3, 32), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"assistant_early_exit": 1}, {"use_mtp": True}, {"speculation_type": "dflash"}, {"cache_implementation": "paged"}],
+)
+def test_options_that_need_the_models_own_modules_are_refused(pair, option):
+    _, model = pair("llama")
+    with pytest.raises(RunError, match=next(iter(option))):
+        model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, **option)
+
+
+def test_a_cache_of_ones_own_and_a_kind_of_cache_are_refused(pair):
+    """As transformers refuses them."""
+    _, model = pair("llama")
+    with pytest.raises(RunError, match="cache_implementation='static' is given beside a cache"):
+        options = {"max_new_tokens": 2, "cache_implementation": "static"}
+        model.generate(torch.tensor([[5, 6, 7]]), past_key_values=model.new_cache(), **options)
+
+
+NEGATIVE = {
+    "guidance_scale": 1.5,
+    "negative_prompt_ids": torch.tensor([[0, 0, 9, 11], [7, 7, 7, 13]]),
+    "negative_prompt_attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]),
+}
+
+
+def test_guidance(pair):
+    """A padded negative prompt, which transformers gives the model without positions, whose rotations know differences."""
+    original, model = pair("llama")
+    inputs = prompts(original, 2)
+    wanted = generate(original, inputs, do_sample=False, **NEGATIVE)
+    assert not torch.equal(wanted, generate(original, inputs, do_sample=False))
+    assert torch.equal(generate(model, inputs, do_sample=False, **NEGATIVE), wanted)
+
+
+@pytest.mark.slow
+def test_guidance_by_padding_that_would_move_positions_is_refused(pair):
+    """GPT-2 counts the padding of a negative prompt, the artefact does not."""
+    original, model = pair("gpt2")
+    inputs, whole = prompts(original, 2), NEGATIVE | {"negative_prompt_attention_mask": None}
+    wanted = generate(original, inputs, do_sample=False, **whole)
+    assert torch.equal(generate(model, inputs, do_sample=False, **whole), wanted)
+    with pytest.raises(RunError, match="negative_prompt_attention_mask"):
+        generate(model, inputs, do_sample=False, **NEGATIVE)
+
+
+def test_guidance_of_an_encoder_decoder_is_refused(pair):
+    _, model = pair("t5")
+    with pytest.raises(RunError, match="guidance_scale"):
+        model.generate(torch.tensor([[5, 6, 7]]), guidance_scale=2.0, max_new_tokens=2)
+
+
+SPEECH = {
+    "is_multilingual": True,
+    "lang_to_id": {"<|en|>": 60, "<|de|>": 61},
+    "task_to_id": {"transcribe": 70, "translate": 71},
+    "no_timestamps_token_id": 75,
+    "suppress_tokens": [5, 6],
+    "begin_suppress_tokens": [9, 2],
+}
+
+
+@pytest.mark.slow
+def test_a_generate_of_the_originals_own(pair, monkeypatch):
+    """Whisper's detects the language, begins with it, takes audio of any length, and gives back what it made alone."""
+    original, model = pair("whisper")
+    for each in (original, model):
+        monkeypatch.setattr(each, "generation_config", copy.deepcopy(each.generation_config))
+        vars(each.generation_config).update(SPEECH)
+    features = torch.randn(2, 8, 100, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 100, dtype=torch.long)
+    short, found = {"input_features": features[..., :32]}, []
+    for options in (
+        short,
+        short | {"language": "de", "task": "translate", "num_beams": 2},
+        short | {"return_dict_in_generate": True, "prompt_ids": torch.tensor([58, 20])},
+        {"input_features": features, "attention_mask": mask, "return_timestamps": True, "temperature": (0.0, 0.4)}
+        | {"logprob_threshold": -0.1},
+    ):
+        wanted, got = (_seeded(each, **options, max_new_tokens=12) for each in (original, model))
+        wanted, got = (each if isinstance(each, torch.Tensor) else each["sequences"] for each in (wanted, got))
+        assert torch.equal(got, wanted)
+        found.append(wanted.tolist())
+    assert found[0] != found[1] != found[2] and len(found[3][0]) > 12
+    with pytest.raises(RunError, match="return_token_timestamps"):
+        model.generate(**short, return_token_timestamps=True)
+
+
+def _seeded(model, **options):
+    torch.manual_seed(3)
+    return model.generate(**options)
 
 
 def test_a_mistyped_argument_is_refused(pair):

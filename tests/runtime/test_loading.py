@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import io
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import pipeline
 
 import trueport
 from tests import zoo
 from tests.runtime.test_generate import generate
 from tests.runtime.test_large_pages import has_large_pages, large_bytes
-from trueport.errors import ArtifactError, RunError
+from trueport.errors import ArtifactError, Interruption, RunError
 from trueport.resident import resident
 from trueport.runtime import TrueportModel, load
 from trueport.runtime.text import stream
@@ -42,6 +45,30 @@ def test_load(pair, artefact):
     assert model.config.model_type == "t5" and model.generation_config.decoder_start_token_id == 0
     assert (model.dtype, model.device, model.can_generate()) == (torch.float32, torch.device("cpu"), True)
     assert model.to("cpu") is model.eval() is model
+
+
+def test_a_copy_opens_the_folder_again(artefact):
+    """For a process of its own, or for options of its own: what was changed since comes along."""
+    model, ids = load(artefact("llama"), threads=1, memory="map"), torch.tensor([[5, 6, 7]])
+    model.generation_config.update(max_new_tokens=4, do_sample=False, repetition_penalty=3.0)
+    wanted = model.generate(ids)
+    for made in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert made.main.session is not model.main.session and made.opening == model.opening
+        assert type(made) is type(model)
+        assert torch.equal(made.generate(ids), wanted)
+        made.generation_config.max_new_tokens = 1
+    assert torch.equal(model.generate(ids), wanted)
+
+
+def test_pipelines_of_transformers_know_what_it_can_do(artefact, tokenizer, caplog):
+    """They ask by the name of the class, and say of others that they are not supported."""
+    model = load(artefact("llama"), threads=1)
+    with caplog.at_level("WARNING", logger="transformers"):
+        made = pipeline("text-generation", model=model, tokenizer=tokenizer)
+        told = made("w5 w6", max_new_tokens=4, do_sample=False)
+    assert "LlamaForCausalLM" in repr(made)
+    assert len(told[0]["generated_text"].replace("w", " w").split()) == 6
+    assert "not supported" not in caplog.text
 
 
 @pytest.mark.parametrize("memory", ["fast", "pages", "map"])
@@ -108,6 +135,11 @@ def test_config_of_an_unknown_kind(copied):
     model.generate(torch.arange(5, 12)[None], max_new_tokens=2)
 
 
+def blank(path: Path) -> None:
+    """Other bytes, as many."""
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
 def _component(**changes):
     return lambda manifest: manifest["components"]["model"].update(changes)
 
@@ -130,10 +162,14 @@ def _first_state(**changes):
         (lambda f: edit(f, lambda m: m.update(components={})), "names no components"),
         (lambda f: edit(f, lambda m: m["components"]["model"].pop("inputs")), "describes the component model wrongly"),
         (lambda f: edit(f, _component(target="tpu")), "was exported to tpu"),
-        (lambda f: edit(f, _component(file="../model.onnx")), "points out of its folder"),
-        (lambda f: edit(f, lambda m: m["source"].update(role="seq2seq")), "says seq2seq and has no component encoder"),
+        (lambda f: edit(f, _component(file="../model.onnx")), "no place in the folder"),
+        (
+            lambda f: edit(f, lambda m: m["source"].update(role="seq2seq")),
+            "is seq2seq, and there is no component encoder",
+        ),
         (lambda f: (f / "onnx/model.onnx").unlink(), "lacks onnx/model.onnx"),
-        (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "model.onnx is not an ONNX file"),
+        (lambda f: (f / "onnx/model.onnx").write_bytes(b"\x08\x07torn"), "onnx/model.onnx has 6 bytes"),
+        (lambda f: blank(f / "onnx/model.onnx"), "model.onnx is not an ONNX file"),
         (lambda f: (f / "config.json").write_text("["), "config.json cannot be read"),
         (lambda f: (f / "config.json").write_text("[" * 5000), "config.json cannot be read"),
         (lambda f: (f / "config.json").write_text('{"model_type": ["llama"]}'), "config.json cannot be read"),
@@ -179,6 +215,34 @@ def test_stream(pair, copied, tokenizer, options, memory):
     assert out.getvalue().strip() == text.strip()
     wanted = generate(original, {"input_ids": torch.tensor([[5, 6, 7]])}, new=6, **options)
     assert text == tokenizer.decode(wanted[0, 3:], skip_special_tokens=True)
+
+
+def test_stream_of_a_folder_that_asks_for_more_than_tokens(artefact, tmp_path):
+    folder = Path(shutil.copytree(artefact("llama-tales"), tmp_path / "tales"))
+    plain = json.loads((folder / "generation_config.json").read_text())
+
+    def told(config: dict[str, object], **options: int) -> str:
+        (folder / "generation_config.json").write_text(json.dumps(plain | config))
+        return stream(folder, "Once there was a", {"max_new_tokens": 8} | options, file=io.StringIO())
+
+    whole, beams = told({}), told({}, num_beams=2)
+    assert beams and told({"return_dict_in_generate": True, "output_scores": True}, num_beams=2) == beams
+    stop = whole.strip()[:-4]
+    assert stop in told({"stop_strings": [stop]}) != whole
+
+
+def test_an_interrupted_stream_does_not_say_that_nothing_was_written(copied, tokenizer):
+    class Pressed(io.StringIO):
+        def write(self, text: str) -> int:
+            if text != "\n" and self.getvalue():
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    tokenizer.save_pretrained(copied)
+    out = Pressed()
+    with pytest.raises(Interruption, match=r"^Interrupted while generating$"):
+        stream(copied, "w5 w6 w7", {"max_new_tokens": 6, "min_new_tokens": 6}, file=out)
+    assert out.getvalue().strip() and out.getvalue().endswith("\n")
 
 
 def test_stream_refusals(copied, artefact, tokenizer):

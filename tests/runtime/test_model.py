@@ -13,6 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from tests.runtime.test_generate import prompts
 from trueport.cache_names import NAMES, cache_of
 from trueport.errors import RunError
+from trueport.interface import Dimension, Interface, Tensor
+from trueport.runtime.feeds import Feeder
 
 pytestmark = pytest.mark.xdist_group("runtime")
 
@@ -206,6 +208,7 @@ IDS = torch.arange(5, 12)[None]
         ({}, "needs input_ids; it takes input_ids, attention_mask, position_ids"),
         ({"input_ids": IDS, "labels": IDS}, "has no input labels; it takes input_ids"),
         ({"input_ids": IDS.float()}, "takes input_ids as int64, not as float32"),
+        ({"input_ids": IDS, "attention_mask": IDS / 12}, "takes attention_mask as int64, not as float32"),
         ({"input_ids": IDS[0]}, r"takes input_ids of shape \(batch_size, sequence_length\), not \(7,\)"),
         ({"input_ids": IDS[:, :0]}, "sequence_length is 0; model.onnx takes 1 or more"),
         ({"input_ids": IDS[:0]}, "batch_size is 0; model.onnx takes 1 or more"),
@@ -253,7 +256,8 @@ def test_what_is_equal_is_taken(pair):
     assert not scattered.is_contiguous()
     for ids in (IDS.int(), IDS.numpy(), IDS.numpy().astype(np.int16), scattered):
         assert torch.equal(model(ids).logits, wanted)
-    assert torch.equal(model(IDS, torch.ones(1, 7, dtype=torch.bool)).logits, wanted)
+    for kind in (torch.bool, torch.float32, torch.float16):
+        assert torch.equal(model(IDS, torch.ones(1, 7, dtype=kind)).logits, wanted)
     assert torch.equal(model(IDS, position_ids=torch.arange(7)[None]).logits, wanted)
     assert torch.equal(model(IDS, token_type_ids=torch.zeros_like(IDS)).logits, wanted)
 
@@ -266,6 +270,48 @@ def test_seq2seq_refusals(pair):
         model(IDS, decoder_input_ids=IDS, decoder_attention_mask=IDS * 0)
 
 
+def test_what_a_decoder_does_not_read_is_refused_beside_the_encoders_outputs(pair):
+    _, model = pair("t5")
+    given = {"decoder_input_ids": IDS, "encoder_outputs": model.get_encoder()(IDS)}
+    for name in ("labels", "decoder_inputs_embeds", "position_ids"):
+        with pytest.raises(RunError, match=f"takes no {name}"):
+            model(**given, **{name: IDS})
+    assert torch.equal(model(IDS, IDS * 0 + 1, **given).logits, model(IDS, decoder_input_ids=IDS).logits)
+
+
+@pytest.mark.slow
+def test_token_types_that_are_tokens_are_refused(pair):
+    """GPT-2 adds the embedding of token 0 where its token_type_ids are zeros; Llama has none, and passes them over."""
+    original, model = pair("gpt2")
+    types = torch.zeros_like(IDS)
+    with torch.no_grad():
+        assert not torch.allclose(original(IDS, token_type_ids=types).logits, original(IDS).logits)
+    with pytest.raises(RunError, match="token_type_ids"):
+        model(IDS, token_type_ids=types)
+
+
+@pytest.mark.parametrize("length", [4, 9])
+def test_a_cache_of_another_source_is_refused(pair, length: int):
+    """A decoder projects what its cache lacks of a source: of a longer one it would read the rest behind the other's."""
+    _, model = pair("t5")
+    cache = cache_of(model(IDS, decoder_input_ids=IDS[:, :2]))
+    source = torch.arange(30, 30 + length)[None]
+    with pytest.raises(RunError, match=f"begun with a source of 7 tokens, and this one has {length}"):
+        model(source, decoder_input_ids=IDS[:, :1], past_key_values=cache)
+    with pytest.raises(RunError, match="begun with a source of 7 tokens"):
+        model.generate(source, decoder_input_ids=IDS[:, :3], past_key_values=cache, max_new_tokens=2)
+
+
+def test_too_many_rows_are_told_apart_from_too_many_tokens():
+    sizes = Dimension("batch_size", 1, 2), Dimension("sequence_length", 1, 8)
+    tensor = Tensor("input_ids", "int64", ("batch_size", "sequence_length"))
+    feeder = Feeder("model.pte", Interface((tensor,), (), sizes))
+    with pytest.raises(RunError, match=r"batch_size is 3; .* Give fewer rows or beams"):
+        feeder({"input_ids": torch.zeros(3, 4, dtype=torch.long)}, {})
+    with pytest.raises(RunError, match=r"sequence_length is 9; .* Give a shorter input"):
+        feeder({"input_ids": torch.zeros(2, 9, dtype=torch.long)}, {})
+
+
 @pytest.mark.slow
 def test_features(pair):
     """An audio encoder reads every frame: a mask is taken and ignored, another number of frames refused."""
@@ -275,4 +321,4 @@ def test_features(pair):
     masked = model.generate(input_features=features, attention_mask=torch.zeros(1, 32), **options)
     assert torch.equal(masked, model.generate(input_features=features, **options))
     with pytest.raises(RunError, match=r"input_features of shape \(batch_size, 8, 32\), not \(1, 8, 30\)"):
-        model.generate(input_features=features[..., :30], **options)
+        model(features[..., :30], decoder_input_ids=torch.tensor([[3]]))

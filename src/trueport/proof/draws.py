@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from trueport.dtypes import numpy_dtype
+from trueport.errors import ArtifactError
 from trueport.interface import Interface
 
 FEW = 4
@@ -47,6 +48,25 @@ def _draw_of(tensor: torch.Tensor) -> dict[str, Any]:
         "mean": float(tensor.double().mean()),
         "deviation": float(tensor.double().std()) if len(values) > 1 else 1.0,
     }
+
+
+def drawn_of(interface: Interface, source: Mapping[str, Any], seed: int) -> tuple[Drawn, dict[str, int]]:
+    """What draws a module's inputs, and the sizes at which it was traced, as a manifest's ``source`` tells them.
+
+    Raises:
+        ArtifactError: it tells nothing that can be drawn.
+    """
+    try:
+        sizes = {dimension.name: source["sizes"][dimension.name] for dimension in interface.dimensions}
+        drawn = Drawn(interface, source["draws"], seed)
+        for extreme in ("", "low", "high", "zero"):
+            drawn.draw("form", sizes, extreme)
+        drawn.sample(sizes)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ArtifactError(
+            "The manifest's source tells no sizes or no inputs of the module", "Export again."
+        ) from error
+    return drawn, sizes
 
 
 class Drawn:

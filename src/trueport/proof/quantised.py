@@ -14,7 +14,7 @@ from trueport.proof.calibration import Prompts
 from trueport.proof.clauses import CLAUSES
 from trueport.proof.result import Case
 from trueport.proof.tolerance import Tolerance
-from trueport.targets.quantized import Gate
+from trueport.targets.quantized import Gate, loosest
 
 STEP = 2.0**-8
 """One of an int8 activation's 256 steps, relative to its range."""
@@ -33,7 +33,7 @@ class Quantised:
     Attributes:
         kind: one that the target has a gate for.
         layers: how many the files themselves show.
-        gate: the target's for the kind.
+        gate: the target's for the forms of these layers; a mix may hold layers of one form alone.
         prompts: tokens of given prompts that the gate asks first; it draws its own where there are none.
     """
 
@@ -76,7 +76,7 @@ def quantised_of(
         raise ArtifactError(
             f"The manifest says quantize {kind!r}, and the files hold layers in {', '.join(others)}", "Export again."
         )
-    return Quantised(kind, sum(found.values()), gates[kind], prompts) if found else None
+    return Quantised(kind, sum(found.values()), loosest(gates, found), prompts) if found else None
 
 
 def tolerance(quantised: Quantised) -> Tolerance:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from trueport.cache_names import cache_of, given_cache
-from trueport.errors import TrueportError
+from trueport.errors import ArtifactError, TrueportError
 from trueport.proof.doubled import doubled
 from trueport.proof.inputs import Batch
 from trueport.roles.component import signature
@@ -199,7 +199,11 @@ class Reference:
 
     def _run(self, batch: Batch, positions: bool) -> dict[str, np.ndarray]:
         result = self._called(batch, self._feeds(batch, positions))
-        values = {name: result["encoder_last_hidden_state" if self._is_state(name) else name] for name in self.names}
+        told = {name: "encoder_last_hidden_state" if self._is_state(name) else name for name in self.names}
+        for name, key in told.items():
+            if key not in result:  # no refusal of an input, which an artefact may share
+                raise ArtifactError(f"The artefact gives out {name}, which the original does not", "Export again.")
+        values = {name: result[key] for name, key in told.items()}
         # A copy of float64 is needed too: what is given out may be the module's own.
         return {name: value.to(torch.float64, copy=True).numpy() for name, value in values.items()}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trueport.proof.clauses import check_names, state
-from trueport.proof.draws import Drawn
+from trueport.proof.draws import drawn_of
 from trueport.proof.memory import ANY, Memory
 from trueport.proof.module import AskedModule, Original, ask_finite, ask_shapes, tolerance_of
 from trueport.proof.result import NOT_APPLICABLE, Case, ClauseResult, Proof
@@ -54,9 +54,8 @@ def prove_module(
     """
     from trueport.modules import calls_of
 
-    drawn = Drawn(session.interface, source["draws"], seed)
-    sizes = {dimension.name: source["sizes"][dimension.name] for dimension in session.interface.dimensions}
-    own = None if original is None else Original(original, *calls_of(source), session.interface)
+    drawn, sizes = drawn_of(session.interface, source, seed)
+    own = None if original is None else Original(original, *calls_of(source, session.interface), session.interface)
     tolerance, exact = tolerance_of(own, drawn, sizes, dtype, depth, memory)
     asked = AskedModule(session, drawn, sizes, source.get("time"), tolerance, own, exact, tuple(guards), memory)
     results = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from trueport.roles.component import (
     Component,
     features_input,
     float_dtype,
+    image_input,
     position_bound,
     signature,
     text_inputs,
@@ -26,6 +29,9 @@ from trueport.roles.probing import itself
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+MASK = "encoder_attention_mask"
 
 
 class Seq2SeqEncoderModule(nn.Module):
@@ -62,21 +68,45 @@ class Seq2SeqDecoderModule(nn.Module):
         """Inputs by name to ``logits`` and both grown caches."""
         own = [inputs[pair.input] for pair in self.own]
         cross = [inputs[pair.input] for pair in self.cross]
-        states = inputs["encoder_hidden_states"][:, cross[0].shape[2] :]
-        mask = {"attention_mask": inputs["encoder_attention_mask"]} if "encoder_attention_mask" in inputs else {}
-        result = self.model(
-            encoder_outputs=self.encoded(last_hidden_state=states),
-            decoder_input_ids=inputs["input_ids"],
-            **given_cache(self.model, graph_cross_cache(own, cross)),
-            use_cache=True,
-            return_dict=True,
-            **mask,
-        )
+        # GPT-2's projection views them, which a slice that may be of any length does not allow.
+        states = inputs["encoder_hidden_states"][:, cross[0].shape[2] :].contiguous()
+        mask = {"attention_mask": inputs[MASK]} if MASK in inputs else {}
+        with _every_state(self.model, inputs["encoder_hidden_states"]):
+            result = self.model(
+                encoder_outputs=self.encoded(last_hidden_state=states),
+                decoder_input_ids=inputs["input_ids"],
+                **given_cache(self.model, graph_cross_cache(own, cross)),
+                use_cache=True,
+                return_dict=True,
+                **mask,
+            )
         cache = cache_of(result)
         outputs = {"logits": result.logits}
         for pairs, part in ((self.own, cache.self_attention_cache), (self.cross, cache.cross_attention_cache)):
             outputs |= {pair.output: tensor for pair, tensor in zip(pairs, cache_tensors(part), strict=True)}
         return outputs
+
+
+@contextmanager
+def _every_state(model: nn.Module, states: torch.Tensor) -> Iterator[None]:
+    """Within, a decoder that is given no mask of the encoder's states reads all of them, (batch, encoder_sequence, hidden).
+
+    BERT and GPT-2 make a mask of ones for the states that they are given, and here these are the new ones alone.
+    """
+    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+    if MASK not in signature(decoder):
+        yield
+        return
+
+    def masked(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = kwargs.get(MASK)
+        return args, kwargs | {MASK: torch.ones(states.shape[:2], dtype=torch.long) if given is None else given}
+
+    hook = decoder.register_forward_pre_hook(masked, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def components(model: PreTrainedModel) -> list[Component]:
@@ -114,7 +144,12 @@ def _encoder(model: PreTrainedModel) -> Component:
 
 
 def _features(model: PreTrainedModel, name: str) -> Tensor:
-    """Log-mel features of the one length that the encoder's position table serves, (batch, mels, frames)."""
+    """Pixels of one size, or log-mel features of the one length that the encoder's position table serves.
+
+    (batch, channels, height, width) or (batch, mels, frames).
+    """
+    if name == "pixel_values":
+        return image_input(model.get_encoder())
     found = features_input(model)
     if found is None:
         raise CaptureError(
@@ -129,7 +164,7 @@ def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
     probed = _probe(model)
     inputs = []
     if masked:
-        inputs.append(Tensor("encoder_attention_mask", "int64", ("batch_size", "encoder_sequence_length")))
+        inputs.append(Tensor(MASK, "int64", ("batch_size", "encoder_sequence_length")))
     inputs.append(Tensor("input_ids", "int64", ("batch_size", "sequence_length")))
     inputs.append(Tensor("encoder_hidden_states", dtype, ("batch_size", "encoder_sequence_length", probed.width)))
     outputs = [

@@ -21,9 +21,10 @@ def load(
 
     Args:
         folder: what ``export`` wrote.
-        runtime: ``"onnx"``; None takes the target that the manifest names.
+        runtime: ``"onnx"`` or ``"executorch"``; None takes the first target that the manifest names.
         memory: ``"fast"`` folds and prepacks weights; ``"pages"`` also moves them into large pages, where the system
-            has some: a longer opening, faster steps; ``"map"`` leaves the weights mapped from disk.
+            has some: a longer opening, faster steps; ``"map"`` leaves the weights of graphs mapped from disk, but for
+            those in 4 or 8 bits. An ExecuTorch program knows no difference.
         threads: threads of one operator; None leaves it to the runtime. ExecuTorch has one number for all models of a
             process.
 

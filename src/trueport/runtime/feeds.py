@@ -11,6 +11,8 @@ import torch
 from trueport.errors import RunError
 from trueport.interface import PAST, Dimension, Interface, Tensor, evaluate, terms
 
+TOO_LONG = "Give a shorter input, or generate fewer tokens."
+
 
 class Feeder:
     """Completes and checks the plain inputs of one component.
@@ -58,12 +60,13 @@ class Feeder:
         return feeds
 
     def _convert(self, name: str, value: Any) -> torch.Tensor:
-        """``value`` as a tensor of the declared dtype; integers stay integers and floats floats."""
+        """``value`` as a tensor of the declared dtype; integers stay integers and floats floats, but a mask is a mask."""
         tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
         wanted = self.dtypes.get(name)
         if wanted is None or tensor.dtype == wanted:
             return tensor
-        if tensor.is_floating_point() != wanted.is_floating_point:
+        masks = name.endswith("attention_mask") and bool(((tensor == 0) | (tensor == 1)).all())
+        if not masks and tensor.is_floating_point() != wanted.is_floating_point:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise RunError(f"{self.name} takes {name} as {self.tensors[name].dtype}, not as {kind}")
         return tensor.to(wanted)
@@ -162,6 +165,5 @@ def _is_sum(axis: int | str) -> bool:
 
 
 def _too_long(name: str, dimension: str, size: int, maximum: int) -> RunError:
-    return RunError(
-        f"{dimension} is {size}; {name} serves at most {maximum}", "Give a shorter input, or generate fewer tokens."
-    )
+    remedy = "Give fewer rows or beams at once." if dimension == "batch_size" else TOO_LONG
+    return RunError(f"{dimension} is {size}; {name} serves at most {maximum}", remedy)

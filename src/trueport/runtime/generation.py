@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
@@ -15,7 +15,8 @@ from transformers.utils import logging
 from trueport.cache_names import field_name, pop_cache
 from trueport.errors import RunError
 from trueport.runtime.cache import RuntimeCache
-from trueport.runtime.model import Component, TrueportModel, with_signature
+from trueport.runtime.model import Component, TrueportModel, main_of, with_signature
+from trueport.runtime.options import check_guidance, check_options
 
 logger = logging.get_logger(__name__)
 
@@ -30,14 +31,20 @@ class GenerativeModel(TrueportModel, GenerationMixin):
     _auto_class = None
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """``transformers.GenerationMixin.generate``, with all that it takes."""
+        """transformers' own ``generate`` for the original's class, with all that it takes."""
         if (cache := pop_cache(kwargs)) is not None:
             kwargs[CACHE] = cache
-        return GenerationMixin.generate(self, *args, **kwargs)  # type: ignore[arg-type]  # typed for PreTrainedModel
+        return super(TrueportModel, self).generate(*args, **kwargs)  # type: ignore[misc]  # typed for PreTrainedModel
 
     def can_generate(self) -> bool:
         """Whether ``generate`` works."""
         return True
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Batching within the model needs its layers."""
+        raise RunError(
+            "generate_batch batches requests within the model, which an artefact does not", "Call generate()."
+        )
 
     @property
     def _is_stateful(self) -> bool:
@@ -60,20 +67,38 @@ class GenerativeModel(TrueportModel, GenerationMixin):
     def get_input_embeddings(self) -> None:
         """The graph keeps its embeddings to itself."""
 
-    def get_output_embeddings(self) -> None:
-        """The graph keeps its head to itself."""
+    def get_output_embeddings(self) -> NoReturn:
+        """The graph keeps its head to itself, and transformers asks for it to cut it down to another vocabulary."""
+        raise RunError(
+            "An artefact's output embeddings are within its graph, so it cannot sample for a model of another tokenizer",
+            "As its assistant_model it proposes with do_sample=False alone.",
+        )
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[GenerationConfig, dict[str, Any]]:
+        """The options of one call: what it is given, then the folder's own, then transformers' defaults."""
+        config, rest = super()._prepare_generation_config(*args, **kwargs)  # type: ignore[misc]
+        check_options(config)
+        return config, rest
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, once it is certain that guidance, which calls the model, can be had."""
+        if generation_config.guidance_scale not in (None, 1):
+            check_guidance(self, kwargs.get("negative_prompt_attention_mask"))
+        return super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # transformers declares bool and returns None
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Put an empty RuntimeCache where transformers would put a DynamicCache."""
         cache = model_kwargs.get(CACHE)
+        kind = generation_config.cache_implementation
         if cache is not None:
             self._own(cache)
+            if kind is not None:
+                raise RunError(f"cache_implementation={kind!r} is given beside a cache", "Leave one of them out.")
             cache._is_user_defined = True
         elif generation_config.use_cache is not False:
-            if generation_config.cache_implementation not in (None, "dynamic"):
-                kind = generation_config.cache_implementation
+            if kind not in (None, "dynamic"):
                 logger.warning_once(f"cache_implementation={kind!r} is ignored: the runtime keeps the cache")
             model_kwargs[CACHE] = self.new_cache()
 
@@ -101,9 +126,11 @@ class DecoderModel(GenerativeModel):
 
     Attributes:
         reread_past: the number of tokens past which ``generate`` drops a cache of no more; None where it keeps every one.
+        types_are_tokens: whether the original looks ``token_type_ids`` up among its tokens, so that zeros say something.
     """
 
     reread_past: int | None = None
+    types_are_tokens: bool = False
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads from its signature what it takes
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -120,6 +147,10 @@ class DecoderModel(GenerativeModel):
         return [*super()._signature(), CACHE, "use_cache"]
 
     def _forward(self, inputs: dict[str, Any], return_dict: bool) -> Any:
+        if self.types_are_tokens and "token_type_ids" in inputs:
+            raise RunError(
+                f"{self.main.feeder.name} takes no token_type_ids, and zeros are tokens here", "Leave them out."
+            )
         logits, cache = self._decode(inputs, pop_cache(inputs), inputs.pop("use_cache", None))
         result = CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
         return result if return_dict else result.to_tuple()
@@ -130,8 +161,8 @@ class Encoder:
 
     def __init__(self, component: Component) -> None:
         self.component = component
-        names = [tensor.name for tensor in component.session.interface.plain_inputs]
-        self.main_input_name = next((name for name in names if not name.endswith("mask")), names[0])
+        self.names = names = [tensor.name for tensor in component.session.interface.plain_inputs]
+        self.main_input_name = main_of(names)
         self.forward = with_signature(self._forward, names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> BaseModelOutput:
@@ -181,6 +212,8 @@ class Seq2SeqModel(GenerativeModel):
         mask = inputs.get("attention_mask")
         if encoded is None:
             encoded = self.encoder(**inputs)
+        elif unread := [name for name in inputs if name not in {*self.encoder.names, "attention_mask"}]:
+            raise RunError(f"{self.folder.name} takes no {unread[0]}", "Leave it out.")
         states = encoded[0]
         if self.main.session.interface.has_input("encoder_hidden_states"):
             feeds["encoder_hidden_states"] = states

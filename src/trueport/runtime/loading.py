@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from trueport.artifact import MANIFEST, described, read_manifest
+from trueport.artifact import MANIFEST, check_sizes, described, read_manifest
 from trueport.errors import ArtifactError
 from trueport.runtime.generation import DecoderModel, Seq2SeqModel
+from trueport.runtime.kinds import like_original
 from trueport.runtime.large_pages import large_pages
 from trueport.runtime.model import TrueportModel
 from trueport.runtime.protocol import Session
@@ -20,8 +21,15 @@ from trueport.targets import find_target, target_names
 MEMORY = ("fast", "pages", "map")
 
 
-def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None) -> TrueportModel:
-    """See ``trueport.runtime.load``."""
+def load(
+    folder: Path,
+    *,
+    runtime: str | None = None,
+    memory: str = "fast",
+    threads: int | None = None,
+    sized: bool = True,
+) -> TrueportModel:
+    """See ``trueport.runtime.load``; ``sized`` refuses files that are not as long as the manifest says."""
     if runtime is not None and runtime not in target_names():
         raise ArtifactError(f"There is no runtime {runtime!r}", f"Choose from {', '.join(target_names())}.")
     if memory not in MEMORY:
@@ -37,14 +45,16 @@ def load(folder: Path, *, runtime: str | None, memory: str, threads: int | None)
     mode = "fast" if memory == "pages" else memory
     with large_pages() if memory == "pages" else nullcontext():
         sessions = {
-            name.rpartition("/")[2]: _open(folder, name, entry, mode, threads) for name, entry in wanted.items()
+            name.rpartition("/")[2]: _open(folder, manifest, name, mode, threads, sized=sized) for name in wanted
         }
     source = manifest.get("source") or {}
     role = source.get("role") or _role(sessions)
     kind: type[TrueportModel] = {"decoder": DecoderModel, "seq2seq": Seq2SeqModel}.get(role, TrueportModel)
-    _check_components(folder, role, sessions)
+    _check_names(folder, role, sessions)
     config = _config(folder)
+    kind = like_original(kind, config)
     model = kind(folder, config, _generation_config(folder, config), sessions, source.get("task"))
+    model.opening = {"runtime": runtime, "memory": memory, "threads": threads}
     if isinstance(model, DecoderModel):
         model.reread_past = source.get("reread_past")
     return model
@@ -61,8 +71,13 @@ def _of_runtime(folder: Path, components: Mapping[str, Any], runtime: str | None
     return {name: entry for (name, entry), target in zip(components.items(), targets, strict=True) if target == wanted}
 
 
-def _open(folder: Path, name: str, entry: Mapping[str, Any], memory: str, threads: int | None) -> Session:
+def _open(
+    folder: Path, manifest: Mapping[str, Any], name: str, memory: str, threads: int | None, *, sized: bool
+) -> Session:
+    entry = manifest["components"][name]
     target, path, interface = described(folder, name, entry)
+    if sized:
+        check_sizes(folder, manifest, path)
     if target not in target_names():
         raise ArtifactError(f"{folder.name} was exported to {target}, which this Trueport cannot run")
     return find_target(target).open(path, interface, entry=entry, memory=memory, threads=threads)
@@ -76,10 +91,22 @@ def _role(sessions: Mapping[str, Session]) -> str:
     return "decoder" if (interface.state or interface.kept) and interface.has_input("input_ids") else "encoder"
 
 
-def _check_components(folder: Path, role: str, sessions: Mapping[str, Session]) -> None:
-    for name in {"seq2seq": ("encoder", "decoder"), "decoder": ("model",)}.get(role, ()):
-        if name not in sessions:
-            raise ArtifactError(f"{folder / MANIFEST} says {role} and has no component {name}")
+GENERATED = {
+    "decoder": (("model", ("input_ids",), ("logits",)),),
+    "seq2seq": (("encoder", (), ("last_hidden_state",)), ("decoder", ("input_ids",), ("logits",))),
+}
+"""Inputs and outputs of components that ``generate`` knows by name, by role."""
+
+
+def _check_names(folder: Path, role: str, sessions: Mapping[str, Session]) -> None:
+    """Programs take and give tensors by place: their names are the manifest's alone."""
+    for component, *wanted in GENERATED.get(role, ()):
+        interface = sessions[component].interface if component in sessions else None
+        tensors = () if interface is None else (interface.inputs, interface.outputs)
+        for kind, names, found in zip(("input", "output"), wanted, tensors, strict=False):
+            lost = set(names) - {tensor.name for tensor in found}
+            if lost:
+                raise ArtifactError(f"{folder / MANIFEST} names no {kind} {min(lost)} of {component}", "Export again.")
 
 
 def _config(folder: Path) -> PreTrainedConfig:

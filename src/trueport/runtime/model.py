@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +16,13 @@ from trueport.interface import CAPACITY, PAST, Interface, terms
 from trueport.runtime.feeds import Feeder
 from trueport.runtime.outputs import make_output, output_kind
 from trueport.runtime.protocol import Session, State
+from trueport.tasks import class_named
 
 NOT_GIVEN_OUT = ("output_attentions", "output_hidden_states", "output_router_logits")
 """What transformers' models give out on request and a graph does not."""
+
+SOURCE, PAST_SOURCE = "encoder_sequence_length", "past_encoder_sequence_length"
+"""How long an encoder's output is, and as much of it as a decoder's cache holds: nothing or all."""
 
 HANDED_ON = ("tokenizer", "assistant_tokenizer")
 """What transformers' ``generate`` needs itself, and gives to the model all the same."""
@@ -45,6 +49,8 @@ class Component:
         self._empty = dict.fromkeys(told, 0)
         self.stateful = bool(interface.state or interface.kept)
         shapes = [interface.input(pair.input).shape for pair in interface.state]
+        places = [(p.input, axis) for p in interface.state for axis in enumerate(interface.input(p.input).shape)]
+        self._source = next(((name, index) for name, (index, axis) in places if axis == PAST_SOURCE), None)
         self.named = any(shape[:1] != ("batch_size",) or fed & set(shape[1:]) for shape in shapes)
 
     def run(
@@ -61,10 +67,21 @@ class Component:
         if state is None and self.stateful:
             rows = self._sizes(feeds) if self.named else len(next(iter(feeds.values())))
             state = self.session.empty_state(rows, encoded)
+        elif state is not None and self._source is not None:
+            self._check_source(feeds, int(state.length(*self._source)))  # type: ignore[attr-defined]
         try:
             return self.session.advance(feeds, state)
         except RunError as error:
             raise self._in_words(feeds, error) from error
+
+    def _check_source(self, feeds: Mapping[str, torch.Tensor], held: int) -> None:
+        """Refuse another source than the cache's: of a longer one, the graph would append what lies behind its end."""
+        given = self._sizes(feeds).get(SOURCE, held)
+        if given != held > 0:
+            raise RunError(
+                f"The cache was begun with a source of {held} tokens, and this one has {given}",
+                "Give the source that it was begun with, or begin anew.",
+            )
 
     def _in_words(self, feeds: Mapping[str, torch.Tensor], error: RunError) -> RunError:
         """What a runtime refused, in better words where its own do not tell the cause."""
@@ -95,7 +112,10 @@ class TrueportModel:
         generation_config: its generation defaults.
         sessions: the open sessions by component name.
         task: what the artefact was exported for; None where the manifest does not say.
+        opening: the options of the ``load`` that made it.
     """
+
+    opening: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -120,7 +140,7 @@ class TrueportModel:
         ranks = {tensor.name: len(tensor.shape) for tensor in outputs}
         self.output_kind = output_kind(frozenset(ranks), ranks, task)
         first = self.components.get("encoder", self.main).session.interface.plain_inputs
-        self.main_input_name = first[0].name if first else "input_ids"
+        self.main_input_name = main_of([tensor.name for tensor in first])
         self.forward = with_signature(self._forward, self._signature())
 
     @property
@@ -130,6 +150,11 @@ class TrueportModel:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, components={list(self.sessions)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle or a copy opens the folder anew, where it is used: a runtime's session cannot leave its process."""
+        kept = {"config": self.config, "generation_config": self.generation_config}  # they may have been changed since
+        return _opened, (self.folder.absolute(), self.opening), kept
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tensors by name, or in the order of the interface, to transformers' output of the model's kind.
@@ -164,6 +189,12 @@ class TrueportModel:
         """Whether ``generate`` works."""
         return False
 
+    @property
+    def input_modalities(self) -> tuple[str, ...]:
+        """What the original reads, which transformers' pipelines tell of a model."""
+        found = getattr(class_named(type(self).__name__), "input_modalities", "text")
+        return (found,) if isinstance(found, str) else tuple(found)
+
     def to(self, *args: Any, **kwargs: Any) -> TrueportModel:
         """The same model: the runtime decides where it runs and on which dtype."""
         return self
@@ -180,6 +211,17 @@ class TrueportModel:
         outputs, _ = self.main.run(inputs)
         result = make_output(self.output_kind, outputs)
         return result if return_dict else result.to_tuple()
+
+
+def _opened(folder: Path, options: Mapping[str, Any]) -> TrueportModel:
+    from trueport.runtime import load
+
+    return load(folder, **options)
+
+
+def main_of(names: Sequence[str]) -> str:
+    """Of the inputs, in any order, the one that the others go with."""
+    return next((name for name in names if not name.endswith("mask")), names[0] if names else "input_ids")
 
 
 def with_signature(call: Callable[[dict[str, Any], bool], Any], names: list[str]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from trueport.errors import ArtifactError, RunError
+from trueport.errors import ArtifactError, Interruption, RunError
 from trueport.runtime import load
 from trueport.words import is_unicode
 
@@ -40,6 +40,12 @@ def stream(
     model = load(folder, memory=memory, runtime=runtime)
     if not model.can_generate():
         raise RunError(f"{folder} holds an encoder, which generates no text", "Call it from Python: trueport.load().")
+    given = getattr(model, "main_input_name", "input_ids")
+    if given != "input_ids":
+        raise RunError(
+            f"{folder} holds a model that reads {given}, no text",
+            f"Call trueport.load(...).generate({given}=...) from Python.",
+        )
     tokenizer = _tokenizer(folder)
     inputs = tokenizer(text, return_tensors="pt")
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
@@ -50,7 +56,14 @@ def stream(
         streamer = _streamer(tokenizer, out, skip_prompt=not model.config.is_encoder_decoder)
     torch.manual_seed(seed)
     try:
-        tokens = model.generate(**inputs, **options, streamer=streamer)[0]
+        # Stop strings are looked for with the tokenizer; a result of another form may be what the folder asks for.
+        tokens = model.generate(
+            **inputs, **options, streamer=streamer, tokenizer=tokenizer, return_dict_in_generate=False
+        )[0]
+    except KeyboardInterrupt as error:
+        if streamer is not None:  # the line is not ended
+            print(file=out, flush=True)
+        raise Interruption("Interrupted while generating") from error
     except (TypeError, ValueError) as error:  # transformers looks at some of them only when it uses them
         reason = " ".join(str(error).split())[:200]
         raise RunError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,15 @@ class Gate:
     distance: float
     generated: float
     because: str
+
+
+def loosest(gates: Mapping[str, Gate], forms: Iterable[str]) -> Gate:
+    """What layers in these forms are held to: where there are several, the gate of the one that is allowed most.
+
+    Raises:
+        ValueError: there is no form.
+    """
+    return max((gates[form] for form in forms), key=lambda gate: gate.divergence)
 
 
 @dataclass(frozen=True)

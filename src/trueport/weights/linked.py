@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from trueport.artifact import sha256
+from trueport.assets import read_generation_config
 from trueport.checkpoint import read_safetensors, refuse
 from trueport.errors import TrueportError
 from trueport.progress import Meter
@@ -132,10 +133,8 @@ def load_linked(
             None, config=config, dtype=dtype, state_dict=dict(checkpoint.tensors), local_files_only=True,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
-    if model.can_generate() and (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    if model.can_generate():
+        model.generation_config = read_generation_config(folder)
     model.config.name_or_path = str(folder)
     _without_memory(model)
     return model, info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,20 @@ def test_a_damaged_file_is_one_line(beside: Path, tmp_path: Path, damage: Callab
         trueport.load(tmp_path / "out")
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "out")])
     assert result.exit_code in (1, 2) and "Traceback" not in result.output
+
+
+@pytest.mark.slow
+def test_the_weights_of_another_export_are_told_to_be(beside: Path, tmp_path: Path) -> None:
+    """XNNPACK's are found by what is in them: it refused the inputs, said the message, where one was not there."""
+    folder = Path(shutil.copytree(beside, tmp_path / "out"))
+    content = (folder / PTD).read_bytes()
+    keys = re.findall(rb"\x00([0-9a-f]{64})\x00", content)
+    (folder / PTD).write_bytes(content.replace(keys[0], keys[0][::-1]))
+    model = trueport.load(folder)
+    with pytest.raises(
+        ArtifactError, match=r"model\.ptd does not hold the weights of model\.pte: it is another export's"
+    ):
+        model.generate(torch.tensor([[43, 40, 1]]), max_new_tokens=2)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ NAMES = (
     "bert", "modernbert", "distilbert", "mpnet", "vit",
     "llama", "qwen3", "gpt2", "gemma3_text", "mistral",
     "mixtral", "gpt_oss", "jamba", "lfm2", "mamba", "mamba2", "falcon_h1", "nemotron_h", "qwen3_5",
-    "mt5", "bart", "marian", "whisper",
+    "bart", "marian", "whisper",
 )  # fmt: skip
 """T5 itself is proven as t5-dates, in test_session.py."""
 

@@ -19,6 +19,7 @@ import trueport
 from tests.conftest import EXAMPLES, Exported
 from tests.targets.executorch.conftest import BATCH, LENGTH
 from trueport.errors import ArtifactError, RunError, TrueportError
+from trueport.runtime.loading import load
 
 pytestmark = pytest.mark.slow  # a program takes long to lower
 
@@ -128,7 +129,10 @@ def test_a_cut_or_foreign_file_is_one_line(program: Exported, tmp_path: Path):
     ):
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match=words):
-            trueport.load(folder)
+            load(folder, sized=False)
+        if len(content) != len(data):
+            with pytest.raises(ArtifactError, match=f"model.pte has {len(content)} bytes, and trueport.json says"):
+                trueport.load(folder)
 
 
 def test_an_unknown_method_is_one_line(program: Exported, tmp_path: Path):
@@ -171,7 +175,8 @@ def test_threads_take_turns_on_one_model(tales, original):
     [
         ({"sequence_length": [1, 4000], "past_sequence_length": [0, 3999]}, "takes input_ids of"),
         ({"batch_size": [1, None]}, "bounds batch_size by none"),
-        ({"batch_size": [1, "4"]}, "no whole numbers"),
+        ({"batch_size": [1, "4"]}, "bounds that are no lengths"),
+        ({"batch_size": [4, 1]}, "ends before it begins"),
         ({"batch_size": None}, "no dimension batch_size"),
     ],
 )
@@ -187,6 +192,24 @@ def test_a_manifest_that_promises_more_than_the_program_is_refused(program, chan
         trueport.load(folder)
     with pytest.raises(ArtifactError, match=words):
         trueport.verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda entry: entry.pop("kept"), "reads a past, and the manifest names nothing that it keeps"),
+        (lambda entry: entry["outputs"][0].update(name="x"), "names no output logits of model"),
+        (lambda entry: entry["inputs"][0].update(name="x"), "names no input input_ids of model"),
+    ],
+)
+def test_a_manifest_that_calls_a_programs_tensors_otherwise_is_refused(program, change, words, tmp_path):
+    """They go by place: wrong names were a KeyError in the middle of a generation, and so was a cache unsaid."""
+    folder = Path(shutil.copytree(program("llama-tales"), tmp_path / "out"))
+    manifest = json.loads((folder / "trueport.json").read_text())
+    change(manifest["components"]["model"])
+    (folder / "trueport.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=words):
+        trueport.load(folder)
 
 
 def test_what_was_read_under_another_mask_of_the_source_is_read_again(program: Exported) -> None:

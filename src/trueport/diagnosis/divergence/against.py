@@ -104,7 +104,7 @@ def diagnose_against(
     Raises:
         TrueportError: the folder has no manifest, or the original is of another kind.
     """
-    from trueport.artifact import MANIFEST, read_manifest
+    from trueport.artifact import MANIFEST, described, read_manifest
     from trueport.quiet import quiet
     from trueport.verification import original_of
 
@@ -121,6 +121,8 @@ def diagnose_against(
                 f"A {kind} artefact is not what torch.export captured, operation by operation",
                 f"Export without {option} to look for a fault, and judge this one by trueport verify.",
             )
+    for name, entry in manifest["components"].items():
+        described(place, name, entry)
     original = original_of(against, manifest, trust_remote_code)
     found: list[Divergence] = []
     names: list[str] = []

@@ -48,7 +48,7 @@ def components_of(original: Any, manifest: Mapping[str, Any]) -> list[Component]
     import torch
 
     from trueport.modules import calls_of
-    from trueport.proof.draws import Drawn
+    from trueport.proof.draws import drawn_of
     from trueport.proof.run import SEED
     from trueport.roles.component import Component
     from trueport.roles.custom import CustomModule
@@ -57,8 +57,7 @@ def components_of(original: Any, manifest: Mapping[str, Any]) -> list[Component]
     if entry is None:
         raise TrueportError("The manifest names no component", "Export again.")
     interface = Interface.from_json(entry)
-    call, _ = calls_of(source)
-    sizes = {dimension.name: source["sizes"][dimension.name] for dimension in interface.dimensions}
-    drawn = Drawn(interface, source["draws"], SEED).draw("traced", sizes)
-    feeds = {name: torch.from_numpy(array) for name, array in drawn.items()}
+    call, _ = calls_of(source, interface)
+    drawn, sizes = drawn_of(interface, source, SEED)
+    feeds = {name: torch.from_numpy(array) for name, array in drawn.draw("traced", sizes).items()}
     return [Component("model", "model", CustomModule(original, call), interface, sizes, feeds=feeds)]

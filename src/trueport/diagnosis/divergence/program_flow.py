@@ -35,11 +35,11 @@ ORIGINS = Mapping[tuple[int, int | None], Origin]
 class _Reader:
     """One method, instruction by instruction."""
 
-    def __init__(self, data: bytes, method: str, origins: ORIGINS) -> None:
+    def __init__(self, data: bytes, method: str, origins: ORIGINS, beside: Mapping[str, bytes]) -> None:
         from executorch.exir._serialize._program import deserialize_pte_binary
 
         file = deserialize_pte_binary(data)
-        self.program, self.named, self.origins = file.program, file.named_data, origins
+        self.program, self.named, self.origins, self.beside = file.program, file.named_data, origins, beside
         self.plan = next(plan for plan in self.program.execution_plan if plan.name == method)
         self.constants: dict[str, str] = {}
         self.shown: dict[str, str] = {}
@@ -82,17 +82,23 @@ class _Reader:
         if name not in self.known and name not in self.constants:
             value = self.plan.values[index].val
             if type(value).__name__ == "Tensor":
-                content = self.program.constant_buffer[value.data_buffer_idx].storage if value.data_buffer_idx else b""
+                content = self._stored(value)
                 kind = value.scalar_type.name
                 size = math.prod(value.sizes) * BYTES.get(kind, 0)
                 # What the segment holds behind it, as padding, belongs to no tensor.
-                content = bytes(content)[:size] if size else bytes(content)
+                content = content[:size] if size else content
                 told = f"{kind} {list(value.sizes)} {hashlib.sha256(content).hexdigest()}"
                 self._constant(name, told, _words(kind, value.sizes, content))
             else:
                 told = repr(value)
                 self._constant(name, told, told.partition("=")[2].rstrip(")") or "None")
         return name
+
+    def _stored(self, tensor: Any) -> bytes:
+        info = tensor.extra_tensor_info
+        if info is not None and info.location.name == "EXTERNAL":
+            return self.beside.get(info.fully_qualified_name, b"")
+        return bytes(self.program.constant_buffer[tensor.data_buffer_idx].storage) if tensor.data_buffer_idx else b""
 
     def _constant(self, name: str, digest: str, words: str) -> None:
         self.constants[name], self.shown[name] = digest, words
@@ -170,7 +176,9 @@ class _Reader:
         key = entry.get("named_key")
         if key:
             found = self.named.pte_data.get(key) if self.named is not None else None
-            content = self.named.buffers[found.buffer_index] if found is not None else key.encode()
+            content = (
+                self.named.buffers[found.buffer_index] if found is not None else self.beside.get(key, key.encode())
+            )
         else:
             content = data[entry["offset"] : entry["offset"] + entry["size"]]
         return bytes(content)
@@ -218,7 +226,14 @@ def _decoded(blob: bytes) -> tuple[dict[str, Any], bytes]:
     return graph, blob[constants : constants + length]
 
 
-def flow_of(data: bytes, method: str, inputs: tuple[str, ...], outputs: tuple[str, ...], origins: ORIGINS) -> Flow:
+def flow_of(
+    data: bytes,
+    method: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    origins: ORIGINS,
+    beside: Mapping[str, bytes],
+) -> Flow:
     """One method of a ``.pte``.
 
     Args:
@@ -227,8 +242,9 @@ def flow_of(data: bytes, method: str, inputs: tuple[str, ...], outputs: tuple[st
         inputs: names for its inputs, in order.
         outputs: the same for what it gives out.
         origins: where operations come from; empty where the file is all there is.
+        beside: by name the weights that lie in a file of their own.
     """
-    return _Reader(data, method, origins).flow(inputs, outputs)
+    return _Reader(data, method, origins, beside).flow(inputs, outputs)
 
 
 def origins_of(program: Any, method: str) -> dict[tuple[int, int | None], Origin]:

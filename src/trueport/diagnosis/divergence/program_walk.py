@@ -23,27 +23,34 @@ from trueport.diagnosis.divergence.questions import questions
 from trueport.diagnosis.divergence.walk import Difference, difference
 from trueport.interface import Interface
 from trueport.proof.tolerance import random_walk
+from trueport.targets import find_target
 
 
 def compare_programs(folder: Path, manifest: Mapping[str, Any], original: Any) -> list[Divergence]:
     """The first divergence of each method."""
     from trueport.capture import capture
+    from trueport.targets.executorch.external import STEM
+    from trueport.targets.executorch.flat import stored
     from trueport.targets.executorch.lower import partitioner_of, to_program
 
     entries = manifest["components"]
     parts = {part.name: part for part in _components(original, manifest)}
     captured = {name: capture(part) for name, part in parts.items()}
     backend = str(next(iter(entries.values())).get("backend", "xnnpack"))
-    program = to_program({each.stem: each.program for each in captured.values()}, partitioner_of(backend))
+    beside = any("data" in entry for entry in entries.values())
+    programs = {each.stem: each.program for each in captured.values()}
+    program = to_program(programs, partitioner_of(backend), beside=beside)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "fresh.pte"
         with path.open("wb") as stream:
             program.write_to_file(stream)
+        if beside:
+            program.write_tensor_data_to_file(temporary)
+            (path.parent / f"{STEM}.ptd").rename(_beside(path, next(iter(entries.values()))))
         fresh = dict.fromkeys(entries, path)
         right = _answers(fresh, entries, manifest, original)
-        given = _answers(
-            {label: folder / entry["file"] for label, entry in entries.items()}, entries, manifest, original
-        )
+        files = {label: folder / entry["file"] for label, entry in entries.items()}
+        given = _answers(files, entries, manifest, original)
         found = []
         for label, entry in entries.items():
             gap, output, shapes = _worst(given[label], right[label], int(entry.get("depth", 1)))
@@ -51,10 +58,16 @@ def compare_programs(folder: Path, manifest: Mapping[str, Any], original: Any) -
                 continue
             interface, method = Interface.from_json(entry), str(entry.get("method", "forward"))
             names = tuple(t.name for t in interface.inputs), tuple(t.name for t in interface.outputs)
-            suspect = flow_of((folder / entry["file"]).read_bytes(), method, *names, {})
-            true = flow_of(path.read_bytes(), method, *names, origins_of(program, method))
+            stores = [stored(_beside(file, entry)) if beside else {} for file in (files[label], path)]
+            suspect = flow_of(files[label].read_bytes(), method, *names, {}, stores[0])
+            true = flow_of(path.read_bytes(), method, *names, origins_of(program, method), stores[1])
             found.append(_blamed(label, suspect, true, output, gap, shapes))
         return found
+
+
+def _beside(path: Path, entry: Mapping[str, Any]) -> Path:
+    """Where the weights of a program lie that are not in it."""
+    return path.with_name(Path(str(entry.get("data", path.name))).name)
 
 
 def _blamed(label: str, suspect: Flow, fresh: Flow, output: str, gap: Difference, shapes: str) -> Divergence:
@@ -87,12 +100,9 @@ def _answers(
     paths: Mapping[str, Path], entries: Mapping[str, Any], manifest: Mapping[str, Any], original: Any
 ) -> dict[str, list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]]:
     """What each method is asked and answers, by component."""
-    from trueport.targets.executorch.session import ProgramSession
-
+    target = find_target("executorch")
     sessions = {
-        label.rpartition("/")[2]: ProgramSession(
-            paths[label], Interface.from_json(entry), method=str(entry.get("method", "forward"))
-        )
+        label.rpartition("/")[2]: target.open(paths[label], Interface.from_json(entry), entry=entry)
         for label, entry in entries.items()
     }
     asked = questions(sessions, manifest, getattr(original, "config", None))

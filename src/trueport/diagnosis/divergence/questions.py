@@ -81,12 +81,11 @@ def _text(recorders: Mapping[str, Recorder], role: str, config: Any) -> None:
 
 
 def _custom(recorder: Recorder, source: Mapping[str, Any]) -> None:
-    from trueport.proof.draws import Drawn
+    from trueport.proof.draws import drawn_of
     from trueport.proof.run import SEED
 
     interface = recorder.interface
-    drawn = Drawn(interface, source["draws"], SEED)
-    usual = {dimension.name: source["sizes"][dimension.name] for dimension in interface.dimensions}
+    drawn, usual = drawn_of(interface, source, SEED)
     for number, extra in enumerate((0, 1, 4)):
         sizes = {
             name: min(size + extra, interface.dimension(name).maximum or size + extra) for name, size in usual.items()

@@ -230,7 +230,7 @@ def generate(model: Any, batch: Batch, options: dict[str, Any], processor: Logit
     if cache_name(model) != field_name(CausalLMOutputWithPast):
         options = options | {"use_cache": False}
     feeds: dict[str, Any] = {}
-    if batch.ids.ndim == 3:
+    if batch.ids.ndim > 2:
         feeds[model.main_input_name] = torch.from_numpy(batch.ids).to(model.dtype)
     else:
         feeds = {"input_ids": torch.from_numpy(batch.ids), "attention_mask": torch.from_numpy(batch.mask)}

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from trueport.errors import ArtifactError
+from trueport.targets.executorch.flat import check_data
 
 LARGEST_PROGRAM = 2 * 10**9
 """Bytes of weights that a ``.pte`` holds by itself unless the user says otherwise; phones' loaders and 32 bit offsets
 end there."""
+ABSENT = "error: 0x20"
+"""What ExecuTorch 1.4 says of a weight that it does not find (runtime/core/error.h)."""
 STEM = "model"
 """The name of the file that ExecuTorch writes the weights to, without ``.ptd``."""
 
@@ -55,9 +58,11 @@ class Beside:
 
         if not data.is_file():
             raise ArtifactError(f"{data.name} is missing, which holds the weights of {path.name}", "Export again.")
+        check_data(data)
         try:
             self._module = _load_for_executorch(str(path), str(data))
             self.method_names = set(self._module.method_names())
+            self._files = path.name, data.name
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ArtifactError(
@@ -66,17 +71,28 @@ class Beside:
 
     def load_method(self, name: str) -> Method:
         """One method."""
-        return Method(self._module, name)
+        return Method(self._module, name, self._files)
 
 
 class Method:
-    """One method of a Beside."""
+    """One method of a Beside, whose weights the runtime looks for when it first runs."""
 
-    def __init__(self, module: Any, name: str) -> None:
-        self._module, self._name = module, name
+    def __init__(self, module: Any, name: str, files: tuple[str, str]) -> None:
+        self._module, self._name, self._files = module, name, files
         self.metadata = module.method_meta(name)  # reads the program, and what the .ptd says of itself
 
     def execute(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Inputs to outputs, in their order."""
-        results: Sequence[torch.Tensor] = self._module.run_method(self._name, inputs)
+        """Inputs to outputs, in their order.
+
+        Raises:
+            ArtifactError: the file beside the program lacks a weight of it.
+        """
+        try:
+            results: Sequence[torch.Tensor] = self._module.run_method(self._name, inputs)
+        except RuntimeError as error:
+            if str(error).rstrip().endswith(ABSENT):
+                program, data = self._files
+                problem = f"{data} does not hold the weights of {program}: it is another export's"
+                raise ArtifactError(problem, "Copy both files of one export.") from error
+            raise
         return results

@@ -178,7 +178,7 @@ class ProgramSession:
         if state is None:
             state = self.empty_state(len(next(iter(feeds.values()))))
         if not self.interface.kept:
-            return self._execute(feeds), state
+            return self._execute({**feeds, **state.given}), state
         new = feeds["input_ids"].shape[1]
         whole = replace(state, grown={name: self._joined(name, state, feeds[name]) for name in state.grown})
         self._check_lengths(whole)
@@ -222,6 +222,8 @@ class ProgramSession:
         try:
             with self._lock:
                 results = self.method.execute(ordered)
+        except ArtifactError:
+            raise
         except Exception as error:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
             reason = " ".join(str(error).split())
@@ -291,6 +293,9 @@ class ProgramSession:
         for kind, count, tensors in told:
             if count != len(tensors):
                 raise self._mismatch(f"has {count} {kind}, not the {len(tensors)} of the manifest")
+        handed = all(pair.initial == "encoder" for pair in self.interface.state)
+        if handed and self.interface.counts_past and not self.interface.kept:
+            raise self._mismatch("reads a past, and the manifest names nothing that it keeps")
         for place, declared in enumerate(self.interface.inputs):
             sizes = tuple(meta.input_tensor_meta(place).sizes())
             promised = tuple(self._largest(axis) for axis in declared.shape)

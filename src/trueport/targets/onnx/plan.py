@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueport.targets.onnx.layers import layers_of
 from trueport.targets.onnx.quantize import BITS, FLOAT, GATES, STATIC, Place, Range, Weight, check_graphs, quantise
-from trueport.targets.quantized import Quantized
+from trueport.targets.quantized import Quantized, loosest
 
 if TYPE_CHECKING:
     from trueport.proof.calibration import Original
@@ -42,7 +42,7 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original, block_size
     elif kind == "auto":
         from trueport.targets.onnx.search import Way, searched
 
-        forms = searched(graphs, original, GATES[kind], Way(block_size, nearer))
+        forms = searched(graphs, original, GATES, Way(block_size, nearer))
         why = "the gate does not hold with it in 8 bits"
     for graph in graphs:
         quantise(graph, forms.__getitem__, ranges, block_size, nearer)
@@ -50,7 +50,8 @@ def quantised(graphs: Sequence[Graph], kind: str, original: Original, block_size
     layers = tuple(dict.fromkeys(path for (_, path), form in forms.items() if form != FLOAT))
     told = _forms(forms) if kind == "auto" else {}
     told |= {} if block_size is None else {"block_size": block_size}
-    return Quantized(kind, layers, left, GATES[kind], told)
+    gate = loosest(GATES, {form for form in forms.values() if form != FLOAT} or {kind})
+    return Quantized(kind, layers, left, gate, told)
 
 
 def _forms(forms: Mapping[Place, str]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """``--quantize auto``: the fewest bytes with which the gate holds.
 
 All layers begin in 4 bits. What costs the most divergence for each byte that it saves goes to 8 bits first; where the
-gate does not hold with all layers in 8 bits, it goes on to float in the same way. How much a layer costs is measured one
-layer at a time, how far to go by bisection, with the very graphs that would be written.
+gate does not hold with all layers in 8 bits, it goes on to float in the same way. The gate is that of the forms that
+are there: without a layer in 4 bits, that of 8. How much a layer costs is measured one layer at a time, how far to go by
+bisection, with the very graphs that would be written.
 """
 
 from __future__ import annotations
@@ -73,20 +74,29 @@ class Way:
     rounded: Mapping[Weight, Blocks] = field(default_factory=dict)
 
 
-def searched(graphs: Sequence[Graph], original: Original, gate: Gate, way: Way | None = None) -> Forms:
-    """The form of each layer, all in float where nothing else holds the gate."""
+def searched(graphs: Sequence[Graph], original: Original, gates: Mapping[str, Gate], way: Way | None = None) -> Forms:
+    """The form of each layer, all in float where nothing else holds the gate of its forms."""
     way = way or Way()
     with opened(graphs, opened_up) as sessions:
         own = Remembered(subject_of(original.role, sessions))
         asked = asked_of(sessions, original.role, original.config, None, None, "float32", 1, seed=SEED)
-        asked = replace(asked, own=own, exact=own, quantised=Quantised("auto", 1, gate, original.prompts[:PROMPTS]))  # type: ignore[arg-type]
+        quantised = Quantised("auto", 1, gates["int4"], original.prompts[:PROMPTS])
+        asked = replace(asked, own=own, exact=own, quantised=quantised)  # type: ignore[arg-type]
         layers = {(graph.name, layer.path): layer for graph in graphs for layer in layers_of(graph)[0]}
-        if _holds(graphs, asked, dict.fromkeys(layers, "int4"), way):
-            return dict.fromkeys(layers, "int4")
-        eight = _holds(graphs, asked, dict.fromkeys(layers, "int8"), way)
-        before, after = ("int4", "int8") if eight else ("int8", FLOAT)
-        order = _cheapest(graphs, sessions, asked, (before, after), way)
-        return _fewest(graphs, asked, dict.fromkeys(layers, before), order, after, way)
+        four, eight = dict.fromkeys(layers, "int4"), dict.fromkeys(layers, "int8")
+        if _holds(graphs, asked, four, way):
+            return four
+        roomy = _holds(graphs, asked, eight, way)
+        if roomy:
+            order = _cheapest(graphs, sessions, asked, ("int4", "int8"), way)
+            found = _fewest(graphs, asked, four, order, "int8", way)
+            if found != eight:
+                return found
+        asked = replace(asked, quantised=replace(quantised, gate=gates["int8"]))
+        if roomy and _holds(graphs, asked, eight, way):
+            return eight
+        order = _cheapest(graphs, sessions, asked, ("int8", FLOAT), way)
+        return _fewest(graphs, asked, eight, order, FLOAT, way)
 
 
 def _fewest(graphs: Sequence[Graph], asked: Asked, forms: Forms, order: Sequence[Place], after: str, way: Way) -> Forms:

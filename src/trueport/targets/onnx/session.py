@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,17 @@ ORT_DTYPES = {
 """ONNX Runtime's type names."""
 
 
+BLOCKWISE = b"MatMulNBits"
+"""The operator that takes activations in int8, as it was asked to and proven, only with weights that it may pack."""
+
+
 class OnnxSession:
     """One graph in ONNX Runtime.
 
     Args:
         path: the ``.onnx`` file.
         interface: from the manifest; read from the graph where there is none.
-        memory: ``fast`` folds and prepacks weights, ``map`` leaves them mapped.
+        memory: ``fast`` folds and prepacks weights, ``map`` leaves them mapped, but for those in few bits.
         threads: intra-op threads; None leaves it to the runtime.
     """
 
@@ -44,9 +49,9 @@ class OnnxSession:
     ) -> None:
         import onnxruntime
 
-        options = session_options(memory, threads)
         self.path = path
         try:
+            options = session_options(memory, threads, packed=memory == "map" and _in_blocks(path))
             self.runtime: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
@@ -236,8 +241,14 @@ def _teller(interface: Interface) -> tuple[str, int, list[tuple[str, int]]] | No
     return None
 
 
-def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOptions:
-    """ONNX Runtime's options for ``fast`` or ``map``."""
+def _in_blocks(path: Path) -> bool:
+    """Whether a graph multiplies by weights in blocks of few bits; where it only names the operator, that costs memory."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+        return graph.find(BLOCKWISE) >= 0
+
+
+def session_options(memory: str, threads: int | None, *, packed: bool = False) -> onnxruntime.SessionOptions:
+    """ONNX Runtime's options for ``fast`` or ``map``; ``packed`` lets it copy weights into its kernels' order in both."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -249,7 +260,8 @@ def session_options(memory: str, threads: int | None) -> onnxruntime.SessionOpti
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # Halves under float32 are cast in every run: an arena would keep room for the largest from the first run on.
         options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        if not packed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     return options
 
