@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import trueport
+from tests import zoo
 from trueport.errors import TrueportError
 from trueport.roles import components
 from trueport.roles.component import sample
@@ -79,3 +80,15 @@ def test_speech_of_any_length_is_refused_in_a_sentence(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(TrueportError, match=r"Speech2TextEncoder .* takes features of any length"):
         trueport.export(Speech2TextForConditionalGeneration(config).eval(), tmp_path / "out", tokenizer=None)
+
+
+def test_a_programs_source_of_one_length_has_it_whatever_bounds_the_target() -> None:
+    """Whisper's 1500 states did not fit into the 512 tokens that a program is planned for, and its proof failed."""
+    from trueport.roles.bounded import Bounds, components
+
+    encoder, decoder = components(zoo.build("whisper", encoder_layers=1, decoder_layers=1), Bounds(batch=2, length=8))
+    (given,) = {t.shape for t in decoder.interface.inputs if ".encoder." in t.name}
+    (made,) = {t.shape for t in encoder.interface.outputs if ".encoder." in t.name}
+    assert given == made == ("batch_size", 4, 16, 8)
+    bounds = {dimension.name: dimension.maximum for dimension in decoder.interface.dimensions}
+    assert bounds == {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 7}
