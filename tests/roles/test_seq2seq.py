@@ -177,3 +177,15 @@ def test_what_is_written_about_an_image_is_the_originals(
         stream(tmp_path / "out", "a text", {})
     found = AutoProcessor.from_pretrained(tmp_path / "out")
     assert found.tokenizer.decode([5]) == "w5" and found.image_processor.size["height"] == 16
+
+
+def test_a_programs_source_of_one_length_has_it_whatever_bounds_the_target() -> None:
+    """Whisper's 1500 states did not fit into the 512 tokens that a program is planned for, and its proof failed."""
+    from trueport.roles.bounded import Bounds, components
+
+    encoder, decoder = components(zoo.build("whisper", encoder_layers=1, decoder_layers=1), Bounds(batch=2, length=8))
+    (given,) = {t.shape for t in decoder.interface.inputs if ".encoder." in t.name}
+    (made,) = {t.shape for t in encoder.interface.outputs if ".encoder." in t.name}
+    assert given == made == ("batch_size", 4, 16, 8)
+    bounds = {dimension.name: dimension.maximum for dimension in decoder.interface.dimensions}
+    assert bounds == {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 7}

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+SOURCE = "encoder_sequence_length"
+"""The dimension of a source's tokens."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The largest sizes that a program serves: rows of a batch, and tokens of a sequence, past and new together."""
@@ -179,7 +183,9 @@ def _decoder(model: PreTrainedModel, bounds: Bounds) -> Component:
 def _seq2seq(model: PreTrainedModel, bounds: Bounds) -> list[Component]:
     first, second = seq2seq.components(model)
     whole = _bounded(second.interface, bounds)
-    source = "encoder_sequence_length"
+    # A source of one length is as long as it is, whatever bounds what the decoder says to it.
+    fixed = seq2seq.fixed_source(model)
+    source: int | str = SOURCE if fixed is None else fixed
     crossing = [pair for pair in whole.state if ".encoder." in pair.input]
     given = tuple(Tensor(p.input, t.dtype, (t.shape[0], t.shape[1], source, t.shape[3]))
                   for p in crossing for t in [whole.input(p.input)])  # fmt: skip
@@ -204,7 +210,8 @@ def _seq2seq(model: PreTrainedModel, bounds: Bounds) -> list[Component]:
         *(tensor for tensor in whole.plain_inputs if tensor.name == "encoder_attention_mask"),
         *given,
     ]
-    dimensions = tuple(d for d in whole.dimensions if d.name != "past_encoder_sequence_length")
+    left_out = (f"past_{SOURCE}",) if fixed is None else (f"past_{SOURCE}", SOURCE)
+    dimensions = tuple(d for d in whole.dimensions if d.name not in left_out)
     pairs = tuple(StatePair(pair.input, pair.output, 2, initial="encoder") for pair in crossing)
     interface = Interface(tuple(inputs), whole.plain_outputs, dimensions, pairs, kept)
     assert isinstance(second.module, seq2seq.Seq2SeqDecoderModule)

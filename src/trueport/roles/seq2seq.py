@@ -159,6 +159,13 @@ def _features(model: PreTrainedModel, name: str) -> Tensor:
     return replace(found, name=name)
 
 
+def fixed_source(model: PreTrainedModel) -> int | None:
+    """How many states the encoder always gives; None where a source may have any length."""
+    if model.get_encoder().main_input_name == "input_ids":
+        return None
+    return int(model.config.max_source_positions)  # ``_features`` are cut to it
+
+
 def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
     dtype = float_dtype(model)
     probed = _probe(model)
