@@ -15,7 +15,7 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from sympy.printing.numpy import NumPyPrinter  # type: ignore[import-untyped]
 
-from trueport.interface import Interface, terms
+from trueport.interface import Dimension, Interface, terms
 
 FARTHEST = 8192
 """Tokens: the proof asks for no more at once. Of sound a model takes so many samples at least, and as often as many."""
@@ -58,16 +58,25 @@ def broken(program: torch.export.ExportedProgram, interface: Interface, sizes: M
     axes = _axes(program, interface)
     known = {dimension.name: dimension for dimension in interface.dimensions}
     small = {name: min(size, known[name].minimum if name in known else 0) for name, size in sizes.items()}
+    asked = {
+        name: np.append(size, np.arange(1, _most(known[name]) + 1)) for name, size in sizes.items() if name in known
+    }
     found: set[int] = set()
     for promise in _promises(program, axes):
         holds = _vectorised(promise, list(axes))
-        for name in {part for symbol in promise.free_symbols for part in axes[symbol]} & set(known):
-            maximum, farthest = known[name].maximum, FARTHEST * max(known[name].minimum, 1)
-            # Where two sizes share a bound, torch takes the other to be 2 or more; the end itself is asked anyhow.
-            most = farthest if maximum is None else min(maximum - 2, farthest)
+        for name in {part for symbol in promise.free_symbols for part in axes[symbol]} & set(asked):
             with suppress(NameError):  # a function of sizes that is not listed: nothing is known of it
-                found.update(_first(holds, list(axes.values()), small, name, [sizes[name], *range(1, most + 1)]))
+                found.update(_first(holds, list(axes.values()), {**small, name: asked[name]}, asked[name]))
     return found
+
+
+def _most(dimension: Dimension) -> int:
+    """The largest size that is asked; where one is as many numbers as a sound, as many times that.
+
+    Where two sizes share a bound, torch takes the other to be 2 or more; the end itself is asked anyhow.
+    """
+    farthest = FARTHEST * max(dimension.minimum, 1)
+    return farthest if dimension.maximum is None else min(dimension.maximum - 2, farthest)
 
 
 def _axes(program: torch.export.ExportedProgram, interface: Interface) -> dict[sympy.Symbol, tuple[str, ...]]:
@@ -101,19 +110,14 @@ def _vectorised(promise: sympy.Basic, symbols: Sequence[sympy.Symbol]) -> Callab
 
 
 def _first(
-    holds: Callable[..., np.ndarray],
-    axes: Sequence[tuple[str, ...]],
-    small: Mapping[str, int],
-    name: str,
-    asked: Sequence[int],
+    holds: Callable[..., np.ndarray], axes: Sequence[tuple[str, ...]], sizes: Mapping[str, Any], asked: np.ndarray
 ) -> list[int]:
-    """The first of the sizes that were asked at which the promise fails.
+    """The first of the sizes that were asked, (count,), at which the promise fails.
 
     Empty where it holds at all of them, or at none as at the traced size, the first; or where it fails at one that the proof
     asks anyhow.
     """
-    sizes: dict[str, Any] = {**small, name: np.array(asked)}
     with np.errstate(all="ignore"):
-        truth = np.broadcast_to(holds(*(sum(sizes[part] for part in axis) for axis in axes)), len(asked)).astype(bool)
-    failing = np.flatnonzero(~truth)
-    return [asked[failing[0]]] if truth[0] and len(failing) and asked[failing[0]] > ASKED else []
+        truth = np.broadcast_to(holds(*(sum(sizes[part] for part in axis) for axis in axes)), asked.shape).astype(bool)
+    first = int(asked[np.argmin(truth)])
+    return [first] if truth[0] and not truth.all() and first > ASKED else []

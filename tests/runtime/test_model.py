@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, Seq2SeqLMOutput
 
+import trueport
+from tests import zoo
 from tests.runtime.test_generate import prompts
 from trueport.cache_names import NAMES, cache_of
 from trueport.errors import RunError
@@ -288,6 +292,26 @@ def test_token_types_that_are_tokens_are_refused(pair):
         assert not torch.allclose(original(IDS, token_type_ids=types).logits, original(IDS).logits)
     with pytest.raises(RunError, match="token_type_ids"):
         model(IDS, token_type_ids=types)
+
+
+@pytest.mark.slow
+def test_positions_that_the_original_counts_by_its_tokens_are_asked_for(tmp_path: Path) -> None:
+    """RoBERTa begins behind its padding's id where it is given none, and at 0 within generate."""
+    sizes = next(entry.config for entry in zoo.ENTRIES if entry.name == "roberta")
+    torch.manual_seed(0)
+    original = transformers.RobertaForCausalLM(transformers.RobertaConfig(**{**sizes, "is_decoder": True})).eval()
+    zoo.amplify(original, seed=0)
+    trueport.export(original, tmp_path / "out", tokenizer=None, proof=False)
+    model, positions = trueport.load(tmp_path / "out"), torch.arange(2, 2 + IDS.shape[1]).expand(IDS.shape)
+    with pytest.raises(
+        RunError, match=r"Without position_ids a RobertaForCausalLM counts from behind.* Give position_ids"
+    ):
+        model(IDS)
+    with torch.no_grad():
+        truth = original(IDS, position_ids=positions).logits
+    torch.testing.assert_close(model(IDS, position_ids=positions).logits, truth, rtol=1e-4, atol=1e-4)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(model.generate(IDS, **options), original.generate(IDS, **options))
 
 
 @pytest.mark.parametrize("length", [4, 9])

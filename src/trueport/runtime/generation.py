@@ -127,10 +127,12 @@ class DecoderModel(GenerativeModel):
     Attributes:
         reread_past: the number of tokens past which ``generate`` drops a cache of no more; None where it keeps every one.
         types_are_tokens: whether the original looks ``token_type_ids`` up among its tokens, so that zeros say something.
+        counts_tokens: whether the original counts positions otherwise where it is given none than ``generate`` gives them.
     """
 
     reread_past: int | None = None
     types_are_tokens: bool = False
+    counts_tokens: bool = False
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # generate reads from its signature what it takes
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -150,6 +152,12 @@ class DecoderModel(GenerativeModel):
         if self.types_are_tokens and "token_type_ids" in inputs:
             raise RunError(
                 f"{self.main.feeder.name} takes no token_type_ids, and zeros are tokens here", "Leave them out."
+            )
+        asked = self.main.session.interface.has_input("position_ids") and inputs.get("position_ids") is None
+        if self.counts_tokens and asked:
+            raise RunError(
+                f"Without position_ids a {type(self).__name__} counts from behind its padding's id on, and generate from 0",
+                "Give position_ids, or call generate().",
             )
         logits, cache = self._decode(inputs, pop_cache(inputs), inputs.pop("use_cache", None))
         result = CausalLMOutputWithPast(logits=logits, **{CACHE: cache})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,9 @@ from trueport.roles.component import signature
 from trueport.runtime.generation import GenerativeModel
 from trueport.runtime.model import TrueportModel
 from trueport.tasks import class_named
+
+COUNTING = "create_position_ids_from_input_ids"
+"""What transformers' embeddings call the method that does so."""
 
 
 def like_original(kind: type[TrueportModel], config: PreTrainedConfig) -> type[TrueportModel]:
@@ -35,8 +39,16 @@ def _named(kind: type[TrueportModel], name: str, *, typed: bool) -> type[Truepor
     own = next((base for base in loops if not issubclass(base, nn.Module)), GenerationMixin)
     bases = (kind,) if own is GenerationMixin else (_Segmented, kind, own)
     types_are_tokens = original is not None and "token_type_ids" in signature(original) and not typed
-    told = {"__module__": kind.__module__, "__doc__": kind.__doc__, "types_are_tokens": types_are_tokens}
+    told = {
+        "__module__": kind.__module__, "__doc__": kind.__doc__, "types_are_tokens": types_are_tokens,
+        "counts_tokens": original is not None and _counts_tokens(original),
+    }  # fmt: skip
     return type(name, bases, told)
+
+
+def _counts_tokens(original: type) -> bool:
+    """Whether a class counts positions by its tokens where it is given none, from behind the padding's on, as RoBERTa."""
+    return any(hasattr(part, COUNTING) for part in vars(sys.modules[original.__module__]).values())
 
 
 class _Segmented:
