@@ -60,7 +60,10 @@ class Call:
             KeyError, TypeError, ValueError: ``data`` is not of its form.
         """
         found = Call(data["arguments"], tuple(data["leaves"]), tuple(data["outputs"]))
-        spec = pytree.treespec_loads(found.arguments)
+        try:
+            spec = pytree.treespec_loads(found.arguments)
+        except NotImplementedError as error:  # a tree of a form or of classes that pytree does not know
+            raise ValueError("its tree is none") from error
         told = [isinstance(leaf, dict) and len({"input", "value"} & leaf.keys()) == 1 for leaf in found.leaves]
         if spec.num_leaves != len(told) or not all(told) or not all(isinstance(n, str | None) for n in found.outputs):
             raise ValueError("it has other leaves than its tree")

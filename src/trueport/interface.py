@@ -17,6 +17,8 @@ INITIAL = ("empty", "zeros", "encoder")
 """What a state is before the first step: of length 0 along an axis, all zeros, or what an encoder gave out."""
 BATCH = "batch_size"
 """The dimension of the rows, where a user gave it no other name."""
+SOURCE, PAST_SOURCE = "encoder_sequence_length", "past_encoder_sequence_length"
+"""How long an encoder's output is, and as much of it as a decoder's cache holds: nothing or all."""
 PAST = "past_sequence_length"
 """The dimension that grows with every token."""
 CAPACITY = "cache_capacity"

@@ -183,5 +183,5 @@ def calls_of(source: Mapping[str, Any], interface: Interface) -> tuple[Call, Cal
             if not fed <= given or not wanted <= set(call.outputs):
                 raise ValueError("it has other names than the interface")
         return calls[0], calls[1] if len(calls) > 1 else None
-    except (KeyError, TypeError, ValueError, NotImplementedError) as error:  # the last where pytree knows no such tree
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError("The manifest's source does not tell how the module is called", "Export again.") from error

@@ -152,31 +152,40 @@ def processor() -> TrOCRProcessor:
     )
 
 
+IMAGES = [
+    (vit_gpt2, {"to": "onnx,executorch", "max_batch": 4, "max_length": 24}),
+    (donut, {"optimize": "cpu", "caches": "in-place"}),
+]
+"""Models, and how they are exported."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [vit_gpt2, donut])
+@pytest.mark.parametrize(("make", "options"), IMAGES)
 def test_what_is_written_about_an_image_is_the_originals(
-    make: Callable[[], VisionEncoderDecoderModel], tmp_path: Path
+    make: Callable[[], VisionEncoderDecoderModel], options: dict[str, Any], tmp_path: Path
 ) -> None:
     model, folder = make(), tmp_path / "checkpoint"
     model.save_pretrained(folder)
     processor().save_pretrained(folder)
-    trueport.export(folder, tmp_path / "out")
+    trueport.export(folder, tmp_path / "out", **options)
     assert read_manifest(tmp_path / "out")["proof"]["verdict"] == "proven"
     height, width = model.encoder.config.image_size if make is donut else (16, 16)
     pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    options = {
+    asked = {
         "pixel_values": pixels,
         "max_new_tokens": 9,
         "num_beams": 2,
         "decoder_input_ids": torch.tensor([[2, 7], [2, 8]]),
     }
-    assert torch.equal(trueport.load(tmp_path / "out").generate(**options), model.generate(**options))
+    for runtime in options.get("to", "onnx").split(","):
+        found = trueport.load(tmp_path / "out", runtime=runtime).generate(**asked)
+        assert torch.equal(found, model.generate(**asked)), runtime
     with pytest.raises(
         TrueportError, match=r"reads pixel_values, no text\. Call trueport\.load\(\.\.\.\)\.generate\(pixel_"
     ):
         stream(tmp_path / "out", "a text", {})
-    found = AutoProcessor.from_pretrained(tmp_path / "out")
-    assert found.tokenizer.decode([5]) == "w5" and found.image_processor.size["height"] == 16
+    kept = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert kept.tokenizer.decode([5]) == "w5" and kept.image_processor.size["height"] == 16
 
 
 def test_a_programs_source_of_one_length_has_it_whatever_bounds_the_target() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from trueport.cache_names import cache_of, given_cache
 from trueport.errors import CaptureError
-from trueport.interface import BATCH, Dimension, Interface, StatePair, Tensor
+from trueport.interface import BATCH, PAST_SOURCE, SOURCE, Dimension, Interface, StatePair, Tensor
 from trueport.roles import decoder, encoder, seq2seq
 from trueport.roles.caches import cache_tensors, given_cross_cache, graph_cross_cache
 from trueport.roles.component import Component, trace_sizes
@@ -19,10 +19,6 @@ from trueport.roles.layers import Slot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-SOURCE = "encoder_sequence_length"
-"""The dimension of a source's tokens."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ def _seq2seq(model: PreTrainedModel, bounds: Bounds) -> list[Component]:
         *(tensor for tensor in whole.plain_inputs if tensor.name == "encoder_attention_mask"),
         *given,
     ]
-    left_out = (f"past_{SOURCE}",) if fixed is None else (f"past_{SOURCE}", SOURCE)
+    left_out = (PAST_SOURCE,) if fixed is None else (PAST_SOURCE, SOURCE)
     dimensions = tuple(d for d in whole.dimensions if d.name not in left_out)
     pairs = tuple(StatePair(pair.input, pair.output, 2, initial="encoder") for pair in crossing)
     interface = Interface(tuple(inputs), whole.plain_outputs, dimensions, pairs, kept)

@@ -161,9 +161,11 @@ def _features(model: PreTrainedModel, name: str) -> Tensor:
 
 def fixed_source(model: PreTrainedModel) -> int | None:
     """How many states the encoder always gives; None where a source may have any length."""
-    if model.get_encoder().main_input_name == "input_ids":
+    feeds = _source(model)
+    if "input_ids" in feeds:
         return None
-    return int(model.config.max_source_positions)  # ``_features`` are cut to it
+    with itself(model, "features"):
+        return int(model.get_encoder()(**feeds, return_dict=True).last_hidden_state.shape[1])
 
 
 def _decoder(model: PreTrainedModel, *, masked: bool) -> Component:
@@ -222,13 +224,17 @@ class _Probed:
     encoded: type
 
 
+def _source(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """One that the encoder takes: four tokens, or features of the one shape."""
+    name = model.get_encoder().main_input_name
+    if name == "input_ids":
+        return {name: torch.zeros(1, 4, dtype=torch.long)}
+    features = _features(model, name)
+    return {name: torch.zeros(features.concrete({"batch_size": 1}), dtype=getattr(torch, features.dtype))}
+
+
 def _probe(model: PreTrainedModel) -> _Probed:
-    encoder = model.get_encoder()
-    if encoder.main_input_name == "input_ids":
-        feeds = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
-    else:
-        features = _features(model, encoder.main_input_name)
-        feeds = {features.name: torch.zeros(features.concrete({"batch_size": 1}), dtype=getattr(torch, features.dtype))}
+    encoder, feeds = model.get_encoder(), _source(model)
     with itself(model, "four tokens and a target of two" if "input_ids" in feeds else "features and a target of two"):
         encoded = encoder(**feeds, return_dict=True)
         states = encoded.last_hidden_state

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from trueport.errors import RunError
-from trueport.interface import CAPACITY, PAST, Interface, terms
+from trueport.interface import CAPACITY, PAST, PAST_SOURCE, SOURCE, Interface, terms
 from trueport.runtime.feeds import Feeder
 from trueport.runtime.outputs import make_output, output_kind
 from trueport.runtime.protocol import Session, State
@@ -20,9 +20,6 @@ from trueport.tasks import class_named
 
 NOT_GIVEN_OUT = ("output_attentions", "output_hidden_states", "output_router_logits")
 """What transformers' models give out on request and a graph does not."""
-
-SOURCE, PAST_SOURCE = "encoder_sequence_length", "past_encoder_sequence_length"
-"""How long an encoder's output is, and as much of it as a decoder's cache holds: nothing or all."""
 
 HANDED_ON = ("tokenizer", "assistant_tokenizer")
 """What transformers' ``generate`` needs itself, and gives to the model all the same."""
